@@ -1,0 +1,1 @@
+"""What running a graph costs, measured beside other schedulers: ``python -m benchmarks``."""

@@ -1,0 +1,194 @@
+"""The command line: ``python -m benchmarks COMMAND``."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from benchmarks import report
+from benchmarks.peers import PEERS, Get, Peers, open_peers
+from benchmarks.run import Settings
+from benchmarks.run import overhead as run_overhead
+from benchmarks.shapes import BARRED, SHAPES
+
+SHAPE_SETS = {"all": tuple(SHAPES), "bars": BARRED}
+
+json_option = click.option(
+    "--json", "path", type=click.Path(dir_okay=False, path_type=Path), help="Also write JSON here."
+)
+repeat_option = click.option("--repeat", type=click.IntRange(1), default=5, show_default=True)
+
+
+def names_of(
+    known: Iterable[str], sets: Mapping[str, tuple[str, ...]]
+) -> Callable[[click.Context, click.Parameter, str], tuple[str, ...]]:
+    """Return a callback that reads names separated by commas, some of which stand for sets."""
+    meaning = {name: (name,) for name in known} | dict(sets)
+
+    def read(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]:
+        words = value.split(",")
+        if unknown := [word for word in words if word not in meaning]:
+            msg = f"{', '.join(unknown)}: not among {', '.join(meaning)}"
+            raise click.BadParameter(msg)
+        return tuple(dict.fromkeys(name for word in words for name in meaning[word]))
+
+    return read
+
+
+def peers_option(default: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return the option that chooses peers."""
+    return click.option(
+        "--peers",
+        callback=names_of(PEERS, {}),
+        default=default,
+        show_default=True,
+        help="Which schedulers, separated by commas; one that is not installed is left out.",
+    )
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Measure what running a graph costs. See benchmarks/README.md for what the numbers mean."""
+
+
+@main.command()
+@click.option("--quick", is_flag=True, help="Small graphs: a trial, not a measurement.")
+@peers_option(",".join(PEERS))
+@click.option(
+    "--shapes",
+    callback=names_of(SHAPES, SHAPE_SETS),
+    default="all",
+    show_default=True,
+    help="Which graphs, separated by commas; 'bars' is those that have a bar.",
+)
+@repeat_option
+@click.option(
+    "--budget",
+    type=float,
+    default=20.0,
+    show_default=True,
+    help="Seconds a peer may take on a shape before it sits out further rounds.",
+)
+@json_option
+def overhead(
+    *,
+    quick: bool,
+    peers: tuple[str, ...],
+    shapes: tuple[str, ...],
+    repeat: int,
+    budget: float,
+    path: Path | None,
+) -> None:
+    """Time per empty task on many shapes of graphs, against other schedulers."""
+    facts = report.machine()
+    settings = Settings(quick=quick, repeat=repeat, budget=budget)
+    with open_peers(peers) as opened:
+        rows = run_overhead(opened.gets, shapes, settings, report.progress)
+    report.progress_done()
+    report.print_machine(facts, opened.about)
+    for peer, why in opened.missing.items():
+        click.echo(f"without {peer}: {why}")
+    report.print_overhead(rows)
+    report.save(
+        path,
+        machine=facts,
+        about=opened.about,
+        missing=opened.missing,
+        settings=asdict(settings),
+        shapes={row.label: row.as_json() for row in rows},
+    )
+    if any(row.failures for row in rows):
+        raise SystemExit(1)
+
+
+@main.command()
+@peers_option("sync,redisq")
+@click.option("--repeat", type=click.IntRange(2), default=200, show_default=True)
+@json_option
+def latency(*, peers: tuple[str, ...], repeat: int, path: Path | None) -> None:
+    """One delayed(inc)(1) on a warm queue, and submit to the first line of the task."""
+    from benchmarks.latency import latency as measure
+
+    with _warm_peers("sync", *peers) as opened:
+        _finish(measure(opened.gets, repeat), opened.about, path)
+
+
+@main.command()
+@peers_option("redisq")
+@repeat_option
+@json_option
+def sleep(*, peers: tuple[str, ...], repeat: int, path: Path | None) -> None:
+    """400 tasks that sleep 10 ms, against the ideal of two slots."""
+    from benchmarks.sleep import sleep as measure
+
+    with _warm_peers(*peers) as opened:
+        _finish(measure(opened.gets, tasks=400, seconds=0.01, repeat=repeat), opened.about, path)
+
+
+@main.command()
+@click.option("--quick", is_flag=True, help="A tenth of the tasks.")
+@click.option("--repeat", type=click.IntRange(1), default=3, show_default=True)
+@json_option
+def scale(*, quick: bool, repeat: int, path: Path | None) -> None:
+    """100,000 tasks against 10,000, and the memory that a waiting task takes in Redis."""
+    from benchmarks.scale import growth, memory
+
+    many = 10_000 if quick else 100_000
+    with _warm_peers("redisq") as opened:
+        figures = growth(opened.gets["redisq"], many // 10, many, repeat)
+    _finish(figures + memory(many), opened.about, path)
+
+
+@main.command()
+@json_option
+def locality(*, path: Path | None) -> None:
+    """200 chains of two tasks with 1 MB between them: how many bytes had to move."""
+    from benchmarks.cluster import open_queue, server_version
+    from benchmarks.locality import locality as measure
+
+    with open_queue() as (queue, server):
+        _warm({"redisq": queue.get})
+        figures = measure(queue.get, server, chains=200, size=1_000_000)
+        _finish(figures, {"redisq": server_version(server)}, path)
+
+
+@main.command()
+@click.option("--seconds", type=float, default=20.0, show_default=True)
+@json_option
+def idle(*, seconds: float, path: Path | None) -> None:
+    """The processor time of a worker that has nothing to do."""
+    from benchmarks.cluster import open_queue, server_version
+    from benchmarks.idle import idle as measure
+
+    with open_queue() as (queue, server):
+        _warm({"redisq": queue.get})
+        _finish(measure(server, seconds), {"redisq": server_version(server)}, path)
+
+
+@contextmanager
+def _warm_peers(*names: str) -> Iterator[Peers]:
+    """Open and warm up the named peers, or say which one is missing and end."""
+    with open_peers(names) as opened:
+        if opened.missing:
+            raise click.ClickException(str(opened.missing))
+        _warm(opened.gets)
+        yield opened
+
+
+def _warm(gets: Mapping[str, Get]) -> None:
+    graph = SHAPES["random"].graph(quick=True)
+    for get in gets.values():
+        get(graph.dsk, graph.keys)
+
+
+def _finish(figures: Sequence[report.Figure], about: Mapping[str, str], path: Path | None) -> None:
+    facts = report.machine()
+    report.print_machine(facts, about)
+    report.print_figures(figures)
+    report.save(path, machine=facts, about=about, figures=report.figures_as_json(figures))
+
+
+if __name__ == "__main__":  # a spawned process imports this module again
+    main(prog_name="python -m benchmarks")

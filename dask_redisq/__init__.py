@@ -1,0 +1,47 @@
+"""dask-redisq: a Dask scheduler without a scheduler.
+
+``dask.compute(x, scheduler=redisq.get)`` sends the graph to Redis, where a few Lua scripts
+deal it out to anonymous workers (``dask-redisq-worker``) on any number of hosts.
+"""
+
+from dask_redisq._defaults import __version__
+from dask_redisq.errors import (
+    JobCancelled,
+    JobFailed,
+    JobLost,
+    NoServerError,
+    NoWorkersError,
+    RedisqError,
+    ServerUnavailable,
+    TaskNotSerializable,
+    ValueTooLarge,
+    WorkerDied,
+)
+from dask_redisq.local import LocalCluster, start_local_workers
+from dask_redisq.queue import Queue, enable, get
+
+__all__ = [
+    # compute
+    "get",
+    "enable",
+    "Queue",
+    # on this machine
+    "LocalCluster",
+    "start_local_workers",
+    # what can go wrong
+    "RedisqError",
+    "JobCancelled",
+    "JobFailed",
+    "JobLost",
+    "NoServerError",
+    "NoWorkersError",
+    "ServerUnavailable",
+    "TaskNotSerializable",
+    "ValueTooLarge",
+    "WorkerDied",
+    "__version__",
+]
+
+from dask.base import named_schedulers as _named_schedulers
+
+_named_schedulers["redisq"] = get

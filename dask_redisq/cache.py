@@ -1,0 +1,56 @@
+"""What a slot keeps in memory: values of the job that it works for, LRU by bytes."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+__all__ = ["ValueCache"]
+
+
+class ValueCache:
+    """Accepted values of one job and epoch, at most `limit` bytes of them.
+
+    A value enters only after the server accepted or served it. W1 kept its own result of A
+    at once; the server had accepted another's; W1 then ran a user of A with a value that
+    nobody else saw, and one answer held both.
+
+    Parameters
+    ----------
+    limit : int, default 128 MB
+        Bytes, by the size of the pickles; more than that drops what was used longest ago.
+    """
+
+    def __init__(self, limit: int = 128 * 2**20) -> None:
+        self.limit = limit
+        self.bytes = 0
+        self._of: tuple[str, str] | None = None
+        self._values: OrderedDict[int, tuple[Any, int]] = OrderedDict()
+
+    def __repr__(self) -> str:
+        return f"<ValueCache {len(self._values)} values, {self.bytes} bytes>"
+
+    def __contains__(self, task: int) -> bool:
+        return task in self._values
+
+    def turn_to(self, job: str, epoch: str) -> None:
+        """Serve another job, or another epoch of it: what is here is of no use, or wrong."""
+        if self._of != (job, epoch):
+            self._of = (job, epoch)
+            self._values.clear()
+            self.bytes = 0
+
+    def get(self, task: int) -> Any:
+        """Return the value of `task`; a `KeyError` if it is not here."""
+        self._values.move_to_end(task)
+        return self._values[task][0]
+
+    def put(self, task: int, value: Any, size: int) -> None:
+        """Keep a value that takes `size` bytes."""
+        if size > self.limit or task in self._values:
+            return
+        self._values[task] = (value, size)
+        self.bytes += size
+        while self.bytes > self.limit:
+            _, (_, dropped) = self._values.popitem(last=False)
+            self.bytes -= dropped

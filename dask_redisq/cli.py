@@ -1,0 +1,220 @@
+"""The commands: ``dask-redisq-worker``, ``dask redisq-worker``, ``dask-redisq``."""
+
+# Every call of Dask's command loads this module to learn what we add to it, so no more than
+# click is imported here; what a command needs, its function imports.
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, TextIO
+
+import click
+
+if TYPE_CHECKING:
+    from dask_redisq.supervisor import WorkerOptions
+
+__all__ = ["main", "worker"]
+
+_NO_URL = (
+    "no server to work for: give --url, or set redisq.url (environment variable DASK_REDISQ__URL)"
+)
+_BAD_URL = (
+    "that is not the URL of a server. It is one of redis://[:PASSWORD@]HOST[:PORT][/DB], "
+    "rediss://... and unix://PATH; in a password, write %XX for what is special in a URL"
+)
+_SEEN_BY_ALL = (
+    "warning: a password in --url is visible to every user of this machine; "
+    "use DASK_REDISQ__URL or --password-file"
+)
+
+
+@click.command(name="redisq-worker", context_settings={"show_default": True})
+@click.argument("queues", metavar="[QUEUE]...", nargs=-1)
+@click.option(
+    "--url",
+    metavar="URL",
+    help="The server: redis://HOST:PORT/DB, rediss://..., unix://PATH. A password does not belong "
+    "here, where every user of the machine sees it.  [default: redisq.url, DASK_REDISQ__URL]",
+)
+@click.option(
+    "--password-file",
+    type=click.File(),
+    help="File whose first line is the server's password; - is the standard input.",
+)
+@click.option(
+    "--nworkers",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Number of slots: processes that run tasks, one at a time each.  [default: one per core]",
+)
+@click.option("--name", help="A name for people to read.  [default: HOST-PID]")
+@click.option(
+    "--tag",
+    "tags",
+    metavar="TAG",
+    multiple=True,
+    help="A word that the slots carry; may repeat. The host's name is always one.",
+)
+@click.option(
+    "--alive-expiry",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0, min_open=True),
+    help="How long after its last sign of life the worker counts as dead.  "
+    "[default: redisq.alive-expiry]",
+)
+@click.option(
+    "--death-timeout",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0),
+    default=60.0,
+    help="How long to look for the server at the start.",
+)
+@click.option(
+    "--log-file",
+    metavar="FILE",
+    type=click.Path(dir_okay=False),
+    help="Append what the worker and its tasks write to this file.  [default: stdout, stderr]",
+)
+@click.version_option(package_name="dask-redisq")
+def worker(
+    queues: tuple[str, ...],
+    *,
+    url: str | None,
+    password_file: TextIO | None,
+    nworkers: int | None,
+    name: str | None,
+    tags: tuple[str, ...],
+    alive_expiry: float | None,
+    death_timeout: float,
+    log_file: str | None,
+) -> None:
+    """Run tasks from the QUEUEs (default: the setting redisq.queue) of a Redis server.
+
+    The worker runs until it is told to stop: by SIGTERM or Ctrl-C, when it drains, or by the
+    removal of its queues. Settings are Dask's: files in ~/.config/dask, or variables such as
+    DASK_REDISQ__URL.
+    """
+    import os
+    import socket
+
+    import dask.config
+    from dask.system import cpu_count
+
+    from dask_redisq.supervisor import WorkerOptions
+
+    host = socket.gethostname()
+    options = WorkerOptions(
+        queues=_queue_names(queues or (dask.config.get("redisq.queue"),)),
+        url=_server_url(url, password_file),
+        nworkers=nworkers or cpu_count(),
+        name=name or f"{host}-{os.getpid()}",
+        tags=tuple(dict.fromkeys((host, *tags))),
+        alive_expiry=alive_expiry or dask.config.get("redisq.alive-expiry"),
+        death_timeout=death_timeout,
+    )
+    _set_up_log(log_file)
+    sys.exit(_run(options))
+
+
+def _queue_names(queues: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse names that no queue can have."""
+    from dask_redisq.keys import check_queue_name
+
+    try:
+        for queue in queues:
+            check_queue_name(queue)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    return queues
+
+
+def _server_url(url: str | None, password_file: TextIO | None) -> str:
+    """Put the server's URL together, password included."""
+    from urllib.parse import urlsplit
+
+    import dask.config
+    from redis.connection import parse_url
+
+    from dask_redisq.link import with_password
+
+    if url and urlsplit(url).password:
+        click.echo(_SEEN_BY_ALL, err=True)
+    url = url or dask.config.get("redisq.url")
+    if not url:
+        raise click.UsageError(_NO_URL)
+    if password_file is not None:
+        password = password_file.readline().rstrip("\r\n")
+        if not password:
+            raise click.UsageError(f"{password_file.name}: its first line, the password, is empty")
+        url = with_password(url, password)
+    try:
+        parse_url(url)
+    except ValueError:  # whose text may hold a piece of the password
+        raise click.UsageError(_BAD_URL) from None
+    return url
+
+
+def _set_up_log(log_file: str | None) -> None:
+    """Send the log to stderr, and all that we and our slots write to the file, if there is one."""
+    import logging
+    import os
+
+    if log_file is not None:
+        # The descriptors, not only the log: a slot's prints and the last words of a crash belong
+        # into the file too, and slots inherit descriptors.
+        try:
+            file = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        except OSError as error:
+            raise click.FileError(log_file, error.strerror) from None
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        os.close(file)
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+        force=True,  # a library may have been there first
+    )
+
+
+def _run(options: WorkerOptions) -> int:
+    """Run the worker to its end; what the user can mend is said in one line."""
+    from dask_redisq.errors import RedisqError
+    from dask_redisq.supervisor import run_worker
+
+    try:
+        return run_worker(options)
+    except RedisqError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@click.group(name="dask-redisq")
+@click.version_option(package_name="dask-redisq")
+def main() -> None:
+    """Run Dask graphs on workers that share nothing but a Redis server."""
+
+
+@main.command()
+@click.option(
+    "--nworkers",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Number of worker processes.  [default: one per core]",
+)
+def demo(nworkers: int | None) -> None:
+    """Show that it works: pi by Monte Carlo, an array and a data frame, each checked.
+
+    Everything is started for it, a Redis server too, and nothing is left.
+    """
+    from dask_redisq.demo import run_demo
+    from dask_redisq.errors import RedisqError
+
+    try:
+        sys.exit(run_demo(nworkers))
+    except RedisqError as error:
+        raise click.ClickException(str(error)) from error
+
+
+main.add_command(worker, "worker")
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m dask_redisq.cli")

@@ -1,0 +1,248 @@
+"""Objects to bytes and back: control data, values, blocks of tasks. No I/O here.
+
+Blocks of about 128 tasks are pickled together: 110 bytes a task against 1,420 one by one.
+`pickle` first, `cloudpickle` when it fails or when the pickle names ``__main__`` (`pickle`
+writes a script's functions by name, and a worker has another ``__main__``).
+
+A constant above 64 kB (an array passed to a function, data in a closure) is pulled out of its
+block and stored once, by the digest of its content, for each slot to fetch once: doRedis's job
+environment, which a worker downloads once per job.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import cloudpickle
+import msgpack
+
+__all__ = [
+    "LARGE",
+    "Block",
+    "BlockEncoder",
+    "PackedBlock",
+    "dumps",
+    "dumps_value",
+    "loads",
+    "pack",
+    "unpack",
+]
+
+#: Bytes from which a constant is stored once, apart from the blocks that use it.
+LARGE = 64 * 1024
+#: Containers with fewer items are not looked at as constants of their own.
+MANY_ITEMS = 1024
+
+_PROTOCOL = 5
+
+
+def pack(thing: Any) -> bytes:
+    """Return control data (numbers, text, lists) as msgpack that Redis's Lua can read."""
+    packed: bytes = msgpack.packb(thing, use_bin_type=False)
+    return packed
+
+
+def unpack(data: bytes) -> Any:
+    """Return what `pack`, or Redis's Lua, packed; text comes back as bytes."""
+    return msgpack.unpackb(data, raw=True, strict_map_key=False)
+
+
+def dumps(thing: Any) -> bytes:
+    """Pickle `thing`, by `cloudpickle` where `pickle` cannot or would name ``__main__``."""
+    try:
+        data = pickle.dumps(thing, protocol=_PROTOCOL)
+    except Exception:
+        return bytes(cloudpickle.dumps(thing, protocol=_PROTOCOL))
+    return bytes(cloudpickle.dumps(thing, protocol=_PROTOCOL)) if b"__main__" in data else data
+
+
+def dumps_value(value: Any) -> bytes:
+    """Pickle a task's result; an iterator, which no pickle can hold, goes as a list."""
+    return dumps(list(value) if isinstance(value, Iterator) else value)
+
+
+loads = pickle.loads
+
+
+class Block(NamedTuple):
+    """What a worker needs to run a block of consecutive tasks; one entry per task.
+
+    Attributes
+    ----------
+    nodes : list
+        ``(func, args, kwargs)``, whose arguments name inputs as ``TaskRef(number)``; or
+        ``(node, names)``: a Dask graph node, and the names under which it reads its inputs.
+    inputs : list of tuple of int
+        Numbers of the tasks whose values a task needs, each once.
+    users : list of tuple of int
+        Numbers of the tasks that need its value, each once.
+    outputs : frozenset of int
+        Numbers of those tasks whose value the client waits for.
+    restricted : dict of int to tuple of str
+        Task number -> the tags of which a slot must carry one.
+    """
+
+    nodes: list[Any]
+    inputs: list[tuple[int, ...]]
+    users: list[tuple[int, ...]]
+    outputs: frozenset[int]
+    restricted: dict[int, tuple[str, ...]]
+
+
+class _Constants:
+    """The large constants of one job, each stored once by its content."""
+
+    def __init__(self, store: Callable[[str, bytes], None]) -> None:
+        self._store = store
+        self._stored: set[str] = set()
+        # id -> (the object, so that its id is not used again; digest). Hashing 100 MB takes
+        # 0.1 s, and the same array comes in every block.
+        self._known: dict[tuple[int, int], tuple[Any, str]] = {}
+
+    def keep_buffer(self, buffer: pickle.PickleBuffer) -> str:
+        """Store a buffer's bytes; return their digest."""
+        with buffer.raw() as view:
+            who = (id(view.obj), view.nbytes)
+            if who not in self._known:
+                self._known[who] = (view.obj, self._keep(view))
+            return self._known[who][1]
+
+    def keep_object(self, thing: Any) -> str | None:
+        """Store the pickle of `thing` if that is large; return its digest, else None."""
+        who = (id(thing), -1)
+        if who not in self._known:
+            data = dumps(thing)
+            self._known[who] = (thing, self._keep(data) if len(data) > LARGE else "")
+        return self._known[who][1] or None
+
+    def _keep(self, data: bytes | memoryview) -> str:
+        digest = hashlib.blake2b(data, digest_size=16).hexdigest()
+        if digest not in self._stored:
+            self._stored.add(digest)
+            self._store(digest, bytes(data))
+        return digest
+
+
+def _may_be_large(thing: Any) -> bool:
+    kind = type(thing)
+    if kind in (bytes, bytearray, str):
+        return len(thing) > LARGE
+    return kind in (list, tuple, dict, set, frozenset) and len(thing) >= MANY_ITEMS
+
+
+class _PickleAround(pickle.Pickler):
+    """A pickler that leaves large objects out; for blocks that are large without them."""
+
+    constants: _Constants
+
+    def persistent_id(self, thing: Any) -> str | None:
+        return self.constants.keep_object(thing) if _may_be_large(thing) else None
+
+
+class _CloudPickleAround(cloudpickle.Pickler):
+    """The same by `cloudpickle`."""
+
+    constants: _Constants
+
+    def persistent_id(self, thing: Any) -> str | None:
+        return self.constants.keep_object(thing) if _may_be_large(thing) else None
+
+
+class BlockEncoder:
+    """Pickle the blocks of one job, and store its large constants on the way.
+
+    Parameters
+    ----------
+    store : callable
+        Called as ``store(digest, data)`` once for each constant, before the block that uses it
+        is returned.
+    """
+
+    def __init__(self, store: Callable[[str, bytes], None]) -> None:
+        self._constants = _Constants(store)
+        self._by_cloudpickle = False
+
+    def encode(self, block: Block) -> tuple[bytes, list[str]]:
+        """Return the payload of `block`, and the digests of the constants that it uses.
+
+        Raises
+        ------
+        Exception
+            Whatever pickling raises, `TypeError` for a lock for instance.
+        """
+        data, digests = self._pickle(block, around=False)
+        if len(data) > LARGE:
+            # Something without a buffer of its own is large: text, a list, an object. Looking at
+            # every object costs a Python call for each; only blocks of this size pay for it.
+            data, digests = self._pickle(block, around=True)
+        return pack([data, digests]), digests
+
+    def _pickle(self, block: Block, around: bool) -> tuple[bytes, list[str]]:
+        if not self._by_cloudpickle:
+            try:
+                data, digests = self._pickle_by(_PickleAround if around else pickle.Pickler, block)
+            except Exception:
+                # cloudpickle can, or its error says why not. A lambda comes again in
+                # each block, so pickle is not tried again for this job.
+                self._by_cloudpickle = True
+            else:
+                if b"__main__" not in data:
+                    return data, digests
+                self._by_cloudpickle = True
+        return self._pickle_by(_CloudPickleAround if around else cloudpickle.Pickler, block)
+
+    def _pickle_by(self, kind: Any, block: Block) -> tuple[bytes, list[str]]:
+        digests: list[str] = []
+
+        def keep(buffer: pickle.PickleBuffer) -> bool:
+            with buffer.raw() as view:
+                small = view.nbytes < LARGE
+            if not small:
+                digests.append(self._constants.keep_buffer(buffer))
+            return small  # true: it stays inside the pickle
+
+        stream = io.BytesIO()
+        pickler = kind(stream, protocol=_PROTOCOL, buffer_callback=keep)
+        pickler.constants = self._constants
+        pickler.dump(tuple(block))
+        return stream.getvalue(), digests
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads what was left out of a block from `constants`."""
+
+    constant: Callable[[str], Any]
+
+    def persistent_load(self, digest: str) -> Any:
+        return self.constant(digest)
+
+
+class PackedBlock(NamedTuple):
+    """A block as it came from the server, before anything in it is unpickled."""
+
+    data: bytes
+    buffers: list[str]
+
+    @classmethod
+    def read(cls, payload: bytes) -> PackedBlock:
+        """Split the payload that `BlockEncoder.encode` made."""
+        data, buffers = unpack(payload)
+        return cls(data, [digest.decode() for digest in buffers])
+
+    def open(self, fetch: Callable[[str], bytes], fetch_object: Callable[[str], Any]) -> Block:
+        """Unpickle the block.
+
+        Parameters
+        ----------
+        fetch : callable
+            Digest -> the bytes of a constant's buffer.
+        fetch_object : callable
+            Digest -> a constant that was pickled by itself.
+        """
+        reader = _Unpickler(io.BytesIO(self.data), buffers=[fetch(d) for d in self.buffers])
+        reader.constant = fetch_object
+        return Block(*reader.load())

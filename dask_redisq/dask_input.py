@@ -1,0 +1,97 @@
+"""What Dask hands to a ``get``, made plain: a mapping, the keys, and restrictions.
+
+Source: sections 1.1, 1.3 and 1.8 of Dask's contract: `dask.compute` passes an expression, users pass
+dicts and `HighLevelGraph`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+from dask.core import flatten
+
+from dask_redisq.errors import RedisqError
+
+__all__ = ["plain_graph", "refuse_disk_shuffle", "restrictions"]
+
+
+def plain_graph(dsk: Any, keys: Any) -> tuple[Mapping[Hashable, Any], Any, Mapping[str, Any]]:
+    """Return the graph as a mapping, its keys, and its annotations by type.
+
+    A dataframe shuffle "to disk", Dask's default for any scheduler that it does not know, becomes
+    a shuffle by tasks: on several hosts the other silently loses rows, since each has its own disk.
+    """
+    if isinstance(dsk, Mapping):
+        return dsk, keys, _annotations_of_layers(dsk)
+    rewritten = _shuffle_by_tasks(dsk)
+    if rewritten is not dsk:
+        dsk, keys = rewritten, list(flatten(rewritten.__dask_keys__()))
+    annotations = dsk.__dask_annotations__() if hasattr(dsk, "__dask_annotations__") else {}
+    return dsk.__dask_graph__(), keys, annotations
+
+
+def _annotations_of_layers(dsk: Mapping[Hashable, Any]) -> dict[str, Any]:
+    """Return annotation -> {key: value} of a `HighLevelGraph`; {} for other mappings."""
+    found: dict[str, dict[Hashable, Any]] = {}
+    for layer in getattr(dsk, "layers", {}).values():
+        for name, value in (getattr(layer, "annotations", None) or {}).items():
+            if name in ("workers", "allow_other_workers"):
+                for key in layer:
+                    found.setdefault(name, {})[key] = value(key) if callable(value) else value
+    return found
+
+
+def _shuffle_by_tasks(expr: Any) -> Any:
+    shuffle = sys.modules.get("dask.dataframe.dask_expr._shuffle")
+    if shuffle is None or not hasattr(expr, "walk"):
+        return expr
+    for hit in [e for e in expr.walk() if type(e) is shuffle.DiskShuffle]:
+        expr = expr.substitute(hit, shuffle.TaskShuffle(*hit.operands))
+    return expr
+
+
+def refuse_disk_shuffle(keys: list[Hashable]) -> None:
+    """Raise if a graph passes data through the disk of whoever runs a task.
+
+    Raises
+    ------
+    RedisqError
+        For a shuffle by `partd`, as `dask.bag.Bag.groupby` makes it unless told otherwise.
+    """
+    for key in keys:
+        name = key[0] if isinstance(key, tuple) and key else key
+        if isinstance(name, str) and name.startswith(("zpartd-", "partd-", "shuffle-partd-")):
+            raise RedisqError(
+                f"the graph shuffles through a local disk (task {key!r}), which loses rows when workers run "
+                'on several hosts. Build it under redisq.enable(), or pass shuffle="tasks"'
+            )
+
+
+def restrictions(
+    annotations: Mapping[str, Any], keys: list[Hashable], workers: Any = None, others: bool = False
+) -> dict[int, tuple[str, ...]]:
+    """Return task -> the tags of which its slot must carry one.
+
+    Parameters
+    ----------
+    annotations : Mapping
+        ``workers`` and ``allow_other_workers`` by key, as `dask.annotate` gives them.
+    keys : list
+        The key of each task.
+    workers : str or list of str, optional
+        The same for all tasks of the job; a name, a host or a tag.
+    others : bool, default False
+        Whether any slot may run them after all.
+    """
+    by_key = annotations.get("workers") or {}
+    free = annotations.get("allow_other_workers") or {}
+    found = {}
+    if not by_key and workers is None:
+        return found
+    for task, key in enumerate(keys):
+        tags = by_key.get(key, workers)
+        if tags and not free.get(key, others):
+            found[task] = tuple(sorted({tags} if isinstance(tags, str) else set(tags)))
+    return found

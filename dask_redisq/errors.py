@@ -1,0 +1,70 @@
+"""What a user may see go wrong, each with what to do about it.
+
+Exceptions that a task raised are not here: they come back as their own type.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "JobCancelled",
+    "JobFailed",
+    "JobLost",
+    "NoServerError",
+    "NoWorkersError",
+    "RedisqError",
+    "ServerUnavailable",
+    "TaskNotSerializable",
+    "ValueTooLarge",
+    "WorkerDied",
+]
+
+
+class RedisqError(Exception):
+    """Base of every error that dask-redisq itself raises."""
+
+
+class NoServerError(RedisqError):
+    """There is no Redis URL, and no server binary to start a private one."""
+
+
+class ServerUnavailable(RedisqError, ConnectionError):
+    """The server of the URL does not answer, or refuses us.
+
+    It is a `ConnectionError` too, so that code which retries on those works.
+    """
+
+
+class NoWorkersError(RedisqError, TimeoutError):
+    """No worker that may run the job's tasks appeared within ``no_workers_timeout``."""
+
+
+class JobCancelled(RedisqError):
+    """The job was cancelled, or its client's lease ran out, before it ended."""
+
+
+class JobLost(RedisqError):
+    """The job's keys are gone from the server: its queue was removed or the server lost its data."""
+
+
+class JobFailed(RedisqError):
+    """The engine found that the job cannot end: the message says what is missing."""
+
+
+class WorkerDied(RedisqError):
+    """A task was running each time when too many worker processes died.
+
+    Only the task that was running when a slot died is charged. The message names the
+    task, the workers, and the exit code or signal of each death; ``allowed_failures``
+    is the number of deaths at which a task fails its job.
+    """
+
+
+class TaskNotSerializable(RedisqError, TypeError):
+    """A task's arguments, its result or its exception cannot be pickled.
+
+    It is a `TypeError` too, which is what `pickle` raises for most such objects.
+    """
+
+
+class ValueTooLarge(RedisqError, ValueError):
+    """A value is above the server's limit for one string (512 MB unless configured)."""

@@ -1,0 +1,92 @@
+"""The name of every Redis key, and what it holds: one table.
+
+All keys of a queue begin with ``redisq:{QUEUE}:``; the braces are a Redis hash tag,
+so that a queue lives in one slot of a cluster and every script may touch it whole.
+Lua scripts name the keys that they use in their header (``-- keys:``), and the loader
+(:mod:`dask_redisq.scripts`) gives them the functions that build those names from this table.
+"""
+
+from __future__ import annotations
+
+__all__ = ["PATTERNS", "Keys", "check_queue_name"]
+
+#: name -> (pattern behind the prefix, what the key holds). ``%s`` are filled in order.
+PATTERNS: dict[str, tuple[str, str]] = {
+    # the queue
+    "queue": ("queue", "hash: schema, finished (only grows), serves (orders the jobs)"),
+    "jobs": ("jobs", "zset: every job -> server time in ms when it was created"),
+    "active": ("active", "zset: jobs with a ready task -> -priority * 2^40 + last served"),
+    "monitor": ("monitor", "string with expiry: who recovers now; one at a time"),
+    # workers and slots
+    "workers": ("workers", "hash: worker -> msgpack of what it told about itself"),
+    "alive": ("alive:%s", "string with expiry, one per worker: it was here a moment ago"),
+    "worker_slots": ("worker:%s:slots", "set: the registered slots of a worker"),
+    "control": ("control:%s", "list: words for a worker's supervisor (stop, cancel)"),
+    "slots": ("slots", "set: all registered slots"),
+    "slot": ("slot:%s", "hash: worker, tags, seq, answer, job of its lease, idle"),
+    "idle": ("idle:%s", "zset: slots that carry this tag and wait for work -> since (ms)"),
+    "wake": ("wake:%s", "list: a token wakes this slot"),
+    # one job: truth
+    "job": ("job:%s", "hash: state, epoch, n, finished, settings, error"),
+    "blocks": ("job:%s:blocks", "hash: block number -> pickled tasks; never changes"),
+    "consts": ("job:%s:consts", "set: digests of the job's constants"),
+    "const": ("job:%s:const:%s", "string: a large constant by the digest of its content"),
+    "finished": ("job:%s:finished", "bitmap: tasks with an accepted result"),
+    "values": ("job:%s:values", "hash: task -> place, attempt, and the value or its size"),
+    "value": ("job:%s:value:%s:%s", "string: a large value by task and attempt"),
+    "log": ("job:%s:log", "list: msgpack arrays of finished output tasks, in order"),
+    "alone": ("job:%s:alone", "set: tasks that may have run before, so run alone"),
+    "deaths": ("job:%s:deaths", "hash: task -> msgpack array, one record per death"),
+    "client": ("job:%s:client", "string with expiry: the lease of the job's client"),
+    # one job: derived
+    "wait": ("job:%s:wait", "u32 per task: unfinished inputs, + 1 until its block is there"),
+    "consumers": ("job:%s:consumers", "u32 per task: unfinished users + 1 if undelivered output"),
+    "ready": ("job:%s:ready", "zset: ready tasks that any slot may run, by number"),
+    "tagged": ("job:%s:ready:%s", "zset: ready tasks of one tag (soft) or restriction (hard)"),
+    "sets": ("job:%s:sets", "zset: names of tagged ready sets -> not empty since (ms)"),
+    "restrict": ("job:%s:restrict", "u8 per task: 0, or the number of its restriction"),
+    "leases": ("job:%s:leases", "hash: slot -> msgpack [seq, tasks] of its lease"),
+    "settle": ("job:%s:settle", "list: edges of accepted tasks that are still to be counted"),
+    "news": ("job:%s:news", "list: a token wakes the job's client"),
+    # staged by the client, taken by create
+    "new_wait": ("job:%s:new:wait", "the wait counters before create has seen them"),
+    "new_consumers": ("job:%s:new:consumers", "the consumers counters before create has seen them"),
+    "new_restrict": ("job:%s:new:restrict", "the restrictions before create has seen them"),
+}
+
+
+def check_queue_name(name: str) -> str:
+    """Return `name` if it can name a queue.
+
+    Parameters
+    ----------
+    name : str
+        Any non-empty text without braces: braces would move the hash tag.
+
+    Raises
+    ------
+    ValueError
+        For an empty name or one with a brace.
+    """
+    if not name or "{" in name or "}" in name:
+        raise ValueError(
+            f"a queue name is text without braces, not {name!r}: braces mark the hash tag in its keys"
+        )
+    return name
+
+
+class Keys:
+    """The key names of one queue: ``Keys("jobs")("wait", job)``.
+
+    >>> Keys("jobs")("wait", "a1")
+    'redisq:{jobs}:job:a1:wait'
+    """
+
+    __slots__ = ("prefix", "queue")
+
+    def __init__(self, queue: str) -> None:
+        self.queue = check_queue_name(queue)
+        self.prefix = f"redisq:{{{queue}}}:"
+
+    def __call__(self, name: str, *parts: object) -> str:
+        return self.prefix + (PATTERNS[name][0] % parts if parts else PATTERNS[name][0])

@@ -1,0 +1,253 @@
+"""One held connection to a server, and the calls that go over it.
+
+A connection is held, not borrowed from a pool for each command (17 us a call against 34), and
+redis-py's own retries are off: it would send an EVALSHA again up to ten times. A call is
+repeated here instead, knowingly: every script may be replayed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import quote, urlsplit, urlunsplit
+
+from redis import ConnectionPool
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    BusyLoadingError,
+    ConnectionError,
+    NoScriptError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TimeoutError,
+)
+from redis.retry import Retry
+
+from dask_redisq import scripts
+from dask_redisq.errors import ServerUnavailable
+from dask_redisq.keys import Keys
+
+__all__ = ["Link", "redact", "with_password"]
+
+logger = logging.getLogger("dask_redisq")
+
+#: Seconds that a reply may take; longer than any blocking call here waits.
+REPLY_TIMEOUT = 15.0
+CONNECT_TIMEOUT = 5.0
+#: Longest pause between two tries, in seconds.
+MOST_BACKOFF = 1.0
+
+_AWAY = (ConnectionError, TimeoutError, BusyLoadingError, ReadOnlyError, OSError)
+_REFUSED = (AuthenticationError, AuthorizationError)
+_BUSY_WORDS = ("BUSY", "LOADING", "READONLY", "MASTERDOWN", "TRYAGAIN")
+
+
+def redact(url: str) -> str:
+    """Return `url` without its password, for logs and messages.
+
+    >>> redact("redis://:secret@host:6379/0")
+    'redis://:***@host:6379/0'
+    """
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    user = parts.username or ""
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{user}:***@{host}"))
+
+
+def with_password(url: str, password: str) -> str:
+    """Return `url` with `password` in it, replacing one that it had."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:{quote(password, safe='')}@{host}"))
+
+
+class Link:
+    """A held connection to one server; not for two threads at a time.
+
+    Parameters
+    ----------
+    url : str
+        ``redis://``, ``rediss://`` or ``unix://PATH``.
+    patience : float or None, default 30.0
+        Seconds for which a call is repeated while the server is away; None: for ever.
+
+    Raises
+    ------
+    ServerUnavailable
+        From any call, when the server does not answer for `patience` seconds, or refuses us.
+    """
+
+    def __init__(self, url: str, patience: float | None = 30.0) -> None:
+        self.url = url
+        self.patience = patience
+        self.pid = os.getpid()
+        #: time.monotonic() since when the connection was never lost; None before the first.
+        self.unbroken_since: float | None = None
+        tcp: dict[str, Any] = {"socket_connect_timeout": CONNECT_TIMEOUT, "socket_keepalive": True}
+        pool = ConnectionPool.from_url(
+            url,
+            protocol=2,
+            retry=Retry(NoBackoff(), 0),
+            socket_timeout=REPLY_TIMEOUT,
+            **({} if url.startswith("unix:") else tcp),
+        )
+        self._connection: Any = pool.make_connection()
+        self._pending: deque[tuple[Any, ...]] = deque()
+
+    def __repr__(self) -> str:
+        state = "lost" if self.unbroken_since is None else "connected"
+        return f"<Link {redact(self.url)} {state}>"
+
+    # -- calls ------------------------------------------------------------------
+
+    def call(self, script: str, keys: Keys, /, **args: object) -> Any:
+        """Run a script on a queue, arguments by name; repeated until it was answered."""
+        self.send_call(script, keys, **args)
+        return self.receive_all()[-1]
+
+    def command(self, *words: Any) -> Any:
+        """Send one command and return its reply; repeated while the server is away."""
+        self.send(*words)
+        return self.receive_all()[-1]
+
+    def send_call(self, script: str, keys: Keys, /, **args: object) -> None:
+        """Send a script's call without waiting for its answer (see `receive_all`)."""
+        loaded = scripts.load(script)
+        self.send("EVALSHA", loaded.sha, 1, keys("queue"), *loaded.argv(args))
+
+    def send(self, *words: Any) -> None:
+        """Send one command without waiting for its reply."""
+        self._pending.append(words)
+        if self.unbroken_since is None:
+            return  # receive_all connects and sends
+        try:
+            self._connection.send_command(*words)
+        except _AWAY:
+            self._lose()
+
+    def receive_all(self, but: int = 0) -> list[Any]:
+        """Return the replies to all that was sent since the last time, in order.
+
+        The last `but` ones are left for the next time: what they answer is still under way. A lost connection is made again and what has no reply yet is sent again, as it was:
+        whatever goes over a link may be replayed.
+        """
+        replies: list[Any] = []
+        started, pause = time.monotonic(), 0.01
+        try:
+            while len(self._pending) > but:
+                try:
+                    if self.unbroken_since is None:
+                        self._connect_and_resend()
+                    replies.append(self._receive_one())
+                except _REFUSED as error:
+                    raise ServerUnavailable(f"{redact(self.url)} refuses us: {error}") from error
+                except _AWAY as error:
+                    first_try = self.unbroken_since is None and not replies
+                    self._lose()
+                    self._give_up_if_over(error, started, first_try)
+                    time.sleep(pause)
+                    pause = min(2 * pause, MOST_BACKOFF)
+        except BaseException:
+            # Interrupted between a command and its reply: the next reader would get that reply.
+            self._lose()
+            self._pending.clear()
+            raise
+        return replies
+
+    # -- blocking reads on an event loop ------------------------------------------
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor, so that a selector can wait for a reply."""
+        return int(self._connection._sock.fileno())
+
+    def reply_ready(self) -> bool:
+        """Tell whether a reply can be read without waiting."""
+        try:
+            return bool(self._connection.can_read(0))
+        except _AWAY:
+            return True  # reading will tell
+
+    def read_now(self) -> Any:
+        """Return the reply that is ready; None, with the connection closed, if it was lost."""
+        try:
+            return self._receive_one()
+        except _AWAY:
+            self.close()
+            return None
+
+    def close(self) -> None:
+        """Close the connection; a later call opens it again."""
+        self._lose()
+        self._pending.clear()
+
+    # -- inside ---------------------------------------------------------------------
+
+    def connect(self) -> None:
+        """Connect now, once, without repeating.
+
+        Raises
+        ------
+        ServerUnavailable
+            If the server does not answer, or refuses us.
+        """
+        try:
+            self._connection.connect()
+        except (RedisError, OSError) as error:
+            self._lose()
+            raise ServerUnavailable(f"no answer from {redact(self.url)}: {error}") from error
+        self.unbroken_since = time.monotonic()
+
+    def _connect_and_resend(self) -> None:
+        self._connection.connect()
+        self.unbroken_since = time.monotonic()
+        for words in self._pending:
+            self._connection.send_command(*words)
+
+    def _receive_one(self) -> Any:
+        try:
+            reply = self._connection.read_response()
+        except NoScriptError:
+            self._load_scripts()
+            return self._receive_one()
+        except ResponseError as error:
+            if isinstance(error, _REFUSED + _AWAY):
+                raise
+            if str(error).startswith(_BUSY_WORDS):
+                raise ConnectionError(str(error)) from error
+            self._pending.popleft()
+            raise
+        self._pending.popleft()
+        return reply
+
+    def _load_scripts(self) -> None:
+        """Load what the pending calls need, then send them all again on a fresh connection."""
+        self._connection.disconnect()
+        self._connection.connect()
+        for sha in dict.fromkeys(words[1] for words in self._pending if words[0] == "EVALSHA"):
+            script = next(s for s in map(scripts.load, scripts.script_names()) if s.sha == sha)
+            self._connection.send_command("SCRIPT", "LOAD", script.text)
+            self._connection.read_response()
+        for words in self._pending:
+            self._connection.send_command(*words)
+
+    def _give_up_if_over(self, error: BaseException, started: float, first_try: bool) -> None:
+        waited = time.monotonic() - started
+        if self.patience is not None and waited >= self.patience:
+            raise ServerUnavailable(
+                f"no answer from {redact(self.url)} for {waited:.0f} s: {error}"
+            ) from error
+        if first_try:
+            logger.debug("no answer from %s, trying again: %s", redact(self.url), error)
+
+    def _lose(self) -> None:
+        self.unbroken_since = None
+        self._connection.disconnect()

@@ -1,0 +1,463 @@
+"""Workers on this machine, and a private server for them: all of it ends with this process.
+
+`start_local_workers` adds a worker to a running queue, `LocalCluster` brings its own server, and
+`default_cluster` is the one that a `get` without any setting uses.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import site
+import sys
+import sysconfig
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Self
+
+import dask.config
+from dask.system import cpu_count
+
+from dask_redisq.errors import NoServerError, RedisqError
+from dask_redisq.keeper import GRACE, Kept
+from dask_redisq.link import redact
+from dask_redisq.queue import Queue
+from dask_redisq.server import PrivateServer
+
+__all__ = ["LocalCluster", "LocalWorker", "default_cluster", "start_local_workers"]
+
+logger = logging.getLogger("dask_redisq")
+
+#: Seconds that the workers of a `LocalCluster` may take to register.
+START_TIMEOUT = 60.0
+
+Log = str | os.PathLike[str] | IO[str] | None
+
+
+# ------------------------------------------------------------------------------------- a worker
+
+
+class LocalWorker:
+    """One worker process and its slots, started by `start_local_workers`.
+
+    Attributes
+    ----------
+    queues : tuple of str
+        The queues that it listens on.
+    url : str
+        The server's URL.
+    nworkers : int
+        How many slots it has.
+    pid : int
+        The process id of its supervisor.
+    """
+
+    def __init__(self, kept: Kept, queues: tuple[str, ...], url: str, nworkers: int) -> None:
+        self._kept = kept
+        self.queues = queues
+        self.url = url
+        self.nworkers = nworkers
+        self.pid = kept.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """What the worker exited with, 128 + its signal, or None while it runs."""
+        return self._kept.poll()
+
+    def stop(self, timeout: float = 5.0) -> None:
+        """Tell the worker to drain, and do not wait; it is killed after `timeout` seconds."""
+        self._kept.stop(timeout)
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Drain the worker and wait until it is gone. Any number of calls are as good as one.
+
+        Parameters
+        ----------
+        timeout
+            Seconds after which it is killed. Its tasks then run again elsewhere.
+        """
+        self._kept.close(timeout)
+
+    def last_words(self) -> str:
+        """Give the last that it wrote, once it has ended, if it was started without a log."""
+        return self._kept.last_words()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "running" if self.exit_code is None else f"ended, code {self.exit_code}"
+        queues = ",".join(self.queues)
+        return f"<LocalWorker {queues} pid={self.pid} slots={self.nworkers} {state}>"
+
+
+def start_local_workers(
+    n: int,
+    queue: str | Sequence[str] | None = None,
+    url: str | None = None,
+    tag: str | Sequence[str] | None = None,
+    log: Log = None,
+) -> LocalWorker:
+    """Start one worker with `n` slots on this machine, and do not wait for it.
+
+    The worker has this process's directory, environment, module search path and ``redisq``
+    settings. It ends with this process at the latest, however this process ends; to have workers
+    that stay, start ``dask-redisq-worker``.
+
+    Parameters
+    ----------
+    n
+        The number of slots: processes that run tasks.
+    queue
+        The queue to listen on, or several; by default the setting ``redisq.queue``.
+    url
+        The server; by default the setting ``redisq.url``, else the private server of this
+        process, if a `get` has started one.
+    tag
+        A word that the slots carry, or several. The host's name is always one.
+    log
+        Where the worker writes, and the tasks' prints go: nowhere, a file of this name (at its
+        end), or ``sys.stdout`` (``"-"`` is the same).
+
+    Returns
+    -------
+    LocalWorker
+        To close it with, sooner.
+
+    Raises
+    ------
+    NoServerError
+        There is no server to work for.
+    ValueError
+        `n` is less than 1.
+    """
+    if n < 1:
+        raise ValueError(f"a worker has at least one slot, not {n}")
+    url = url or dask.config.get("redisq.url", None) or _default_url()
+    queues = _words(queue if queue is not None else dask.config.get("redisq.queue"))
+    command = [sys.executable, "-P", "-m", "dask_redisq.cli", "worker", *queues]
+    command += ["--nworkers", str(n)]
+    for word in _words(tag or ()):
+        command += ["--tag", word]
+    with _log_descriptor(log) as output:
+        kept = Kept(command, env=_environment(url), output=output)
+    return LocalWorker(kept, queues, url, n)
+
+
+def _words(given: str | Sequence[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def _default_url() -> str:
+    """Give the URL of the private server that serves this process, if there is one."""
+    running = _defaults.first()
+    if running is None:
+        raise NoServerError(
+            "no Redis server to work for: pass url=, set redisq.url (DASK_REDISQ__URL), "
+            "or use LocalCluster, which starts a private one"
+        )
+    return running.url
+
+
+def _environment(url: str) -> dict[str, str]:
+    """Give the environment of a worker: ours, and what makes it see what we see."""
+    # The URL, which may hold a password, goes here and not on the command line: `ps` shows that
+    # to every user of the machine, the environment only to its owner.
+    settings = {**dask.config.get("redisq", {}), "url": url}
+    return os.environ | _as_environment("DASK_REDISQ", settings) | {"PYTHONPATH": _search_path()}
+
+
+def _as_environment(prefix: str, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Name settings as `dask.config` reads them from the environment."""
+    named = {}
+    for key, value in settings.items():
+        name = f"{prefix}__{key.upper().replace('-', '_')}"
+        if isinstance(value, Mapping):
+            named |= _as_environment(name, value)
+        else:
+            # Dask evaluates what looks like a literal, so a queue "007" goes quoted.
+            plain = isinstance(value, str) and dask.config.interpret_value(value) == value
+            named[name] = value if plain else repr(value)
+    return named
+
+
+def _search_path() -> str:
+    """Give our `sys.path` as a PYTHONPATH, less what this Python finds by itself."""
+    # Not all of it: a task that starts another Python, of another version, would pass our
+    # standard library on to it.
+    paths = sysconfig.get_paths()
+    library = Path(paths["stdlib"])
+    own = {paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    own |= {*site.getsitepackages(), site.getusersitepackages()}
+    own |= {str(library / "lib-dynload")}
+    own |= {str(library.parent / f"python{sys.version_info[0]}{sys.version_info[1]}.zip")}
+    # An empty entry is the current directory (of an interactive session).
+    return os.pathsep.join(os.path.abspath(entry) for entry in sys.path if entry not in own)  # noqa: PTH100 - "" too
+
+
+@contextmanager
+def _log_descriptor(log: Log) -> Iterator[int | None]:
+    """Open what the worker is to write to; None for silence."""
+    if log is None:
+        yield None
+    elif isinstance(log, os.PathLike) or (isinstance(log, str) and log != "-"):
+        with open(log, "ab") as file:  # noqa: PTH123 - takes both kinds of name
+            yield file.fileno()
+    else:
+        stream = sys.stdout if isinstance(log, str) else log
+        stream.flush()
+        yield _descriptor(stream)
+
+
+def _descriptor(stream: IO[str]) -> int:
+    try:
+        return stream.fileno()
+    except OSError:  # a notebook's sys.stdout, which is no file; what Python itself has then
+        return 1
+
+
+# ------------------------------------------------------------------------------------ a cluster
+
+
+class LocalCluster:
+    """A private Redis server with workers on this machine, for one queue.
+
+    All of it ends with this object: by `close`, at the end of a ``with`` block, when it is
+    garbage, and when this process ends, however it ends. The workers are as those of
+    `start_local_workers`.
+
+    Parameters
+    ----------
+    n_workers
+        How many slots (processes that run tasks) in all; by default one per core. 0 is allowed.
+    queue
+        The queue's name; by default the setting ``redisq.queue``.
+
+    Attributes
+    ----------
+    url : str
+        The server's URL, ``unix://PATH``, for others on this machine who are the same user.
+    queue : str
+        The queue's name.
+
+    Raises
+    ------
+    NoServerError
+        No server program is installed (the message says how to get one).
+    RedisqError
+        The workers did not start. The message holds the last lines that one wrote.
+    ValueError
+        `n_workers` is negative.
+
+    Examples
+    --------
+    >>> with redisq.LocalCluster(n_workers=4) as cluster:
+    ...     x.compute(scheduler=cluster.get)
+    """
+
+    def __init__(self, n_workers: int | None = None, queue: str | None = None) -> None:
+        self.queue: str = queue or dask.config.get("redisq.queue")
+        self._lock = threading.RLock()
+        self._workers: list[LocalWorker] = []  # oldest first
+        self._server = PrivateServer()
+        self.url = self._server.url
+        # Not atexit, which would hold this object for ever.
+        self._finalizer = weakref.finalize(self, _end, self._workers, self._server)
+        try:
+            self._client = Queue(self.queue, url=self.url)
+            self.scale(cpu_count() if n_workers is None else n_workers)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def get(self) -> Callable[..., Any]:
+        """The function to give to Dask as ``scheduler=``: the bound `Queue.get` of this queue."""
+        return self._client.get
+
+    @property
+    def running(self) -> bool:
+        """Whether it is not closed, and its server has not ended."""
+        return self._finalizer.alive and self._server.running
+
+    @property
+    def n_workers(self) -> int:
+        """How many slots there are."""
+        return sum(worker.nworkers for worker in self._workers if worker.exit_code is None)
+
+    def scale(self, n: int) -> None:
+        """Have `n` slots in all, and wait until they are registered.
+
+        Up: one more worker, with what is missing. Down: the newest workers are drained, and
+        one is started with what that was too much. Tasks that a drained worker does not
+        finish in time run again on others.
+
+        Parameters
+        ----------
+        n
+            The number of slots, 0 or more.
+
+        Raises
+        ------
+        RedisqError
+            New workers did not start, or the cluster is closed.
+        ValueError
+            `n` is negative.
+        """
+        if n < 0:
+            raise ValueError(f"a cluster has 0 slots or more, not {n}")
+        with self._lock:
+            if not self.running:
+                raise RedisqError(f"{self!r} has ended")
+            self._drop([worker for worker in self._workers if worker.exit_code is not None])
+            leaving: list[LocalWorker] = []
+            while self.n_workers - sum(worker.nworkers for worker in leaving) > n:
+                leaving.append(self._workers[-1 - len(leaving)])
+            self._drop(leaving)
+            missing = n - self.n_workers
+            if missing:
+                self._workers.append(start_local_workers(missing, self.queue, self.url))
+                self._wait_for_slots(n)
+
+    def _drop(self, workers: list[LocalWorker]) -> None:
+        for worker in workers:
+            worker.stop()
+        for worker in workers:
+            worker.close()
+            self._workers.remove(worker)
+
+    def _wait_for_slots(self, n: int) -> None:
+        """Wait until `n` slots are registered, or a worker has failed to start."""
+        deadline = time.monotonic() + START_TIMEOUT
+        while True:
+            try:
+                # In short spells, to see a worker that ends before it registers.
+                return self._client.wait_for_workers(n, timeout=0.2)
+            except TimeoutError:
+                worker = self._workers[-1]
+                if worker.exit_code is None and time.monotonic() < deadline:
+                    continue
+                self._drop([worker])
+                how = f"{worker!r} did not start. The last that it wrote:"
+                words = worker.last_words().splitlines()[-10:]
+                raise RedisqError("\n  ".join([how, *words])) from None
+
+    def close(self) -> None:
+        """Stop the workers, then the server. Any number of calls are as good as one.
+
+        In a forked child this does nothing to them: they are the parent's.
+        """
+        with self._lock:
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Do as `close`, but wait for no other thread: in a forked child that may never answer."""
+        self._finalizer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if not self.running:
+            return f"<LocalCluster {self.queue} ended>"
+        return f"<LocalCluster {self.queue} {redact(self.url)} slots={self.n_workers}>"
+
+
+def _end(workers: list[LocalWorker], server: PrivateServer) -> None:
+    """End a cluster: first who needs the server, all at a time, then the server."""
+    for worker in workers:
+        worker.stop(GRACE)
+    for worker in workers:
+        worker.close(GRACE)
+    server.close()
+
+
+# -------------------------------------------------------------------------- the embedded default
+
+
+class _Defaults:
+    """The clusters that this process uses where no server is named: one per queue."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._clusters: dict[str, LocalCluster] = {}
+
+    def get(self, queue: str) -> LocalCluster:
+        with self._lock:  # a second thread waits for the first one's cluster
+            cluster = self._clusters.get(queue)
+            if cluster is None or not cluster.running:
+                cluster = self._clusters[queue] = LocalCluster(queue=queue)
+                _announce(cluster)
+            return cluster
+
+    def first(self) -> LocalCluster | None:
+        return next(iter(self._clusters.values()), None)
+
+    def forget(self) -> None:
+        """Begin anew in a forked child."""
+        # Story: thread 1 of the parent starts a cluster and holds the lock, thread 2 forks. In
+        # the child nobody will ever release that lock. So a new one, and the parent's clusters
+        # are let go: the child closes no more than its copies of their lines of life.
+        clusters, self._clusters = self._clusters, {}
+        self._lock = threading.Lock()
+        for cluster in clusters.values():
+            cluster.let_go()
+
+
+_defaults = _Defaults()
+os.register_at_fork(after_in_child=_defaults.forget)
+
+
+def default_cluster(queue: str | None = None) -> LocalCluster:
+    """Give the cluster that serves this process where no ``redisq.url`` is set.
+
+    The first call starts it, with one slot per core, and says so in one line. It ends with the
+    process. A forked child has its own.
+
+    Parameters
+    ----------
+    queue
+        The queue that it is to serve; by default the setting ``redisq.queue``. Each queue has
+        a cluster of its own.
+
+    Returns
+    -------
+    LocalCluster
+        The same for each call.
+
+    Raises
+    ------
+    NoServerError
+        No server program is installed (the message says how to get one).
+    RedisqError
+        The workers did not start.
+
+    Notes
+    -----
+    The line is an INFO record of the logger ``dask_redisq`` where logging is configured, which
+    then decides whether to show it. Where it is not, Python would show warnings only, and this is
+    no warning; but somebody who did not ask for processes should hear of them, so it is
+    written to stderr then. Never both.
+    """
+    return _defaults.get(queue or dask.config.get("redisq.queue"))
+
+
+def _announce(cluster: LocalCluster) -> None:
+    line = (
+        f"dask-redisq: no redisq.url is set: started a private Redis server with "
+        f"{cluster.n_workers} slots for the queue {cluster.queue!r}; they end with this process"
+    )
+    if logger.hasHandlers():
+        logger.info(line)
+    elif logger.isEnabledFor(logging.WARNING):  # as logging's own last resort
+        sys.stderr.write(f"{line}\n")

@@ -1,0 +1,32 @@
+-- Make a job: its counters, settings and state; blocks follow, then seal.
+-- keys: queue jobs job wait consumers restrict new_wait new_consumers new_restrict client
+-- args: job n block blocks epoch chunk priority python allowed patience client_lease hard settings
+-- returns: 'created', or 'exists' (a replay)
+--@include expire
+--
+-- Only here are a job's keys made. The counters were staged by plain SETs, because megabytes
+-- in ARGV stall everyone; a SET that is sent twice then only fills a staging key, which expires,
+-- and never resets the counters of a job that runs.
+if redis.call('EXISTS', key.job(arg.job)) == 1 then return 'exists' end
+if redis.call('EXISTS', key.new_wait(arg.job), key.new_consumers(arg.job)) < 2 then
+  return redis.error_reply('REDISQ the staged counters of the job are not there')
+end
+redis.call('RENAME', key.new_wait(arg.job), key.wait(arg.job))
+redis.call('RENAME', key.new_consumers(arg.job), key.consumers(arg.job))
+local time = redis.call('TIME')
+redis.call('HSET', key.job(arg.job),
+  'state', 'running', 'n', arg.n, 'finished', 0, 'block', arg.block, 'blocks', arg.blocks,
+  'epoch', arg.epoch, 'chunk', arg.chunk, 'priority', arg.priority, 'python', arg.python,
+  'allowed', arg.allowed, 'patience', arg.patience, 'settings', arg.settings, 'acked', 0)
+if redis.call('EXISTS', key.new_restrict(arg.job)) == 1 then
+  redis.call('RENAME', key.new_restrict(arg.job), key.restrict(arg.job))
+  for number, tags in ipairs(cmsgpack.unpack(arg.hard)) do
+    redis.call('HSET', key.job(arg.job), 'hard:' .. number, cmsgpack.pack(tags))
+  end
+end
+redis.call('ZADD', key.jobs(), time[1] * 1000 + math.floor(time[2] / 1000), arg.job)
+redis.call('SET', key.client(arg.job), '1', 'PX', arg.client_lease)
+redis.call('HSET', key.queue(), 'schema', '1')
+renew_job(arg.job)
+renew_queue()
+return 'created'

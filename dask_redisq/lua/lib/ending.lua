@@ -1,0 +1,27 @@
+-- End a job: one state, that every script looks at first; removal comes later, in slices.
+-- keys: active job settle control slot leases
+--@include client
+
+-- Give a job its last state and tell its client and the supervisors of its running tasks.
+local function end_job(job, state, reason)
+  redis.call('HSET', key.job(job), 'state', state, 'error', reason)
+  redis.call('ZREM', key.active(), job)
+  local slots = redis.call('HKEYS', key.leases(job))
+  for _, slot in ipairs(slots) do
+    local worker = redis.call('HGET', key.slot(slot), 'worker')
+    if worker then
+      redis.call('RPUSH', key.control(worker), cmsgpack.pack({'cancel', slot, job}))
+      redis.call('PEXPIRE', key.control(worker), 3600 * 1000)
+    end
+  end
+  tell_client(job)
+end
+
+-- A job is done when it is sealed, every task is finished and no edge is left to count.
+local function end_if_done(job)
+  local state = redis.call('HMGET', key.job(job), 'state', 'sealed', 'n', 'finished')
+  if state[1] == 'running' and state[2] and state[3] == state[4]
+      and redis.call('EXISTS', key.settle(job)) == 0 then
+    end_job(job, 'done', '')
+  end
+end

@@ -1,0 +1,50 @@
+-- Give leases back: what a slot held and did not finish becomes ready again.
+-- keys: job leases alone slot slots worker_slots idle wake ready tagged sets control active
+--@include ready
+
+-- Return the tasks of a slot's lease to the ready sets and forget the lease.
+--
+-- `done`: tasks that were accepted; `begun`: a function telling which of the rest may have run.
+-- Those run alone from now on: no continuation, value published, so the right one is blamed for
+-- a death, and {A, B} cannot come back for ever with a B that is finished already.
+local function end_lease(job, slot, done, begun)
+  local packed = redis.call('HGET', key.leases(job), slot)
+  if not packed then return end
+  redis.call('HDEL', key.leases(job), slot)
+  local left = {}
+  for i, task in ipairs(cmsgpack.unpack(packed)[2]) do
+    if not done[task] then
+      left[#left + 1] = task
+      if begun(task, i) then
+        redis.call('SADD', key.alone(job), task)
+        redis.call('PEXPIRE', key.alone(job), DAY)
+      end
+    end
+  end
+  if redis.call('HGET', key.job(job), 'state') == 'running' then make_ready(job, left, '') end
+end
+
+-- Forget a slot: its lease goes back, its ready set becomes everyone's, its tokens are passed on.
+local function unregister(slot, begun)
+  if redis.call('SREM', key.slots(), slot) == 0 then return end
+  local state = redis.call('HMGET', key.slot(slot), 'worker', 'job')
+  leave_idle(slot)
+  local tokens = redis.call('LLEN', key.wake(slot))
+  for _, job in ipairs(redis.call('ZRANGE', key.active(), 0, -1)) do
+    local held = redis.call('ZRANGE', key.tagged(job, slot), 0, -1)
+    if #held > 0 then
+      redis.call('DEL', key.tagged(job, slot))
+      redis.call('ZREM', key.sets(job), slot)
+      make_ready(job, held, '')
+    end
+  end
+  if state[2] then end_lease(state[2], slot, {}, begun) end
+  local tags = redis.call('HGET', key.slot(slot), 'tags')
+  redis.call('DEL', key.slot(slot), key.wake(slot))
+  if state[1] then redis.call('SREM', key.worker_slots(state[1]), slot) end
+  if tokens > 0 and tags then
+    for _, tag in ipairs(cmsgpack.unpack(tags)) do
+      if wake(tag, tokens) >= tokens then break end
+    end
+  end
+end

@@ -1,0 +1,111 @@
+-- Make tasks ready, and wake one able, idle slot for each: the only place that does either.
+-- keys: queue active slots slot idle wake job ready tagged sets restrict
+--
+-- A token goes to a slot that is blocked and registered, or it is lost: W1, idle, found a task by
+-- its slow re-check and stayed in the idle set; the next token went to busy W1 while W2 slept
+-- (96 of 200 in a prototype). So each call takes its caller out of the idle sets first.
+local PRIORITY = 2 ^ 40
+local TOKEN_LIFE = 600 * 1000
+local DAY = 24 * 3600 * 1000
+
+local function now_ms()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+-- Take a slot out of all idle sets.
+local function leave_idle(slot)
+  local state = redis.call('HMGET', key.slot(slot), 'idle', 'tags')
+  if not state[1] then return end
+  redis.call('HDEL', key.slot(slot), 'idle')
+  for _, tag in ipairs(cmsgpack.unpack(state[2])) do redis.call('ZREM', key.idle(tag), slot) end
+end
+
+-- Wake up to `count` idle slots that carry `tag`; return how many were woken.
+local function wake(tag, count)
+  local woken = 0
+  while woken < count do
+    local found = redis.call('ZRANGE', key.idle(tag), 0, math.min(count - woken, 100) - 1)
+    if #found == 0 then break end
+    for _, slot in ipairs(found) do
+      redis.call('ZREM', key.idle(tag), slot)
+      if redis.call('SISMEMBER', key.slots(), slot) == 1 then
+        leave_idle(slot)
+        redis.call('RPUSH', key.wake(slot), '1')
+        redis.call('PEXPIRE', key.wake(slot), TOKEN_LIFE)
+        woken = woken + 1
+      end
+    end
+  end
+  return woken
+end
+
+-- Wake a slot for each of `count` tasks under restriction `number` (0: none) of a job.
+local function wake_for(job, number, count)
+  if number == 0 then
+    wake(redis.call('HGET', key.job(job), 'python'), count)
+    return
+  end
+  for _, tag in ipairs(cmsgpack.unpack(redis.call('HGET', key.job(job), 'hard:' .. number))) do
+    count = count - wake(tag, count)
+    if count <= 0 then return end
+  end
+end
+
+local function add_to_set(job, set, tasks)
+  local name = set == '' and key.ready(job) or key.tagged(job, set)
+  for first = 1, #tasks, 1000 do
+    local pairs_ = {}
+    for i = first, math.min(first + 999, #tasks) do
+      pairs_[#pairs_ + 1] = tasks[i]
+      pairs_[#pairs_ + 1] = tasks[i]
+    end
+    redis.call('ZADD', name, unpack(pairs_))
+  end
+  redis.call('PEXPIRE', name, DAY)
+  if set ~= '' then
+    redis.call('ZADD', key.sets(job), 'NX', now_ms(), set)
+    redis.call('PEXPIRE', key.sets(job), DAY)
+  end
+end
+
+-- Enter a job among those with ready tasks, as if it had just been served.
+--
+-- Not as "never served": a stream of small new jobs would then always come first.
+local function activate(job)
+  local served = redis.call('HGET', key.queue(), 'serves') or 0
+  local priority = redis.call('HGET', key.job(job), 'priority')
+  redis.call('ZADD', key.active(), 'NX', served - priority * PRIORITY, job)
+  redis.call('PEXPIRE', key.active(), DAY)
+end
+
+-- Put unfinished `tasks`, that are in no set and no lease, into a ready set.
+--
+-- A task sits in exactly one set: that of its restriction, else that of `tag` (the slot
+-- which holds its large input; ''), else the common one.
+local function make_ready(job, tasks, tag)
+  if #tasks == 0 then return end
+  if redis.call('HEXISTS', key.job(job), 'hard:1') == 1 then
+    local sets = {}
+    for _, task in ipairs(tasks) do
+      local number = string.byte(redis.call('GETRANGE', key.restrict(job), task, task)) or 0
+      sets[number] = sets[number] or {}
+      table.insert(sets[number], task)
+    end
+    for number, some in pairs(sets) do
+      add_to_set(job, number == 0 and tag or 'hard:' .. number, some)
+      wake_for(job, number, #some)
+    end
+  else
+    add_to_set(job, tag, tasks)
+    wake_for(job, 0, #tasks)
+  end
+  activate(job)
+end
+
+-- Take a job off the active list if it has nothing ready.
+local function settle_active(job)
+  if redis.call('EXISTS', key.ready(job), key.sets(job)) == 0 then
+    redis.call('ZREM', key.active(), job)
+  end
+end

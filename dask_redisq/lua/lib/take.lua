@@ -1,0 +1,161 @@
+-- Choose the job and the tasks of a slot's next lease.
+-- keys: queue active slots job ready tagged sets leases alone
+--@include ready
+
+local LEAST, MOST = 1, 1000
+
+-- How many tasks this slot may take from `ready` ready ones.
+--
+-- The slot asks for what fills its time budget; its fair share of the backlog caps that, so the
+-- tail is spread (guided self-scheduling), but never below `floor`: less than about a
+-- millisecond of work would cost more in round trips than it balances.
+local function chunk_size(job, chunk, ready)
+  if chunk > 0 then return chunk end
+  local slots = math.max(1, redis.call('SCARD', key.slots()))
+  if chunk < 0 then return math.max(LEAST, math.ceil(ready / slots)) end
+  if job ~= arg.known then return LEAST end
+  local fair = math.max(LEAST, tonumber(arg.floor), math.ceil(ready / (2 * slots)))
+  return math.min(MOST, tonumber(arg.want), fair)
+end
+
+-- Take up to `count` tasks from the front of a ready set; a task that must run alone only by itself.
+local function pop(job, name, count, careful)
+  if not careful then
+    local found, tasks = redis.call('ZPOPMIN', name, count), {}
+    for i = 1, #found, 2 do tasks[#tasks + 1] = tonumber(found[i]) end
+    return tasks, 0
+  end
+  local tasks, alone = {}, 0
+  for i, task in ipairs(redis.call('ZRANGE', name, 0, count - 1)) do
+    if redis.call('SISMEMBER', key.alone(job), task) == 1 then
+      if i == 1 then tasks[1], alone = tonumber(task), 1 end
+      break
+    end
+    tasks[i] = tonumber(task)
+  end
+  for first = 1, #tasks, 1000 do
+    redis.call('ZREM', name, unpack(tasks, first, math.min(first + 999, #tasks)))
+  end
+  return tasks, alone
+end
+
+local function carries(tags, wanted)
+  for _, tag in ipairs(wanted) do
+    for _, own in ipairs(tags) do if own == tag then return true end end
+  end
+  return false
+end
+
+-- In which order this slot looks at the tagged sets of a job: {first = before the common set,
+-- last = after it}, and in how many ms another soft set may be taken over.
+--
+-- A soft set is its owner's until locality-wait is over or the owner left; one that nobody
+-- served for far longer goes first, or a stream of common work would starve it.
+local function order_sets(job, slot, tags, patience)
+  local first, last, retry, now = {}, {}, nil, now_ms()
+  local sets = redis.call('ZRANGE', key.sets(job), 0, -1, 'WITHSCORES')
+  for i = 1, #sets, 2 do
+    local set, age = sets[i], now - sets[i + 1]
+    if string.sub(set, 1, 5) == 'hard:' then
+      local wanted = redis.call('HGET', key.job(job), set)
+      if carries(tags, cmsgpack.unpack(wanted)) then table.insert(first, set) end
+    elseif set == slot then
+      table.insert(first, set)
+    elseif age >= math.max(1000, 10 * patience) then
+      table.insert(first, 1, set)
+    elseif age >= patience or redis.call('SISMEMBER', key.slots(), set) == 0 then
+      table.insert(last, set)
+    else
+      retry = math.min(retry or patience, patience - age)
+    end
+  end
+  return first, last, retry
+end
+
+local function pop_tagged(job, set, slot, count, careful)
+  local name = key.tagged(job, set)
+  local tasks, alone = pop(job, name, count, careful)
+  if redis.call('EXISTS', name) == 0 then
+    redis.call('ZREM', key.sets(job), set)
+  elseif set == slot then
+    redis.call('ZADD', key.sets(job), 'XX', now_ms(), set)
+  end
+  return tasks, alone
+end
+
+-- Take up to `count` of the tasks that just became ready here; `from` marks what is left.
+local function first_of(fresh, count)
+  local tasks = {}
+  for i = fresh.from, math.min(#fresh, fresh.from + count - 1) do tasks[#tasks + 1] = fresh[i] end
+  fresh.from = fresh.from + #tasks
+  return tasks
+end
+
+-- Take tasks of one job for a slot: returns {tasks, alone} or nil, and a time to look again (ms).
+local function take_from(job, slot, tags, fresh)
+  local meta = redis.call('HMGET', key.job(job), 'state', 'chunk', 'python', 'patience')
+  if meta[1] ~= 'running' or not carries(tags, {meta[3]}) then return nil end
+  local backlog = redis.call('ZCARD', key.ready(job)) + redis.call('ZCARD', key.tagged(job, slot))
+    + #fresh - fresh.from + 1
+  local count = chunk_size(job, tonumber(meta[2]), backlog)
+  local careful = redis.call('EXISTS', key.alone(job)) == 1
+  if fresh.from <= #fresh and not careful and redis.call('EXISTS', key.tagged(job, slot)) == 0 then
+    local tasks = first_of(fresh, count)
+    if #tasks < count then
+      for _, task in ipairs((pop(job, key.ready(job), count - #tasks, false))) do
+        tasks[#tasks + 1] = task
+      end
+    end
+    return {tasks, 0}
+  end
+  make_ready(job, first_of(fresh, #fresh), '')
+  local first, last, retry = order_sets(job, slot, tags, tonumber(meta[4]))
+  for _, set in ipairs(first) do
+    local tasks, alone = pop_tagged(job, set, slot, count, careful)
+    if #tasks > 0 then return {tasks, alone} end
+  end
+  local tasks, alone = pop(job, key.ready(job), count, careful)
+  if #tasks > 0 then return {tasks, alone} end
+  for _, set in ipairs(last) do
+    tasks, alone = pop_tagged(job, set, slot, count, careful)
+    if #tasks > 0 then return {tasks, alone} end
+  end
+  return nil, retry
+end
+
+-- Note that a job was served: the least recently served one of the highest priority is next.
+local function serve(job)
+  if redis.call('ZCARD', key.active()) > 1 then
+    local served = redis.call('HINCRBY', key.queue(), 'serves', 1)
+    local priority = redis.call('HGET', key.job(job), 'priority')
+    redis.call('ZADD', key.active(), 'XX', served - priority * PRIORITY, job)
+  end
+  settle_active(job)
+end
+
+-- Lease tasks to a slot. `fresh`: tasks of `fresh_job` that just became ready here, its first choice.
+--
+-- Returns {job, epoch, chunk, block, alone, tasks} or false, and a time to look again (ms).
+local function lease(slot, seq, tags, fresh_job, fresh)
+  if #fresh > 0 then activate(fresh_job) end
+  local none = {from = 1}
+  local retry, found, chosen
+  for first = 0, 200, 20 do
+    local jobs = redis.call('ZRANGE', key.active(), first, first + 19)
+    for _, job in ipairs(jobs) do
+      local wait
+      found, wait = take_from(job, slot, tags, job == fresh_job and fresh or none)
+      chosen = job
+      if found then break end
+      if wait then retry = math.min(retry or wait, wait) end
+    end
+    if found or #jobs < 20 then break end
+  end
+  make_ready(fresh_job, first_of(fresh, #fresh), '')
+  if not found then return false, retry or 0 end
+  local tasks, alone = found[1], found[2]
+  redis.call('HSET', key.leases(chosen), slot, cmsgpack.pack({tonumber(seq), tasks}))
+  serve(chosen)
+  local meta = redis.call('HMGET', key.job(chosen), 'epoch', 'chunk', 'block')
+  return {chosen, meta[1], tonumber(meta[2]), tonumber(meta[3]), alone, tasks}, 0
+end

@@ -1,0 +1,27 @@
+-- Store a block of pickled tasks; those that waited only for it become ready.
+-- keys: job blocks wait consts
+-- args: job number first count payload consts
+-- returns: the state of the job ('' when it is gone)
+--@include numbers
+--@include ready
+--@include expire
+--
+-- The block is one more dependency of each of its tasks. Without that, a task whose inputs are
+-- finished could be leased while its client still pickles it, or died pickling it.
+local state = redis.call('HGET', key.job(arg.job), 'state') or ''
+if state ~= 'running' then return state end
+if redis.call('HSETNX', key.blocks(arg.job), arg.number, arg.payload) == 0 then return state end
+local ids, ready = {}, {}
+for task = arg.first, arg.first + arg.count - 1 do ids[#ids + 1] = task end
+local waits = read_counters(key.wait(arg.job), ids)
+for i, task in ipairs(ids) do
+  waits[i] = waits[i] - 1
+  if waits[i] == 0 then ready[#ready + 1] = task end
+end
+write_counters(key.wait(arg.job), ids, waits)
+for _, digest in ipairs(cmsgpack.unpack(arg.consts)) do
+  redis.call('SADD', key.consts(arg.job), digest)
+end
+make_ready(arg.job, ready, '')
+renew_job(arg.job)
+return state

@@ -1,0 +1,13 @@
+-- Declare the upload of a job complete: from now on it does not need its client to run.
+-- keys: job blocks
+-- args: job
+-- returns: the state of the job ('' when it is gone), or 'incomplete' if a block is missing
+--@include ending
+--@include expire
+local meta = redis.call('HMGET', key.job(arg.job), 'state', 'blocks')
+if not meta[1] then return '' end
+if redis.call('HLEN', key.blocks(arg.job)) ~= tonumber(meta[2]) then return 'incomplete' end
+redis.call('HSET', key.job(arg.job), 'sealed', '1')
+end_if_done(arg.job)
+renew_job(arg.job)
+return redis.call('HGET', key.job(arg.job), 'state')

@@ -1,0 +1,114 @@
+-- Finish a slot's lease and give it the next: one round trip per chunk.
+-- keys: queue slots slot job wake idle active
+-- args: slot seq job epoch batch failure known want floor rest
+-- returns: msgpack {status, refused tasks, lease or false, look again in ms}
+--@include finish
+--@include take
+--@include leases
+--@include settle
+--@include ending
+--@include expire
+--
+-- status: 'ok', 'stale' (an older call of this slot, nothing was leased or given back),
+-- 'unregistered' (results count, nothing is leased). `rest` = '1': enter the slot as idle if
+-- it gets nothing. `failure` = msgpack {task, kind, payload}, or ''. `want` and `floor` hold for
+-- tasks of the job `known`; of another job, whose tasks may take an hour each, it gets one.
+local slot, seq = arg.slot, tonumber(arg.seq)
+local state = redis.call('HMGET', key.slot(slot), 'seq', 'answer', 'job', 'tags')
+local registered = redis.call('SISMEMBER', key.slots(), slot) == 1
+if registered then
+  -- A reply was lost, or a copy of the call was under way: the same answer, or a refusal. Were
+  -- it run again it would lease a second time, and nobody would know that lease.
+  if seq == tonumber(state[1]) then return state[2] end
+  if seq < tonumber(state[1]) then return cmsgpack.pack({'stale', {}, false, 0}) end
+end
+
+-- Decide. Nothing is written before all of this was read and checked.
+local job, refused, plan = arg.job, {}, nil
+local attempt = string.sub(slot, 1, 16) .. string.format('%08x', seq - 1)
+local groups = job ~= '' and cmsgpack.unpack(arg.batch) or {}
+local meta = redis.call('HMGET', key.job(job), 'state', 'epoch')
+local lease_packed = state[3] == job and job ~= '' and redis.call('HGET', key.leases(job), slot)
+local current = registered and lease_packed and cmsgpack.unpack(lease_packed)[1] == seq - 1
+local alive = meta[1] == 'running' and meta[2] == arg.epoch
+if alive then
+  plan = decide_batch(job, groups, attempt)
+  refused = plan.refused
+else
+  plan = {done = {}, accepted = {}}
+  for _, group in ipairs(groups) do
+    for _, task in ipairs(group[2]) do refused[#refused + 1] = task end
+  end
+end
+local failure = arg.failure ~= '' and cmsgpack.unpack(arg.failure)
+
+-- Write.
+local spare = 0
+if registered then
+  leave_idle(slot)
+  spare = redis.call('LLEN', key.wake(slot))
+  redis.call('DEL', key.wake(slot))
+end
+local ready = {free = {}, near = {}}
+if alive then
+  ready = write_batch(job, plan, attempt, current)
+elseif #groups > 0 then
+  drop_refused(job, groups, plan, attempt)
+end
+if alive and #refused > 0 then drop_refused(job, groups, plan, attempt) end
+if state[3] and registered then
+  local again = {}
+  for _, task in ipairs(refused) do again[task] = true end
+  end_lease(state[3], slot, plan.done, function(task) return again[task] end)
+  redis.call('HDEL', key.slot(slot), 'job')
+end
+-- A late failure never counts: only the slot that holds the task by a current lease may fail it.
+if alive and current and failure then
+  end_job(job, 'failed', cmsgpack.pack({failure[2], failure[1], failure[3], slot}))
+  alive = false
+end
+if alive then
+  if #plan.accepted > 0 and #plan.outputs > 0 then tell_client(job) end
+  make_ready(job, ready.near, registered and slot or '')
+  settle_some(job)
+  end_if_done(job)
+  alive = redis.call('HGET', key.job(job), 'state') == 'running'
+end
+if not registered then
+  make_ready(job, ready.free, '')
+  return cmsgpack.pack({'unregistered', refused, false, 0})
+end
+
+local found, retry = false, 0
+local fresh = {from = 1}
+if alive and redis.call('HEXISTS', key.job(job), 'hard:1') == 0 then
+  for _, task in ipairs(ready.free) do fresh[#fresh + 1] = task end
+  table.sort(fresh)
+else
+  make_ready(job, ready.free, '')
+end
+local tags = cmsgpack.unpack(state[4])
+if tonumber(arg.want) > 0 then
+  found, retry = lease(slot, seq, tags, job, fresh)
+else
+  make_ready(job, first_of(fresh, #fresh), '')
+end
+if found then
+  redis.call('HSET', key.slot(slot), 'job', found[1])
+elseif arg.rest == '1' then
+  local now = now_ms()
+  for _, tag in ipairs(tags) do
+    redis.call('ZADD', key.idle(tag), now, slot)
+    redis.call('PEXPIRE', key.idle(tag), DAY)
+  end
+  redis.call('HSET', key.slot(slot), 'idle', '1')
+end
+if spare > 0 and redis.call('EXISTS', key.active()) == 1 then
+  for _, tag in ipairs(tags) do if wake(tag, spare) > 0 then break end end
+end
+local answer = cmsgpack.pack({'ok', refused, found, retry})
+redis.call('HSET', key.slot(slot), 'seq', seq, 'answer', answer)
+redis.call('PEXPIRE', key.slot(slot), DAY)
+if alive then renew_job(job) end
+if found and found[1] ~= job then renew_job(found[1]) end
+return answer

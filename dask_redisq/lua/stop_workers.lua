@@ -1,0 +1,16 @@
+-- Tell every registered worker of the queue to leave it, and cancel its jobs.
+-- keys: workers control jobs job
+-- args: reason
+-- returns: how many workers are still registered
+--@include ending
+for _, job in ipairs(redis.call('ZRANGE', key.jobs(), 0, -1)) do
+  if redis.call('HGET', key.job(job), 'state') == 'running' then
+    end_job(job, 'cancelled', cmsgpack.pack({'cancelled', -1, arg.reason, ''}))
+  end
+end
+local workers = redis.call('HKEYS', key.workers())
+for _, worker in ipairs(workers) do
+  redis.call('RPUSH', key.control(worker), cmsgpack.pack({'stop', '', ''}))
+  redis.call('PEXPIRE', key.control(worker), 3600 * 1000)
+end
+return #workers

@@ -1,0 +1,125 @@
+"""What a slot has of the jobs that it works for: blocks, constants and values, fetched once."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+from dask_redisq.cache import ValueCache
+from dask_redisq.codec import Block, PackedBlock, loads
+from dask_redisq.keys import Keys
+from dask_redisq.link import Link
+
+__all__ = ["JobMemory", "MissingInput", "SlotMemory"]
+
+#: Jobs whose blocks and constants are kept.
+JOBS = 8
+#: Blocks kept of one job.
+BLOCKS = 256
+#: Fields in one HMGET.
+FIELDS = 2000
+#: Characters of an attempt's name in a record: see lua/lib/finish.lua.
+_ATTEMPT = 24
+
+
+class MissingInput(Exception):
+    """An input is not where the server said; what to make of it is a question to the server."""
+
+    def __init__(self, task: int) -> None:
+        super().__init__(task)
+        self.task = task
+
+
+class JobMemory:
+    """Blocks and constants of one job, as read over `link`."""
+
+    def __init__(self, link: Link, keys: Keys, job: str) -> None:
+        self._link = link
+        self._keys = keys
+        self._job = job
+        self.blocks: OrderedDict[int, Block] = OrderedDict()
+        self._buffers: dict[str, bytes] = {}
+        self._objects: dict[str, Any] = {}
+
+    def load_blocks(self, numbers: list[int]) -> None:
+        """Fetch those of the blocks that are not here.
+
+        Raises
+        ------
+        Exception
+            Whatever unpickling raises, `ModuleNotFoundError` for instance.
+        """
+        missing = [n for n in numbers if n not in self.blocks]
+        if missing:
+            found = self._link.command("HMGET", self._keys("blocks", self._job), *missing)
+            for number, payload in zip(missing, found, strict=True):
+                if payload is None:
+                    raise LookupError(f"block {number} of job {self._job} is gone: the job has ended")
+                packed = PackedBlock.read(payload)
+                self.blocks[number] = packed.open(self._buffer, self._object)
+        for number in numbers:
+            self.blocks.move_to_end(number)
+        while len(self.blocks) > max(BLOCKS, len(numbers)):
+            self.blocks.popitem(last=False)
+
+    def _buffer(self, digest: str) -> bytes:
+        found = self._buffers.get(digest)
+        if found is None:
+            found = self._link.command("GET", self._keys("const", self._job, digest))
+            if found is None:
+                raise LookupError(f"constant {digest} of job {self._job} is gone: the job has ended")
+            self._buffers[digest] = found
+        return found
+
+    def _object(self, digest: str) -> Any:
+        if digest not in self._objects:
+            self._objects[digest] = loads(self._buffer(digest))
+            del self._buffers[digest]
+        return self._objects[digest]
+
+
+class SlotMemory:
+    """The jobs that a slot works for, and the values of the current one."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._jobs: OrderedDict[str, JobMemory] = OrderedDict()
+        self.values = ValueCache()
+
+    def job(self, keys: Keys, job: str, epoch: str) -> JobMemory:
+        """Turn to `job` and return what is known of it."""
+        self.values.turn_to(job, epoch)
+        if job not in self._jobs:
+            self._jobs[job] = JobMemory(self._link, keys, job)
+            while len(self._jobs) > JOBS:
+                self._jobs.popitem(last=False)
+        self._jobs.move_to_end(job)
+        return self._jobs[job]
+
+    def fetch_values(self, keys: Keys, job: str, tasks: list[int]) -> dict[int, Any]:
+        """Return the values of `tasks`, from memory or from the server; what is missing is left out.
+
+        A wide fan-in is read in slices, and a value that is stored apart by itself.
+        """
+        values = {t: self.values.get(t) for t in tasks if t in self.values}
+        wanted = [t for t in tasks if t not in values]
+        apart: list[tuple[int, bytes]] = []
+        for first in range(0, len(wanted), FIELDS):
+            some = wanted[first : first + FIELDS]
+            records = self._link.command("HMGET", keys("values", job), *some)
+            for task, record in zip(some, records, strict=True):
+                if record is None:
+                    continue
+                if record[:1] == b"i":
+                    self._enter(values, task, record[1 + _ATTEMPT :])
+                else:
+                    apart.append((task, record[1 : 1 + _ATTEMPT]))
+        for task, attempt in apart:
+            data = self._link.command("GET", keys("value", job, task, attempt.decode()))
+            if data is not None:
+                self._enter(values, task, data)
+        return values
+
+    def _enter(self, values: dict[int, Any], task: int, data: bytes) -> None:
+        values[task] = loads(data)
+        self.values.put(task, values[task], len(data))

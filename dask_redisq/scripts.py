@@ -1,0 +1,154 @@
+"""Load the Lua scripts of the package and call them by name.
+
+A script opens with a header that the loader reads, so that names, not positions, join
+Python and Lua::
+
+    -- Purpose, in one sentence.
+    -- keys: job wait ready          (names in dask_redisq.keys.PATTERNS that the script may build)
+    -- args: job epoch
+    -- returns: what the caller gets
+    --@include ready                  (lua/lib/ready.lua, itself with a header; each once)
+
+The loader writes the prelude: ``key.wait(job)`` for each listed name and ``arg.job`` for each
+argument. A name that the header does not list is nil there, so the header cannot lie.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+
+from dask_redisq.keys import PATTERNS
+
+__all__ = ["Script", "load", "script_names"]
+
+_HEADER = re.compile(r"^-- (keys|args|returns): ?(.*)$")
+_INCLUDE = re.compile(r"^--@include (\w+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Script:
+    """One atomic transition, ready to be sent.
+
+    Attributes
+    ----------
+    name : str
+        The file's name without ``.lua``.
+    purpose : str
+        The first sentence of its header.
+    keys : tuple of str
+        The key patterns that it may touch, its includes' among them.
+    args : tuple of str
+        Names of its arguments, in the order of ARGV.
+    returns : str
+        What it answers.
+    text : str
+        The whole Lua source with prelude and includes.
+    sha : str
+        The SHA-1 by which EVALSHA names it.
+    """
+
+    name: str
+    purpose: str
+    keys: tuple[str, ...]
+    args: tuple[str, ...]
+    returns: str
+    text: str
+    sha: str
+
+    def argv(self, values: dict[str, object]) -> list[object]:
+        """Return `values` in the order of the header; a missing or unknown name is a TypeError."""
+        if len(values) != len(self.args):
+            raise TypeError(f"{self.name} takes {self.args}, not {tuple(values)}")
+        try:
+            return [values[name] for name in self.args]
+        except KeyError as error:
+            raise TypeError(f"{self.name} needs the argument {error}") from None
+
+
+def _folder() -> Traversable:
+    return files("dask_redisq").joinpath("lua")
+
+
+def script_names() -> list[str]:
+    """Return the names of all scripts, sorted."""
+    return sorted(f.name[:-4] for f in _folder().iterdir() if f.name.endswith(".lua"))
+
+
+def _read_header(where: str, text: str) -> dict[str, str]:
+    """Parse the comment block at the top of a Lua file; a gap is a ValueError."""
+    lines = text.splitlines()
+    if not lines or not lines[0].startswith("-- "):
+        raise ValueError(f"{where} must open with its purpose in a comment")
+    header = {"purpose": lines[0][3:]}
+    for line in lines[1:]:
+        if not line.startswith("--"):
+            break
+        if match := _HEADER.match(line):
+            header[match[1]] = match[2]
+    return header
+
+
+@cache
+def _library(name: str) -> tuple[dict[str, str], str, tuple[str, ...]]:
+    """Return header, text and includes of ``lua/lib/NAME.lua``."""
+    text = _folder().joinpath("lib").joinpath(f"{name}.lua").read_text()
+    return _read_header(f"lib/{name}.lua", text), text, tuple(_INCLUDE.findall(text))
+
+
+def _includes(names: tuple[str, ...], path: tuple[str, ...] = ()) -> list[str]:
+    """Return `names` and what they include, each once, what is used before what uses it."""
+    order: list[str] = []
+    for name in names:
+        if name in path:
+            raise ValueError(f"lua/lib includes in a circle: {' -> '.join((*path, name))}")
+        for found in (*_includes(_library(name)[2], (*path, name)), name):
+            if found not in order:
+                order.append(found)
+    return order
+
+
+def _prelude(keys: list[str], args: tuple[str, ...]) -> str:
+    """Return the Lua that gives a script its key functions and its named arguments."""
+    unknown = [k for k in keys if k not in PATTERNS]
+    if unknown:
+        raise ValueError(f"no such key: {unknown}; the table is dask_redisq/keys.py")
+    lines = ["local PREFIX = string.sub(KEYS[1], 1, -6)", "local key = {}"]
+    for name in keys:
+        pieces = PATTERNS[name][0].split("%s")
+        params = ["a", "b", "c"][: len(pieces) - 1]
+        body = " .. ".join(
+            ["PREFIX"] + [x for p, a in zip(pieces, [*params, ""]) for x in (f"'{p}'", a) if x not in ("''", "")]
+        )
+        lines.append(f"function key.{name}({', '.join(params)}) return {body} end")
+    named = ", ".join(f"{name} = ARGV[{i}]" for i, name in enumerate(args, 1))
+    lines.append(f"local arg = {{{named}}}")
+    return "\n".join(lines)
+
+
+@cache
+def load(name: str) -> Script:
+    """Return the script ``lua/NAME.lua`` with its includes.
+
+    Raises
+    ------
+    ValueError
+        If a header has a gap, names an unknown key, or files include one another in a circle.
+    """
+    text = _folder().joinpath(f"{name}.lua").read_text()
+    header = _read_header(f"{name}.lua", text)
+    missing = {"keys", "args", "returns"} - set(header)
+    if missing:
+        raise ValueError(f"{name}.lua lacks {sorted(missing)} in its header")
+    libraries = _includes(tuple(_INCLUDE.findall(text)))
+    keys = list(header["keys"].split())
+    for library in libraries:
+        keys += [k for k in _library(library)[0].get("keys", "").split() if k not in keys]
+    args = tuple(header["args"].split())
+    whole = "\n".join([_prelude(keys, args), *(_library(x)[1] for x in libraries), text])
+    sha = hashlib.sha1(whole.encode()).hexdigest()
+    return Script(name, header["purpose"], tuple(keys), args, header["returns"], whole, sha)

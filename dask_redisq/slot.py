@@ -1,0 +1,324 @@
+"""A slot: one process with one thread that leases tasks, runs them and reports.
+
+Its life: step (report the last lease, get the next), load blocks and inputs, run, store large
+values, step again. With nothing to do it blocks in BLPOP on its wake list. It is started
+by its supervisor, which registered it; it ends by SIGTERM (after the task in hand), with its
+supervisor, or when it is told to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from dask_redisq.codec import pack, unpack
+from dask_redisq.errors import TaskNotSerializable, ValueTooLarge
+from dask_redisq.keys import Keys
+from dask_redisq.lease import Batch, Lease, LeaseRun, Pace, Published
+from dask_redisq.link import Link
+from dask_redisq.memory import JobMemory, SlotMemory
+from dask_redisq.page import Page
+from dask_redisq.remote_error import pack_error
+
+__all__ = ["Slot", "main"]
+
+#: Seconds between two looks for work of an idle slot: heals a lost token.
+RECHECK = 5
+#: Seconds after which a slot of several queues turns to the next one.
+TURN = 1.0
+#: The server's limit for one string, less some room.
+MOST_BYTES = 512 * 2**20 - 1024
+#: A value that nobody accepted is gone after this many ms.
+UNSEEN = 600_000
+
+
+@dataclass
+class _Queue:
+    """One queue that a slot serves, and the number of its last call there."""
+
+    keys: Keys
+    index: int
+    seq: int = 0
+    idle: bool = False
+
+
+@dataclass
+class _Report:
+    """What the next step tells of the last lease."""
+
+    job: str = ""
+    epoch: str = ""
+    batch: Batch = field(default_factory=Batch)
+    failure: bytes = b""
+
+
+class _Wake(BaseException):
+    """Raised by the signal handler to leave a blocking wait."""
+
+
+class Slot:
+    """The loop of one slot.
+
+    Parameters
+    ----------
+    link : Link
+        Its connection, which waits for the server for ever.
+    slot : str
+        Its start id, 16 random hexadecimal digits; with a sequence number it names an attempt.
+    queues : list of str
+        The queues that it serves, in order.
+    tags : frozenset of str
+        What it carries.
+    page : Page
+        Where its supervisor reads what it does.
+    where : str
+        Name of its worker, for messages.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        slot: str,
+        queues: list[str],
+        tags: frozenset[str],
+        page: Page,
+        where: str,
+    ) -> None:
+        self.link = link
+        self.slot = slot
+        self.queues = [_Queue(Keys(name), i) for i, name in enumerate(queues)]
+        self.tags = tags
+        self.page = page
+        self.where = where
+        self.pace = Pace()
+        self.memory = SlotMemory(link)
+        self.stopping = False
+        self._waiting = False
+
+    def __repr__(self) -> str:
+        return f"<Slot {self.slot} of {self.where}, queues {[q.keys.queue for q in self.queues]}>"
+
+    # -- the loop -------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serve the queues until `stop` is called."""
+        at, fruitless, report = 0, 0, _Report()
+        turned = time.monotonic()
+        again = RECHECK * 1000
+        while True:
+            queue = self.queues[at]
+            turn = len(self.queues) > 1 and time.monotonic() - turned > TURN
+            lease, retry, status = self._step(queue, report, more=not self.stopping and not turn)
+            report = _Report()
+            if lease is not None:
+                self._leave_other_queues(queue)
+                report = self._work(queue, lease)
+                fruitless, again = 0, RECHECK * 1000
+                continue
+            if self.stopping:
+                return
+            again = min(again, retry or again, 500 if status == "unregistered" else again)
+            fruitless = 0 if turn else fruitless + 1
+            at, turned = (at + 1) % len(self.queues), time.monotonic()
+            if fruitless >= len(self.queues):
+                self._wait(again)
+                fruitless, again = 0, RECHECK * 1000
+
+    def stop(self, *_: object) -> None:
+        """End after the task in hand; a signal handler."""
+        self.stopping = True
+        if self._waiting:
+            raise _Wake
+
+    def _wait(self, milliseconds: int) -> None:
+        """Block until a token comes, at most `milliseconds`."""
+        lists = [q.keys("wake", self.slot) for q in self.queues]
+        try:
+            self._waiting = True
+            if not self.stopping:
+                self.link.command("BLPOP", *lists, max(0.01, milliseconds / 1000))
+        except _Wake:
+            pass
+        finally:
+            self._waiting = False
+
+    def _leave_other_queues(self, queue: _Queue) -> None:
+        """Leave the idle sets of the other queues; a token that waits there is passed on."""
+        for other in self.queues:
+            if other is not queue and other.idle:
+                self._step(other, _Report(), more=False, rest=False)
+
+    def _step(
+        self, queue: _Queue, report: _Report, more: bool, rest: bool = True
+    ) -> tuple[Lease | None, int, str]:
+        """Report and lease in one call; return the lease, when to look again, and the status."""
+        queue.seq += 1
+        answer = self.link.call(
+            "step",
+            queue.keys,
+            slot=self.slot,
+            seq=queue.seq,
+            job=report.job,
+            epoch=report.epoch,
+            batch=pack(report.batch.groups) if report.job else b"",
+            failure=report.failure,
+            known=self.pace.job,
+            want=self.pace.want if more else 0,
+            floor=self.pace.floor,
+            rest=int(rest and more),
+        )
+        status, refused, leased, retry = unpack(answer)
+        self.page.rest()
+        self._keep_accepted(report, refused)
+        queue.idle = not leased and rest and more
+        if not leased:
+            return None, retry, status.decode()
+        job, epoch, chunk, block, alone, tasks = leased
+        lease = Lease(job.decode(), epoch.decode(), chunk, block, bool(alone), tasks, queue.seq)
+        return lease, 0, status.decode()
+
+    def _keep_accepted(self, report: _Report, refused: list[int]) -> None:
+        """Keep own values that the server accepted, for tasks that come here next."""
+        dropped = set(refused)
+        for task, value, data, _ in report.batch.published:
+            if task not in dropped:
+                self.memory.values.put(task, value, len(data))
+
+    # -- one lease --------------------------------------------------------------------
+
+    def _work(self, queue: _Queue, lease: Lease) -> _Report:
+        """Run a lease and return what to report of it."""
+        report = _Report(lease.job, lease.epoch)
+        self.page.hold(queue.index, lease.job, lease.seq, time.monotonic_ns() // 1_000_000)
+        memory = self.memory.job(queue.keys, lease.job, lease.epoch)
+        try:
+            memory.load_blocks(sorted({t // lease.block for t in lease.tasks}))
+            values, tasks = self._load_inputs(queue, lease, memory)
+        except LookupError:
+            return report  # the job ended meanwhile
+        except Exception as error:
+            error.add_note(f"dask-redisq: while loading what the task needs on worker {self.where}")
+            report.failure = self._failure(lease.tasks[0], error)
+            return report
+        if not tasks:
+            return report
+        run = LeaseRun(
+            lease._replace(tasks=tasks),
+            memory.blocks,
+            values,
+            self.pace,
+            self.tags,
+            time.perf_counter,
+            self.page.begin,
+            lambda: not self.stopping and not self.page.stopped(lease.job.encode()),
+        )
+        run.run()
+        report.batch = run.report()
+        self._store_apart(queue, lease, report.batch)
+        if report.batch.failed is not None:
+            report.failure = self._failure(*report.batch.failed)
+        return report
+
+    def _load_inputs(
+        self, queue: _Queue, lease: Lease, memory: JobMemory
+    ) -> tuple[dict[int, Any], list[int]]:
+        """Return the inputs of the lease's tasks, and the tasks whose inputs were all there.
+
+        The others go back un-begun, and the server is asked about them: never is another task
+        waited for while a lease is held.
+        """
+        needs = {t: memory.blocks[t // lease.block].inputs[t % lease.block] for t in lease.tasks}
+        wanted = list(dict.fromkeys(i for inputs in needs.values() for i in inputs))
+        if not wanted:
+            return {}, lease.tasks
+        values = self.memory.fetch_values(queue.keys, lease.job, wanted)
+        if len(values) == len(wanted):
+            return values, lease.tasks
+        runnable = []
+        for task, inputs in needs.items():
+            missing = [i for i in inputs if i not in values]
+            if not missing:
+                runnable.append(task)
+            else:
+                self.link.call(
+                    "report_missing", queue.keys, job=lease.job, task=task, input=missing[0]
+                )
+        return values, runnable
+
+    def _store_apart(self, queue: _Queue, lease: Lease, batch: Batch) -> None:
+        """Write large values before the call that makes them count; each is born with an expiry."""
+        attempt = f"{self.slot}{lease.seq:08x}"
+        for published in batch.published:
+            if published.inline:
+                continue
+            if len(published.data) > MOST_BYTES:
+                batch.failed = batch.failed or (published.task, _too_large(published))
+                batch.groups = [g for g in batch.groups if published.task not in g[1]]
+                continue
+            name = queue.keys("value", lease.job, published.task, attempt)
+            self.link.send("SET", name, published.data, "PX", UNSEEN)
+        self.link.receive_all()
+
+    def _failure(self, task: int, error: BaseException) -> bytes:
+        if isinstance(error, Exception) and not hasattr(error, "__traceback__"):
+            raise error
+        return pack([task, "raised", pack_error(error, self.where)])
+
+
+def _too_large(published: Published) -> ValueTooLarge:
+    return ValueTooLarge(
+        f"the result takes {len(published.data):,} bytes; the server holds at most {MOST_BYTES:,} in one "
+        "value: return smaller parts"
+    )
+
+
+def _die_with_parent(life: int) -> None:
+    """End this process when its supervisor ends, however that ends.
+
+    The kernel does it on Linux, also while C code holds the GIL; elsewhere a thread sees the
+    end of the pipe whose other end only the supervisor holds.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+    def watch() -> None:
+        os.read(life, 1)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="life", daemon=True).start()
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one slot as its supervisor starts it; the URL comes by environment."""
+    parser = argparse.ArgumentParser(prog="python -m dask_redisq.slot")
+    parser.add_argument("--slot", required=True)
+    parser.add_argument("--page", type=int, required=True)
+    parser.add_argument("--life", type=int, required=True)
+    parser.add_argument("--queue", action="append", required=True)
+    parser.add_argument("--tag", action="append", default=[])
+    parser.add_argument("--where", required=True)
+    options = parser.parse_args(argv)
+    _die_with_parent(options.life)
+    import dask
+
+    # A compute inside a task runs right there: waiting for other slots could wait for ever.
+    dask.config.set(scheduler="sync")
+    link = Link(os.environ["DASK_REDISQ__URL"], patience=None)
+    page = Page(options.page)
+    slot = Slot(link, options.slot, options.queue, frozenset(options.tag), page, options.where)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, slot.stop)
+    slot.run()
+
+
+if __name__ == "__main__":
+    from dask_redisq.slot import main as run_slot  # not as __main__, which pickles would name
+
+    run_slot()

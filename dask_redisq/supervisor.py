@@ -1,0 +1,440 @@
+"""A worker: a supervisor process that keeps its slots and its alive key.
+
+It renews the alive key from a process of its own, since a thread beside the user's code
+starves while C code holds the GIL (7.4 s measured). It sees a dead slot at once, gives its lease
+back and starts another. One thread, one selector: children, signals, and the server's words
+(``stop``, ``cancel``) all arrive in the same loop.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import secrets
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from dask_redisq.codec import pack, unpack
+from dask_redisq.errors import ServerUnavailable
+from dask_redisq.keys import Keys
+from dask_redisq.link import Link, redact
+from dask_redisq.monitor import Monitor
+from dask_redisq.page import Page
+from dask_redisq.versions import about_worker, python_tag
+
+__all__ = ["Supervisor", "WorkerOptions", "run_worker"]
+
+logger = logging.getLogger("dask_redisq.worker")
+
+#: Seconds that a task of a cancelled job may still run.
+GRACE = 1.0
+#: Seconds that a stopped worker waits for a server that is away.
+LAST_PATIENCE = 2.0
+#: Seconds between two turns of the loop if nothing happens.
+TICK = 1.0
+#: Slots that die young are started again with a growing pause, in seconds.
+YOUNG, MOST_PAUSE = 5.0, 10.0
+
+#: What distributed's nanny sets for its workers: one thread a process, the same hashes everywhere.
+_SLOT_ENVIRONMENT = {
+    "PYTHONHASHSEED": "6640",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """How a worker was asked to run.
+
+    Attributes
+    ----------
+    queues : tuple of str
+        Queues to serve, in order.
+    url : str
+        The server.
+    nworkers : int
+        Number of slots.
+    name : str
+        Shown to people; not unique.
+    tags : tuple of str
+        What the slots carry besides their worker's name and Python version.
+    alive_expiry : float
+        Seconds without a beat after which the worker counts as dead.
+    death_timeout : float
+        Seconds for which a starting worker tries to find its server.
+    """
+
+    queues: tuple[str, ...]
+    url: str
+    nworkers: int
+    name: str
+    tags: tuple[str, ...] = ()
+    alive_expiry: float = 10.0
+    death_timeout: float = 60.0
+
+
+@dataclass
+class _Child:
+    """One slot process."""
+
+    slot: str
+    process: subprocess.Popen[bytes]
+    page: Page
+    life: int
+    started: float
+    kill_at: float | None = None
+    kill_job: bytes = b""
+    stopping: bool = False
+
+    def close(self) -> None:
+        os.close(self.life)
+        self.page.close()
+
+
+@dataclass
+class _Place:
+    """Room for one slot: the process in it, or when the next one starts."""
+
+    child: _Child | None = None
+    start_at: float = 0.0
+    deaths: int = 0
+    queues: set[str] = field(default_factory=set)
+
+
+class Supervisor:
+    """The loop of one worker; see the module.
+
+    Parameters
+    ----------
+    options : WorkerOptions
+        How to run.
+    """
+
+    def __init__(self, options: WorkerOptions) -> None:
+        self.options = options
+        self.worker = secrets.token_hex(8)  # new at each start: pids and host names come again
+        self.keys = [Keys(name) for name in options.queues]
+        self.link = Link(options.url, patience=None)
+        self.words = Link(options.url, patience=None)
+        self.monitors = [Monitor(self.link, k, self.worker) for k in self.keys]
+        self.places = [_Place() for _ in range(options.nworkers)]
+        self.stopping = False
+        self.signals = 0
+        self._asked = False
+        self._next_beat = 0.0
+        self._tags = tuple(
+            dict.fromkeys([python_tag(), options.name, socket.gethostname(), *options.tags])
+        )
+
+    def __repr__(self) -> str:
+        running = sum(p.child is not None for p in self.places)
+        return f"<Supervisor {self.options.name} {self.worker}, {running} of {len(self.places)} slots>"
+
+    # -- life ---------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Serve until stopped; return the exit code."""
+        if not self._find_server():
+            return 1
+        wake_read, wake_write = os.pipe()
+        os.set_blocking(wake_read, False)
+        os.set_blocking(wake_write, False)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_stop)
+        self._register()
+        logger.info(
+            "worker %s: %d slots on %s, queues %s",
+            self.options.name,
+            len(self.places),
+            redact(self.options.url),
+            ", ".join(self.options.queues),
+        )
+        try:
+            while self._turn(wake_read):
+                pass
+            self._leave(self.keys)
+        except ServerUnavailable as error:
+            logger.warning("left without a word to the server: %s", error)
+        finally:
+            self._kill_all()
+            signal.set_wakeup_fd(-1)
+            os.close(wake_read)
+            os.close(wake_write)
+        self.link.close()
+        self.words.close()
+        logger.info("worker %s ended", self.options.name)
+        return 0
+
+    def _find_server(self) -> bool:
+        """Connect; a starting worker that finds no server says so once and gives up in time."""
+        deadline, said = time.monotonic() + self.options.death_timeout, False
+        while True:
+            try:
+                self.link.connect()
+                self._check_server()
+                return True
+            except ServerUnavailable as error:
+                if not said:
+                    logger.warning("%s; trying for %.0f s", error, self.options.death_timeout)
+                    said = True
+                if time.monotonic() >= deadline:
+                    logger.error("gave up: %s", error)
+                    return False
+                time.sleep(min(0.5, max(0.01, deadline - time.monotonic())))
+
+    def _check_server(self) -> None:
+        from dask_redisq.server_check import warn_about_server
+
+        warn_about_server(self.link, logger)
+
+    def _on_stop(self, number: int, _frame: object) -> None:
+        self.stopping = True
+        self.signals += 1
+        self.link.patience = LAST_PATIENCE  # the server may be away: leave all the same
+
+    # -- one turn of the loop -------------------------------------------------------------
+
+    def _turn(self, wake_read: int) -> bool:
+        """Do what is due, then wait for something to happen; false when all is over."""
+        now = time.monotonic()
+        self._reap(now)
+        if self.stopping:
+            self._drain()
+            if all(place.child is None for place in self.places):
+                return False
+        else:
+            self._fill(now)
+        self._kill_overdue(now)
+        if now >= self._next_beat:
+            self._beat()
+        for monitor in self.monitors:
+            monitor.run(now)
+        self._listen(wake_read, now)
+        return True
+
+    def _listen(self, wake_read: int, now: float) -> None:
+        """Wait for a signal, a child's end, or a word from the server."""
+        self._ask_for_words()
+        due = [self._next_beat, now + TICK]
+        due += [p.child.kill_at for p in self.places if p.child and p.child.kill_at]
+        due += [p.start_at for p in self.places if not p.child]
+        with selectors.DefaultSelector() as selector:
+            selector.register(wake_read, selectors.EVENT_READ)
+            if self._asked and self.words.unbroken_since is not None:
+                selector.register(self.words, selectors.EVENT_READ)
+            selector.select(max(0.0, min(due) - time.monotonic()))
+        try:
+            os.read(wake_read, 4096)
+        except BlockingIOError:
+            pass
+        self._read_words()
+
+    def _ask_for_words(self) -> None:
+        """Have a BLPOP on the control lists under way, on a connection of its own."""
+        if self._asked or not self.keys:
+            return
+        try:
+            if self.words.unbroken_since is None:
+                self.words.connect()
+        except ServerUnavailable:
+            return  # the link that beats waits for the server; the next turn tries again
+        self.words.send("BLPOP", *[k("control", self.worker) for k in self.keys], 5)
+        self._asked = True
+
+    def _read_words(self) -> None:
+        if not self._asked or not self.words.reply_ready():
+            return
+        self._asked = False
+        reply = self.words.read_now()
+        if reply is not None:
+            name, word = reply
+            self._obey(name.decode(), unpack(word))
+
+    def _obey(self, name: str, word: list[bytes]) -> None:
+        """Do what a control word says."""
+        verb, slot, job = (part.decode() for part in word)
+        if verb == "stop":
+            keys = next(k for k in self.keys if k("control", self.worker) == name)
+            logger.info("queue %s was removed", keys.queue)
+            self._leave_queue(keys)
+        elif verb == "cancel":
+            for place in self.places:
+                child = place.child
+                if child is not None and child.slot == slot and child.page.read().job == job.encode():
+                    child.page.stop(job.encode())
+                    child.kill_at, child.kill_job = time.monotonic() + GRACE, job.encode()
+
+    def _leave_queue(self, keys: Keys) -> None:
+        """Leave one queue; without any the worker ends."""
+        self._leave([keys])
+        self.keys.remove(keys)
+        self.monitors = [m for m in self.monitors if m.keys is not keys]
+        if not self.keys:
+            self.stopping = True
+        else:  # its slots still know the queue: new ones do not
+            for place in self.places:
+                if place.child is not None:
+                    self._stop_child(place.child)
+
+    # -- slots --------------------------------------------------------------------------
+
+    def _fill(self, now: float) -> None:
+        for place in self.places:
+            if place.child is None and now >= place.start_at:
+                place.child = self._start(now)
+
+    def _start(self, now: float) -> _Child:
+        """Register a slot and start its process; in this order: only the registered may lease."""
+        slot = secrets.token_hex(8)
+        for keys in self.keys:
+            self._register_slot(keys, slot)
+        page = Page()
+        life_read, life_write = os.pipe()
+        command = [sys.executable, "-m", "dask_redisq.slot", "--slot", slot]
+        command += ["--page", str(page.fd), "--life", str(life_read), "--where", self.options.name]
+        command += [x for k in self.keys for x in ("--queue", k.queue)]
+        command += [x for tag in self._tags for x in ("--tag", tag)]
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            pass_fds=(page.fd, life_read),
+            env={**os.environ, **_SLOT_ENVIRONMENT, "DASK_REDISQ__URL": self.options.url},
+        )
+        os.close(life_read)
+        return _Child(slot, process, page, life_write, now)
+
+    def _reap(self, now: float) -> None:
+        """Find slots that ended, give their leases back, and make room for others."""
+        for place in self.places:
+            child = place.child
+            if child is None or child.process.poll() is None:
+                continue
+            place.child = None
+            self._unregister_slot(child)
+            orderly = child.process.returncode == 0
+            if not orderly:
+                logger.warning("slot %s ended: %s", child.slot, _how(child.process.returncode))
+            young = not orderly and child.kill_at is None and now - child.started < YOUNG
+            place.deaths = place.deaths + 1 if young else 0
+            place.start_at = now + min(MOST_PAUSE, 0.1 * 2**place.deaths) if place.deaths > 1 else now
+            child.close()
+
+    def _drain(self) -> None:
+        """Ask the slots to end after the task in hand; a second signal kills them."""
+        for place in self.places:
+            if place.child is not None:
+                self._stop_child(place.child)
+                if self.signals > 1:
+                    place.child.process.kill()
+
+    def _stop_child(self, child: _Child) -> None:
+        if not child.stopping:
+            child.stopping = True
+            child.process.terminate()
+
+    def _kill_overdue(self, now: float) -> None:
+        """Kill slots that still run a task of a job that was cancelled a moment ago."""
+        for place in self.places:
+            child = place.child
+            if child is None or child.kill_at is None or now < child.kill_at:
+                continue
+            if child.page.read().job == child.kill_job:
+                child.process.kill()
+            else:
+                child.kill_at = None
+
+    def _kill_all(self) -> None:
+        for place in self.places:
+            if place.child is not None:
+                place.child.process.kill()
+                place.child.process.wait()
+                place.child.close()
+                place.child = None
+
+    # -- the server ---------------------------------------------------------------------
+
+    def _register(self) -> None:
+        for keys in self.keys:
+            self._register_slot(keys, "")
+            for place in self.places:
+                if place.child is not None:
+                    self._register_slot(keys, place.child.slot)
+
+    def _register_slot(self, keys: Keys, slot: str) -> None:
+        self.link.call(
+            "register",
+            keys,
+            worker=self.worker,
+            info=pack(about_worker(self.options.name, self._tags, len(self.places))),
+            expiry=int(self.options.alive_expiry * 1000),
+            slot=slot,
+            tags=pack(list(self._tags)),
+        )
+
+    def _beat(self) -> None:
+        """Renew the alive keys; a registration that vanished is made again."""
+        held: list[list[Any]] = [[] for _ in self.keys]
+        for place in self.places:
+            if place.child is not None:
+                cursor = place.child.page.read()
+                for i, pairs in enumerate(held):
+                    pairs += [place.child.slot, cursor.seq if cursor.queue == i else 0]
+        for keys, pairs in zip(self.keys, held, strict=True):
+            answer = self.link.call(
+                "renew",
+                keys,
+                worker=self.worker,
+                expiry=int(self.options.alive_expiry * 1000),
+                held=pack(pairs),
+            )
+            if answer == b"unknown":
+                logger.warning("queue %s forgot this worker: registering again", keys.queue)
+                self._register()
+        self._next_beat = time.monotonic() + self.options.alive_expiry / 3
+
+    def _unregister_slot(self, child: _Child) -> None:
+        cursor = child.page.read()
+        code = child.process.returncode
+        for i, keys in enumerate(self.keys):
+            mine = cursor.queue == i and cursor.seq > 0
+            killed_by_us = child.kill_at is not None
+            self.link.call(
+                "unregister",
+                keys,
+                worker=self.worker,
+                slot=child.slot,
+                seq=cursor.seq if mine else -1,
+                begun=cursor.begun if mine else -1,
+                position=cursor.position if mine else -1,
+                death=b"" if code == 0 or killed_by_us else pack([self.options.name, code]),
+            )
+
+    def _leave(self, queues: list[Keys]) -> None:
+        """Unregister the worker; its leases go back."""
+        for keys in queues:
+            self.link.call(
+                "unregister", keys, worker=self.worker, slot="", seq=-1, begun=-1, position=-1, death=b""
+            )
+
+
+def _how(code: int) -> str:
+    """Say how a process ended."""
+    return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
+
+
+def run_worker(options: WorkerOptions) -> int:
+    """Run a worker in this process until it is stopped; return its exit code."""
+    if platform.system() == "Windows":
+        raise OSError("dask-redisq workers need a POSIX system")
+    return Supervisor(options).run()
