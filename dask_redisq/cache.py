@@ -7,6 +7,9 @@ from typing import Any
 
 __all__ = ["ValueCache"]
 
+#: Bytes that an entry and a small object take besides what the pickle says.
+OVERHEAD = 256
+
 
 class ValueCache:
     """Accepted values of one job and epoch, at most `limit` bytes of them.
@@ -47,8 +50,9 @@ class ValueCache:
 
     def put(self, task: int, value: Any, size: int) -> None:
         """Keep a value that takes `size` bytes."""
-        if size > self.limit or task in self._values:
+        if size + OVERHEAD > self.limit or task in self._values:
             return
+        size += OVERHEAD
         self._values[task] = (value, size)
         self.bytes += size
         while self.bytes > self.limit:

@@ -20,7 +20,16 @@ PACKAGE = "dask_redisq"
 #: other: not those after it, nor its neighbours in a layer. A package stands for all that is
 #: in it. The root, with the public names, comes last: no module may import from it.
 LAYERS: list[tuple[str, ...]] = [
-    ("errors", "keys"),
+    ("_defaults", "errors", "keys", "settings", "versions"),
+    ("cache", "codec", "keeper", "order", "page", "task"),
+    ("dask_input", "graph", "lease", "remote_error", "scripts", "server"),
+    ("link",),
+    ("memory", "monitor", "server_check", "status"),
+    ("job", "slot", "supervisor"),
+    ("queue",),
+    ("local",),
+    ("demo",),
+    ("cli",),
     ("__init__",),
 ]
 

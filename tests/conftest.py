@@ -1,0 +1,138 @@
+"""A private server for the run, real worker processes, and leak checks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dask_redisq.keys import Keys
+from dask_redisq.link import Link
+from dask_redisq.queue import Queue
+from dask_redisq.server import PrivateServer
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[PrivateServer]:
+    """One server for the whole run, on a unix socket in a directory of its own."""
+    with PrivateServer() as running:
+        yield running
+
+
+@pytest.fixture
+def link(server: PrivateServer) -> Iterator[Link]:
+    """A connection to an empty server."""
+    opened = Link(server.url, patience=5.0)
+    opened.command("FLUSHALL")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def keys() -> Keys:
+    """Key names of the test's queue."""
+    return Keys("test")
+
+
+@pytest.fixture
+def queue(link: Link) -> Queue:
+    """The test's queue on the empty server."""
+    return Queue("test", link.url)
+
+
+class WorkerProcess:
+    """A real worker, started as a user starts it."""
+
+    def __init__(self, url: str, *words: str, env: dict[str, str] | None = None) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "dask_redisq.cli", "worker", *words],
+            env={**os.environ, "DASK_REDISQ__URL": url, **(env or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def slots(self) -> list[psutil.Process]:
+        """Return its slot processes."""
+        return psutil.Process(self.pid).children()
+
+    def wait(self, timeout: float = 10.0) -> int:
+        """Return the exit code once it ended."""
+        return self.process.wait(timeout)
+
+    def output(self) -> str:
+        """Return all that it printed; only after it ended."""
+        assert self.process.stdout is not None
+        return self.process.stdout.read().decode()
+
+    def close(self) -> None:
+        """Kill it, if it is still there."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(5)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+
+@pytest.fixture
+def start_worker(server: PrivateServer) -> Iterator[Callable[..., WorkerProcess]]:
+    """A function that starts workers which end with the test."""
+    started: list[WorkerProcess] = []
+
+    def start(*words: str, url: str | None = None, env: dict[str, str] | None = None) -> WorkerProcess:
+        started.append(WorkerProcess(url or server.url, *words, env=env))
+        return started[-1]
+
+    yield start
+    for worker in started:
+        worker.close()
+
+
+@pytest.fixture
+def workers(queue: Queue, start_worker: Callable[..., WorkerProcess]) -> WorkerProcess:
+    """One worker with two slots on the test's queue, registered."""
+    worker = start_worker("test", "--nworkers", "2", "--name", "one")
+    queue.wait_for_workers(2, timeout=20)
+    return worker
+
+
+def wait_until(condition: Callable[[], object], timeout: float = 10.0) -> None:
+    """Wait until `condition` holds; fail the test when it does not in time."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.005)
+
+
+@pytest.fixture(autouse=True)
+def no_leaks() -> Iterator[None]:
+    """Fail a test that leaves a thread or a child process behind."""
+    before = set(threading.enumerate())
+    children = {p.pid for p in psutil.Process().children()}
+    yield
+    left = [t for t in threading.enumerate() if t not in before and not t.daemon]
+    assert not left, f"threads left behind: {left}"
+    more = [p for p in psutil.Process().children() if p.pid not in children and p.status() != "zombie"]
+    more = [p for p in more if "keeper" not in " ".join(p.cmdline())]
+    assert not more, f"processes left behind: {more}"
+
+
+@pytest.fixture
+def tmp_socket(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short path for a socket."""
+    return tmp_path_factory.mktemp("s") / "s"
