@@ -109,6 +109,13 @@ class Slot:
 
     def run(self) -> None:
         """Serve the queues until `stop` is called."""
+        while True:
+            try:
+                return self._serve()
+            except _Wake:
+                continue  # the signal came just when the wait was over; nothing is in hand
+
+    def _serve(self) -> None:
         at, fruitless, report = 0, 0, _Report()
         turned = time.monotonic()
         again = RECHECK * 1000

@@ -19,6 +19,10 @@ from dask_redisq.queue import Queue
 from dask_redisq.server import PrivateServer
 
 
+#: Workers find the functions of the tests here.
+HERE = Path(__file__).parent
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[PrivateServer]:
     """One server for the whole run, on a unix socket in a directory of its own."""
@@ -53,7 +57,7 @@ class WorkerProcess:
     def __init__(self, url: str, *words: str, env: dict[str, str] | None = None) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "dask_redisq.cli", "worker", *words],
-            env={**os.environ, "DASK_REDISQ__URL": url, **(env or {})},
+            env={**os.environ, "PYTHONPATH": str(HERE), "DASK_REDISQ__URL": url, **(env or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -108,7 +112,16 @@ def workers(queue: Queue, start_worker: Callable[..., WorkerProcess]) -> WorkerP
     """One worker with two slots on the test's queue, registered."""
     worker = start_worker("test", "--nworkers", "2", "--name", "one")
     queue.wait_for_workers(2, timeout=20)
+    wait_until(lambda: len(worker.slots()) == 2)
     return worker
+
+
+def is_gone(process: psutil.Process) -> bool:
+    """Tell whether a process ended; an orphan may be a zombie until init looks at it."""
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def wait_until(condition: Callable[[], object], timeout: float = 10.0) -> None:
