@@ -44,6 +44,10 @@ def memory(tasks: int) -> list[Figure]:
         submitter = threading.Thread(target=_submit, args=(queue, tasks), daemon=True)
         submitter.start()
         after = _settled_memory(server, before)
+        stats = queue.stats()
+        if stats["waiting"] + stats["ready"] != tasks:
+            msg = f"of {tasks} tasks the queue holds {stats}"
+            raise RuntimeError(msg)
         queue.remove()  # ends the submitter's wait too
         submitter.join(10)
     return [

@@ -86,7 +86,6 @@ class Job:
         self.id = secrets.token_hex(16)  # random, never used again
         self.epoch = secrets.token_hex(8)
         self._lease = int(options.client_lease * 1000)
-        self._missing_since: float | None = None
         self._said = False
 
     def __repr__(self) -> str:
@@ -213,13 +212,12 @@ class Job:
             now = time.monotonic()
             if progress != finished:
                 finished, heard = progress, now
-                self._missing_since = None
             if not items:
                 self.link.command("BLPOP", self.keys("news", self.id), WAIT)
                 now = time.monotonic()
                 monitor.run(now)
-                if now - heard >= QUIET:
-                    self._look_for_workers(now)
+                if now - heard >= min(QUIET, self.options.no_workers_timeout or QUIET):
+                    self._look_for_workers(now - heard)
         return values
 
     def _read_items(self, items: list[Any], values: dict[int, Any]) -> None:
@@ -242,20 +240,17 @@ class Job:
                 error.add_note(f"dask-redisq: while reading the result of {self._name(task)}")
                 raise
 
-    def _look_for_workers(self, now: float) -> None:
-        """Say once that nobody can run the tasks, and give up when it was said so."""
+    def _look_for_workers(self, quiet: float) -> None:
+        """After `quiet` seconds without progress: say once if nobody can run the tasks, or give up."""
         wanted = {frozenset(tags) for tags in self.plan.restricted.values()}
         problem = able_workers(self.link, self.keys, python_tag(), wanted)
         if problem is None:
-            self._missing_since = None
             return
-        if self._missing_since is None:
-            self._missing_since = now - QUIET
-        if not self._said:
+        if quiet >= QUIET and not self._said:
             self._said = True
             logger.warning("job %s waits: %s", self.id, problem)
         limit = self.options.no_workers_timeout
-        if limit is not None and now - self._missing_since >= limit:
+        if limit is not None and quiet >= limit:
             raise NoWorkersError(f"gave up after {limit:g} s: {problem}")
 
     # -- the end ----------------------------------------------------------------------------
@@ -293,6 +288,11 @@ class Job:
     def _raised(self, task: int, payload: bytes) -> BaseException:
         return unpack_error(payload, repr(self.plan.keys[task]))
 
+    def _unpicklable_result(self, task: int, payload: bytes) -> BaseException:
+        return TaskNotSerializable(
+            f"the result of {self._name(task)} cannot leave its worker: {payload.decode(errors='replace')}"
+        )
+
     def _died(self, task: int, payload: bytes) -> BaseException:
         deaths = [unpack(record) for record in unpack(payload)]
         told = "; ".join(f"on {worker.decode()} by {_how(code)}" for worker, code in deaths)
@@ -323,6 +323,7 @@ class Job:
 
 _END: Mapping[str, Any] = {
     "raised": Job._raised,
+    "unpicklable": Job._unpicklable_result,
     "died": Job._died,
     "lost": Job._lost,
     "damaged": Job._damaged,

@@ -54,11 +54,24 @@ class Published(NamedTuple):
 
 @dataclass
 class Batch:
-    """What a slot reports of a lease; `groups` as lua/lib/finish.lua describes them."""
+    """What a slot reports of a lease.
+
+    Attributes
+    ----------
+    groups : list
+        Components, as lua/lib/finish.lua describes them.
+    published : list of Published
+        The values that the server, or another slot, will see.
+    failed : tuple, optional
+        The task that raised, and what.
+    unpublished : tuple, optional
+        The task whose result does not pickle, and why.
+    """
 
     groups: list[Any] = field(default_factory=list)
     published: list[Published] = field(default_factory=list)
     failed: tuple[int, BaseException] | None = None
+    unpublished: tuple[int, str] | None = None
 
 
 class Pace:
@@ -277,8 +290,7 @@ class LeaseRun:
                 else:
                     self._report_component(batch, tasks, budget)
             except _NotPublishable as error:
-                if batch.failed is None:
-                    batch.failed = (error.task, error.why)
+                batch.unpublished = batch.unpublished or (error.task, error.why)
         return batch
 
     def _components(self) -> list[list[int]]:
@@ -349,7 +361,8 @@ class LeaseRun:
         try:
             data = dumps_value(value)
         except Exception as why:
-            raise _NotPublishable(task, why) from why
+            text = f"it is a {type(value).__module__}.{type(value).__qualname__}: {why}"
+            raise _NotPublishable(task, text) from why
         inline = len(data) <= INLINE and len(data) <= budget[0]
         if inline:
             budget[0] -= len(data)
@@ -360,7 +373,7 @@ class LeaseRun:
 class _NotPublishable(Exception):
     """The result of a task cannot be pickled."""
 
-    def __init__(self, task: int, why: Exception) -> None:
+    def __init__(self, task: int, why: str) -> None:
         super().__init__(task, why)
         self.task = task
         self.why = why

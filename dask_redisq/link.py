@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from redis import ConnectionPool
 from redis.backoff import NoBackoff
@@ -55,19 +55,30 @@ def redact(url: str) -> str:
     >>> redact("redis://:secret@host:6379/0")
     'redis://:***@host:6379/0'
     """
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    user = parts.username or ""
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{user}:***@{host}"))
+    # Not urlunsplit, which makes unix:/PATH of unix:///PATH.
+    base, mark, query = url.partition("?")
+    parts = urlsplit(base)
+    if parts.password is not None:
+        before, _, host = base.rpartition("@")
+        base = f"{before.rpartition(':')[0]}:***@{host}"
+    options = [(k, "***" if k == "password" else v) for k, v in parse_qsl(query)]
+    return base + mark + urlencode(options, safe="*/")
 
 
 def with_password(url: str, password: str) -> str:
-    """Return `url` with `password` in it, replacing one that it had."""
-    parts = urlsplit(url)
+    """Return `url` with `password` in it, replacing one that it had.
+
+    >>> with_password("redis://host:6379/0", "secret")
+    'redis://:secret@host:6379/0'
+    """
+    base, _, query = url.partition("?")
+    parts = urlsplit(base)
+    if parts.scheme == "unix":
+        options = [(k, v) for k, v in parse_qsl(query) if k != "password"]
+        return f"{base}?{urlencode([*options, ('password', password)])}"
     host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:{quote(password, safe='')}@{host}"))
+    secret = f"{parts.username or ''}:{quote(password, safe='')}@{host}"
+    return url.replace(parts.netloc, secret, 1)
 
 
 class Link:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dask_redisq.codec import pack, unpack
-from dask_redisq.errors import TaskNotSerializable, ValueTooLarge
+from dask_redisq.errors import ValueTooLarge
 from dask_redisq.keys import Keys
 from dask_redisq.lease import Batch, Lease, LeaseRun, Pace, Published
 from dask_redisq.link import Link
@@ -204,6 +204,8 @@ class Slot:
         """Run a lease and return what to report of it."""
         report = _Report(lease.job, lease.epoch)
         self.page.hold(queue.index, lease.job, lease.seq, time.monotonic_ns() // 1_000_000)
+        if self.page.stopped(lease.job.encode()):
+            return report  # it was cancelled while the answer was under way
         memory = self.memory.job(queue.keys, lease.job, lease.epoch)
         try:
             memory.load_blocks(sorted({t // lease.block for t in lease.tasks}))
@@ -231,6 +233,9 @@ class Slot:
         self._store_apart(queue, lease, report.batch)
         if report.batch.failed is not None:
             report.failure = self._failure(*report.batch.failed)
+        elif report.batch.unpublished is not None:
+            task, why = report.batch.unpublished
+            report.failure = pack([task, "unpicklable", why])
         return report
 
     def _load_inputs(
@@ -274,8 +279,6 @@ class Slot:
         self.link.receive_all()
 
     def _failure(self, task: int, error: BaseException) -> bytes:
-        if isinstance(error, Exception) and not hasattr(error, "__traceback__"):
-            raise error
         return pack([task, "raised", pack_error(error, self.where)])
 
 

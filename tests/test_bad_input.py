@@ -1,0 +1,286 @@
+"""What users do wrong, and what they are told."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import dask
+import pytest
+from dask.utils_test import inc
+
+import dask_redisq as redisq
+from dask_redisq.codec import pack
+from dask_redisq.keys import Keys
+from dask_redisq.link import Link, redact, with_password
+from dask_redisq.queue import Queue
+from dask_redisq.server import PrivateServer
+from dask_redisq.server_check import server_warnings
+
+from conftest import WorkerProcess, wait_until
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[redisq.LocalCluster]:
+    """A server and two slots for the module."""
+    with redisq.LocalCluster(n_workers=2, queue="test") as running:
+        yield running
+
+
+@pytest.fixture
+def served(cluster: redisq.LocalCluster) -> Queue:
+    """A queue with workers."""
+    return Queue("test", cluster.url)
+
+
+# The graph
+
+
+@pytest.mark.parametrize(
+    ("dsk", "keys", "error", "words"),
+    [
+        ({"x": (inc, 1)}, "y", KeyError, "y"),
+        ({"x": (inc, 1)}, [["x"], ["y"]], KeyError, "y"),
+        ({"x": dask._task_spec.Task("x", inc, dask._task_spec.TaskRef("nope"))}, "x", ValueError, "Missing"),
+        ({"x": (inc, "y"), "y": (inc, "x")}, "x", RuntimeError, "Cycle"),
+        ({"x": "y", "y": "x"}, "x", RuntimeError, "Cycle"),
+    ],
+)
+def test_a_wrong_graph_is_refused_as_dask_does_and_before_anything_is_sent(
+    queue: Queue, link: Link, dsk: Any, keys: Any, error: type[Exception], words: str
+) -> None:
+    """The types are those of `dask.get`; the server saw nothing."""
+    with pytest.raises(error, match=words):
+        queue.get(dsk, keys)
+    assert link.command("DBSIZE") == 0
+
+
+class Unreadable:
+    """Pickles, and cannot be read back."""
+
+    def __reduce__(self) -> Any:
+        return (refuse, ())
+
+
+def refuse() -> None:
+    """What reading `Unreadable` runs into."""
+    raise ValueError("cannot be read")
+
+
+@pytest.mark.parametrize("size", [1, 300])
+def test_an_argument_that_does_not_pickle_is_named(served: Queue, size: int) -> None:
+    """An error that names the task, and no hang; the next job runs."""
+    dsk: dict[Any, Any] = {("ok", i): (inc, i) for i in range(size)}
+    dsk["bad"] = (id, threading.Lock())
+    with pytest.raises(redisq.TaskNotSerializable, match=r"'bad'.*lock"):
+        served.get(dsk, list(dsk))
+    assert served.get({"x": (inc, 1)}, "x") == 2
+
+
+def test_an_argument_that_cannot_be_read_is_an_error_of_its_task(served: Queue) -> None:
+    """As from `dask.multiprocessing`: the type that reading raised."""
+    with pytest.raises(ValueError, match="cannot be read") as info:
+        served.get({"x": (bool, Unreadable())}, "x")
+    assert any("'x'" in note for note in info.value.__notes__)
+
+
+def make_lock() -> Any:
+    """Return what does not pickle."""
+    return threading.Lock()
+
+
+def test_a_result_that_does_not_pickle_is_named(served: Queue) -> None:
+    """The worker lives, and the error names task and type."""
+    with pytest.raises(redisq.TaskNotSerializable, match="'x'.*lock"):
+        served.get({"x": (make_lock,)}, "x")
+    assert served.get({"x": (make_lock,), "y": (lambda lock: lock.locked(), "x")}, "y", chunk_size=8) is False
+
+
+class Picky(Exception):
+    """An exception that cannot be read back: its reduce loses an argument."""
+
+    def __init__(self, a: int, b: int) -> None:
+        super().__init__(f"{a} and {b}")
+
+
+def raise_picky() -> None:
+    """Raise it."""
+    raise Picky(1, 2)
+
+
+def test_an_exception_that_does_not_pickle_is_told(served: Queue) -> None:
+    """Task, type, text, and the remote traceback in a note."""
+    with pytest.raises(redisq.TaskNotSerializable, match=r"'x' raised .*Picky: 1 and 2") as info:
+        served.get({"x": (raise_picky,)}, "x")
+    assert "in raise_picky" in "".join(info.value.__notes__)
+
+
+def test_a_worker_that_lacks_a_module_says_so(
+    queue: Queue, start_worker: Callable[..., WorkerProcess]
+) -> None:
+    """`ModuleNotFoundError`, with the worker's name; the worker lives."""
+    worker = start_worker("test", "--nworkers", "1", "--name", "bare", env={"PYTHONPATH": ""})
+    with pytest.raises(ModuleNotFoundError, match="test_bad_input") as info:
+        queue.get({"x": (refuse,)}, "x")
+    assert any("bare" in note for note in info.value.__notes__)
+    assert queue.get({"x": (inc, 1)}, "x") == 2
+    assert worker.process.poll() is None
+
+
+@pytest.mark.parametrize("setting", [{"ft_interval": 0.5}, {"chunk_size": 0}, {"chunk_size": -2}])
+def test_a_setting_below_its_least_value_is_refused(queue: Queue, setting: Any) -> None:
+    """An interval below a second would make monitors a load; a chunk holds at least one task."""
+    with pytest.raises(ValueError, match="at least|chunk_size"):
+        queue.get({"x": (inc, 1)}, "x", **setting)
+
+
+@pytest.mark.parametrize("name", ["", "a{b", "a}b"])
+def test_a_queue_name_with_braces_is_refused(name: str) -> None:
+    """They mark the hash tag of its keys."""
+    with pytest.raises(ValueError, match="braces"):
+        Queue(name)
+
+
+# Nobody there
+
+
+def test_a_url_that_does_not_answer_is_an_error_at_once() -> None:
+    """With the URL in the message, and without its password."""
+    started = time.monotonic()
+    queue = Queue("test", "redis://:hushhush@127.0.0.1:1/0")
+    with pytest.raises(redisq.ServerUnavailable, match=r"127\.0\.0\.1:1") as info:
+        queue.get({"x": (inc, 1)}, "x")
+    assert time.monotonic() - started < 2
+    assert "hushhush" not in str(info.value) + repr(queue)
+
+
+def test_a_wrong_password_is_an_error_at_once(link: Link) -> None:
+    """As the server says it, and without the password."""
+    link.command("CONFIG", "SET", "requirepass", "right")
+    try:
+        queue = Queue("test", f"{link.url}?password=wrongwrong")
+        with pytest.raises(redisq.ServerUnavailable, match="(?i)password") as info:
+            queue.get({"x": (inc, 1)}, "x")
+        assert "wrongwrong" not in str(info.value) + repr(queue)
+    finally:
+        link.command("CONFIG", "SET", "requirepass", "")
+
+
+def test_a_password_is_never_shown() -> None:
+    """In no form of URL."""
+    assert redact("redis://:pw@host:1/0") == "redis://:***@host:1/0"
+    assert redact("rediss://me:pw@host/0") == "rediss://me:***@host/0"
+    assert redact("unix:///tmp/s?db=1&password=pw") == "unix:///tmp/s?db=1&password=***"
+    assert with_password("redis://host:1/0", "p/w") == "redis://:p%2Fw@host:1/0"
+    assert redact(with_password("unix:///tmp/s", "pw")) == "unix:///tmp/s?password=***"
+
+
+def test_a_queue_without_workers_is_spoken_of_and_given_up(
+    queue: Queue, link: Link, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After 5 s a warning, once; with ``no_workers_timeout`` an error, and no key of the job."""
+    with (
+        caplog.at_level(logging.WARNING, "dask_redisq"),
+        pytest.raises(redisq.NoWorkersError, match="dask-redisq-worker test"),
+    ):
+        queue.get({"x": (inc, 1)}, "x", no_workers_timeout=6)
+    assert len([r for r in caplog.records if "has no workers" in r.message]) == 1
+    assert not [name for name in link.command("KEYS", "*") if b":job:" in name]
+
+
+def test_a_tag_that_nobody_carries_is_spoken_of(served: Queue) -> None:
+    """Workers there, none of them able."""
+    with pytest.raises(redisq.NoWorkersError, match="tags.*gpu"):
+        served.get({"x": (inc, 1)}, "x", workers="gpu", no_workers_timeout=1)
+
+
+def test_workers_of_another_python_are_spoken_of(queue: Queue, link: Link, keys: Keys) -> None:
+    """Pickled functions need the same minor version, so such a worker gets nothing of the job."""
+    info = {"name": "old", "host": "h", "pid": 1, "python": "3.9.1", "tags": ["python3.9"]}
+    link.call("register", keys, worker="w", info=pack(info), expiry=60_000, slot="", tags=b"")
+    with pytest.raises(redisq.NoWorkersError, match=r"Python 3\.9\.1"):
+        queue.get({"x": (inc, 1)}, "x", no_workers_timeout=1)
+
+
+def test_a_starting_worker_without_a_server_says_so_once_and_gives_up(
+    start_worker: Callable[..., WorkerProcess],
+) -> None:
+    """It tries for ``--death-timeout`` seconds, then exits with 1."""
+    worker = start_worker("test", "--death-timeout", "1.5", url="redis://127.0.0.1:1/0")
+    assert worker.wait(10) == 1
+    said = worker.output()
+    assert said.count("trying for") == 1
+    assert "127.0.0.1:1" in said
+
+
+def test_a_running_worker_outlives_its_server(
+    start_worker: Callable[..., WorkerProcess],
+) -> None:
+    """It retries for ever, and leaves on SIGTERM all the same."""
+    with PrivateServer() as server:
+        worker = start_worker("test", "--nworkers", "1", "--death-timeout", "1", url=server.url)
+        Queue("test", server.url).wait_for_workers(1, timeout=20)
+    time.sleep(2)
+    assert worker.process.poll() is None
+    worker.process.terminate()
+    worker.wait(10)
+
+
+def test_dangerous_settings_of_a_server_are_warned_about(
+    link: Link, queue: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An eviction policy drops keys of running jobs; a client timeout cuts those who wait."""
+    assert server_warnings("noeviction", "0") == server_warnings(None, None) == []
+    link.command("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    link.command("CONFIG", "SET", "timeout", "300")
+    try:
+        with caplog.at_level(logging.WARNING, "dask_redisq"):
+            queue.stats()
+    finally:
+        link.command("CONFIG", "SET", "maxmemory-policy", "noeviction")
+        link.command("CONFIG", "SET", "timeout", "0")
+    told = [r.message for r in caplog.records]
+    assert any("noeviction" in m for m in told)
+    assert any("timeout 0" in m for m in told)
+
+
+def test_a_client_that_is_not_heard_of_loses_its_job(link: Link, queue: Queue) -> None:
+    """The job is cancelled when the client's lease is over; the client is told so when it is back."""
+    caught: list[BaseException] = []
+
+    def compute() -> None:
+        try:
+            queue.get({"x": (inc, 1)}, "x")
+        except redisq.RedisqError as error:
+            caught.append(error)
+
+    link.call("recover", queue.keys, who="test", interval=1)  # so that EXEC finds the script
+    thread = threading.Thread(target=compute)
+    thread.start()
+    wait_until(lambda: link.command("KEYS", "*:client"))
+    job = link.command("ZRANGE", queue.keys("jobs"), 0, -1)[0].decode()
+    wait_until(lambda: _end_client_lease(link, queue.keys, job))
+    thread.join(10)
+    assert isinstance(caught[0], redisq.JobCancelled)
+    assert "client-lease" in str(caught[0])
+
+
+def _end_client_lease(link: Link, keys: Keys, job: str) -> bool:
+    """Let the lease run out and have a monitor look; both at once, before the client's next call."""
+    link.send("MULTI")
+    link.send("DEL", keys("client", job), keys("monitor"))
+    link.send_call("recover", keys, who="test", interval=1)
+    link.send("EXEC")
+    link.receive_all()
+    return bool(link.command("HGET", keys("job", job), "state") == b"cancelled")
+
+
+def test_os_environment_names_the_settings() -> None:
+    """``DASK_REDISQ__URL``, and so for each."""
+    with dask.config.set(dask.config.collect(paths=[], env={"DASK_REDISQ__CHUNK_SIZE": "7"})):
+        assert dask.config.get("redisq.chunk-size") == 7
+    assert os.environ.get("DASK_REDISQ__CHUNK_SIZE") is None
