@@ -131,7 +131,8 @@ def open_peers(names: Iterable[str]) -> Iterator[Peers]:
                 peers.missing[name] = str(error)
                 continue
             peers.gets[name] = scheduler.get
-            peers.about[name] = scheduler.about
+            if scheduler.about:
+                peers.about[name] = scheduler.about
         yield peers
 
 

@@ -91,8 +91,7 @@ def print_machine(facts: Mapping[str, Any], about: Mapping[str, str]) -> None:
         f"Python {facts['python']}, {versions}"
     )
     for peer, remark in about.items():
-        if remark:
-            click.echo(f"{peer}: {remark}")
+        click.echo(f"{peer}: {remark}")
 
 
 def print_overhead(rows: Sequence[Row]) -> None:

@@ -6,10 +6,12 @@
 -- tasks only. A was re-run after its value was lost; B finished long ago; counting A -> B again
 -- would wrap B's counter and later make a finished task ready.
 
-local function sorted_ids(map)
-  local ids = {}
-  for id in pairs(map) do ids[#ids + 1] = id end
-  table.sort(ids)
+local function ids_of(map)
+  local ids, n = {}, 0
+  for id in pairs(map) do
+    n = n + 1
+    ids[n] = id
+  end
   return ids
 end
 
@@ -22,7 +24,7 @@ end
 
 -- Subtract the map `minus` from the counters under `name`; `damaged` if one would go below 0.
 local function subtract(name, minus)
-  local ids = sorted_ids(minus)
+  local ids = ids_of(minus)
   local values, zero, damaged = read_counters(name, ids), {}, false
   for i, id in ipairs(ids) do
     local left = values[i] - minus[id]
@@ -38,7 +40,7 @@ end
 -- `done` holds tasks that this same script is about to finish.
 local function decide_edges(job, inputs, users, done)
   local open = {}
-  local ids = sorted_ids(users)
+  local ids = ids_of(users)
   local finished = read_bits(key.finished(job), ids)
   for _, id in ipairs(ids) do
     if not finished[id] and not done[id] then open[id] = users[id] end

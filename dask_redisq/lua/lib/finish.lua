@@ -20,59 +20,60 @@ local function value_seen(job, task, value, attempt)
   return type(value) == 'string' or redis.call('EXISTS', key.value(job, task, attempt)) == 1
 end
 
--- May this component be accepted? `published` is a list of {task, value}.
-local function acceptable(job, tasks, published, attempt, state)
-  for _, task in ipairs(tasks) do
-    if state.finished[task] or state.done[task] then return false end
-  end
-  for _, pair in ipairs(published) do
-    if not value_seen(job, pair[1], pair[2], attempt) then return false end
-  end
-  return true
+local function accept_task(plan, task)
+  plan.done[task] = true
+  plan.accepted[#plan.accepted + 1] = task
 end
 
-local function accept(plan, group, tasks, published)
-  for _, task in ipairs(tasks) do
-    plan.done[task] = true
-    plan.accepted[#plan.accepted + 1] = task
-  end
-  add_pairs(plan.inputs, group[3], 1)
-  add_pairs(plan.users, group[4], 1)
-  local big = false
-  for _, pair in ipairs(published) do
-    plan.published[#plan.published + 1] = pair
-    if type(pair[2]) ~= 'string' then big = true end
-  end
-  if big then
+-- Note an accepted value. One that is stored apart draws the tasks that need it to this slot.
+local function publish(plan, group, task, value)
+  local n = #plan.names + 1
+  plan.names[n], plan.values[n] = task, value
+  if type(value) ~= 'string' then
     plan.big = true
     for i = 1, #group[4], 2 do plan.large_input[group[4][i]] = true end
   end
 end
 
-local function decide_group(job, plan, group, attempt)
-  local tasks, published, values = group[2], group[5], group[6]
-  if group[1] == 0 then
-    for i, task in ipairs(tasks) do
-      local own = {{task, values[i]}}
-      if acceptable(job, {task}, own, attempt, plan) then
-        accept(plan, group, {task}, own)
-      else
-        plan.refused[#plan.refused + 1] = task
-      end
+-- Each task by itself. Most chunks are one such group, so no table is made per task.
+local function decide_lone(job, plan, group, attempt)
+  local values, before = group[6], #plan.accepted
+  for i, task in ipairs(group[2]) do
+    local value = values[i]
+    if not plan.finished[task] and not plan.done[task] and value_seen(job, task, value, attempt) then
+      accept_task(plan, task)
+      publish(plan, group, task, value)
+      if group[8] == 1 then plan.outputs[#plan.outputs + 1] = task end
+    else
+      plan.refused[#plan.refused + 1] = task
     end
-    if group[8] == 1 then plan.lone_outputs[#plan.lone_outputs + 1] = tasks end
+  end
+  add_pairs(plan.inputs, group[3], #plan.accepted - before)
+  add_pairs(plan.users, group[4], #plan.accepted - before)
+end
+
+local function acceptable(job, plan, group, attempt)
+  for _, task in ipairs(group[2]) do
+    if plan.finished[task] or plan.done[task] then return false end
+  end
+  for i, task in ipairs(group[5]) do
+    if not value_seen(job, task, group[6][i], attempt) then return false end
+  end
+  return true
+end
+
+local function decide_component(job, plan, group, attempt)
+  if not acceptable(job, plan, group, attempt) then
+    for _, task in ipairs(group[2]) do plan.refused[#plan.refused + 1] = task end
     return
   end
-  local pairs_ = {}
-  for i, task in ipairs(published) do pairs_[i] = {task, values[i]} end
-  if not acceptable(job, tasks, pairs_, attempt, plan) then
-    for _, task in ipairs(tasks) do plan.refused[#plan.refused + 1] = task end
-    return
-  end
-  accept(plan, group, tasks, pairs_)
-  for i, task in ipairs(published) do
+  for _, task in ipairs(group[2]) do accept_task(plan, task) end
+  for i, task in ipairs(group[5]) do
+    publish(plan, group, task, group[6][i])
     if group[7][i] > 0 then plan.inputs[task] = (plan.inputs[task] or 0) + group[7][i] end
   end
+  add_pairs(plan.inputs, group[3], 1)
+  add_pairs(plan.users, group[4], 1)
   for _, task in ipairs(group[8]) do plan.outputs[#plan.outputs + 1] = task end
   for _, slice in ipairs(group[9]) do plan.more[#plan.more + 1] = slice end
 end
@@ -85,19 +86,18 @@ local function decide_batch(job, groups, attempt)
   end
   local plan = {
     finished = read_bits(key.finished(job), named), done = {}, accepted = {}, refused = {},
-    inputs = {}, users = {}, published = {}, outputs = {}, lone_outputs = {}, more = {},
+    inputs = {}, users = {}, names = {}, values = {}, outputs = {}, more = {},
     large_input = {}, big = false,
   }
-  for _, group in ipairs(groups) do decide_group(job, plan, group, attempt) end
-  for _, tasks in ipairs(plan.lone_outputs) do
-    for _, task in ipairs(tasks) do
-      if plan.done[task] then plan.outputs[#plan.outputs + 1] = task end
+  for _, group in ipairs(groups) do
+    if group[1] == 0 then
+      decide_lone(job, plan, group, attempt)
+    else
+      decide_component(job, plan, group, attempt)
     end
   end
   plan.edges = decide_edges(job, plan.inputs, plan.users, plan.done)
-  local names = {}
-  for i, pair in ipairs(plan.published) do names[i] = pair[1] end
-  plan.uses = read_counters(key.consumers(job), names)
+  plan.uses = read_counters(key.consumers(job), plan.names)
   return plan
 end
 
@@ -130,25 +130,24 @@ end
 
 -- Keep the published values that somebody still needs; drop the others at once.
 local function keep_values(job, plan, attempt)
-  local fields, inside = {}, plan.inputs
-  for i, pair in ipairs(plan.published) do
-    local task, value = pair[1], pair[2]
+  local fields, n, inside = {}, 0, plan.inputs
+  for i, task in ipairs(plan.names) do
+    local value = plan.values[i]
+    local apart = type(value) ~= 'string'
     if plan.uses[i] > (inside[task] or 0) then
-      local text = type(value) == 'string' and 'i' .. attempt .. value or 'e' .. attempt .. value
-      fields[#fields + 1] = task
-      fields[#fields + 1] = text
-      if type(value) ~= 'string' then
-        redis.call('PEXPIRE', key.value(job, task, attempt), DAY)
+      if apart then redis.call('PEXPIRE', key.value(job, task, attempt), DAY) end
+      fields[n + 1] = task
+      fields[n + 2] = (apart and 'e' or 'i') .. attempt .. value
+      n = n + 2
+      if n >= 1000 then
+        redis.call('HSET', key.values(job), unpack(fields))
+        fields, n = {}, 0
       end
-    elseif type(value) ~= 'string' then
+    elseif apart then
       redis.call('UNLINK', key.value(job, task, attempt))
     end
-    if #fields >= 1000 then
-      redis.call('HSET', key.values(job), unpack(fields))
-      fields = {}
-    end
   end
-  if #fields > 0 then redis.call('HSET', key.values(job), unpack(fields)) end
+  if n > 0 then redis.call('HSET', key.values(job), unpack(fields)) end
 end
 
 -- Delete refused values that were stored apart, unless they are the accepted ones.

@@ -39,6 +39,7 @@ local function read_bits(name, ids)
     return set
   end
   local window = redis.call('GETRANGE', name, from, to)
+  if not string.find(window, '[^%z]') then return set end
   for _, id in ipairs(ids) do
     local byte = string.byte(window, math.floor(id / 8) - from + 1)
     if byte and bit.band(byte, bit.rshift(128, id % 8)) ~= 0 then set[id] = true end

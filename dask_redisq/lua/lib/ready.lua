@@ -55,10 +55,11 @@ end
 local function add_to_set(job, set, tasks)
   local name = set == '' and key.ready(job) or key.tagged(job, set)
   for first = 1, #tasks, 1000 do
-    local pairs_ = {}
+    local pairs_, n = {}, 0
     for i = first, math.min(first + 999, #tasks) do
-      pairs_[#pairs_ + 1] = tasks[i]
-      pairs_[#pairs_ + 1] = tasks[i]
+      local text = tostring(tasks[i]) -- once, not for score and member
+      pairs_[n + 1], pairs_[n + 2] = text, text
+      n = n + 2
     end
     redis.call('ZADD', name, unpack(pairs_))
   end

@@ -1,0 +1,381 @@
+"""Make every call of the protocol by hand: two slots and a client in one thread, without sleeping.
+
+`Engine` calls a script, calls it once more where a replay must change nothing, and checks the
+whole state with :mod:`invariants` after each.
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from dask_redisq import lease as worker_side
+from dask_redisq.codec import pack, unpack
+from dask_redisq.keys import Keys
+from dask_redisq.lease import Lease
+from dask_redisq.link import Link
+
+from invariants import UNSEEN, Graph, State, check
+
+__all__ = ["PYTHON", "Answer", "Engine", "Gathered", "Slot"]
+
+#: The tag that slots and jobs carry for their version of Python.
+PYTHON = "python"
+#: Far more than any test takes, in ms.
+LONG = 3_600_000
+
+#: Scripts of which a second call must change nothing; sweep, gather and stop_workers work in steps.
+_REPLAYED = {
+    "cancel", "create", "put_block", "register", "renew", "report_missing", "seal", "step", "unregister",
+}  # fmt: skip
+#: Their answer tells the state that is there now.
+_ANSWERS_DIFFER = {"cancel", "create", "report_missing"}
+
+
+class Answer(NamedTuple):
+    """What step answered."""
+
+    status: str
+    refused: list[int]
+    lease: Lease | None
+    retry: int
+
+    @property
+    def tasks(self) -> list[int]:
+        """The tasks that were leased."""
+        return self.lease.tasks if self.lease else []
+
+
+class Gathered(NamedTuple):
+    """What gather answered."""
+
+    state: str
+    error: list[Any]
+    finished: int
+    cursor: int
+    values: dict[int, bytes | None]
+
+
+@dataclass
+class Slot:
+    """One slot as its process knows itself."""
+
+    id: str
+    worker: str
+    tags: tuple[str, ...]
+    seq: int = 0
+    lease: Lease | None = None
+    calls: list[dict[str, Any]] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return f"<Slot {self.id} at {self.seq}, holds {self.lease and self.lease.tasks}>"
+
+    @property
+    def attempt(self) -> str:
+        """The name of what it computes now."""
+        assert self.lease is not None
+        return f"{self.id}{self.lease.seq:08x}"
+
+
+class Engine:
+    """A queue whose scripts are called one by one.
+
+    Parameters
+    ----------
+    link, keys
+        The server and the queue.
+    replay : bool, default True
+        Call each script that may be replayed twice, and compare the states.
+    seed : int
+        Of the ids of jobs and slots.
+    """
+
+    def __init__(self, link: Link, keys: Keys, *, replay: bool = True, seed: int = 0) -> None:
+        self.link = link
+        self.keys = keys
+        self.replay = replay
+        self.checking = True
+        self.graphs: dict[str, Graph] = {}
+        self.epochs: dict[str, str] = {}
+        self.known = ""
+        self._random = random.Random(seed)
+
+    # -- calls ------------------------------------------------------------------------
+
+    def call(self, script: str, **args: object) -> Any:
+        """Call a script; check the state after it, and that a replay changes nothing."""
+        answer = self.link.call(script, self.keys, **args)
+        if self.checking:
+            state = self.check()
+            if self.replay and script in _REPLAYED:
+                again = self.link.call(script, self.keys, **args)
+                changed = state.difference(self.state())
+                assert not changed, f"a replay of {script} changes {changed}"
+                differs = script in _ANSWERS_DIFFER or _is_late(script, answer)
+                assert again == answer or differs, f"a replay of {script} answers {again}"
+        return answer
+
+    def check(self) -> State:
+        """Assert all invariants."""
+        return check(self.link, self.keys, self.graphs)
+
+    def state(self) -> State:
+        """Return all that the server holds."""
+        return State(self.link, self.keys)
+
+    # -- jobs -------------------------------------------------------------------------
+
+    def job(self, inputs: Mapping[int, Iterable[int]], outputs: Collection[int], **options: Any) -> str:
+        """Create, upload and seal a job; return its id. See `create` for the options."""
+        job = self.create(inputs, outputs, **options)
+        for number in range(self._blocks(job)):
+            self.put_block(job, number)
+        assert self.seal(job) == b"running"
+        return job
+
+    def create(
+        self,
+        inputs: Mapping[int, Iterable[int]],
+        outputs: Collection[int],
+        *,
+        block: int = 128,
+        hard: Mapping[int, tuple[str, ...]] | None = None,
+        chunk: int = 0,
+        priority: int = 0,
+        allowed: int = 3,
+        patience: int = LONG,
+        python: str = PYTHON,
+    ) -> str:
+        """Create a job of tasks 0..n-1, none of whose blocks is there yet; return its id."""
+        tasks = tuple(tuple(inputs[t]) for t in range(len(inputs)))
+        graph = Graph(tasks, frozenset(outputs), block, hard or {})
+        job, n = self._new_id(16), len(graph)
+        self.graphs[job], self.epochs[job], self.known = graph, self._new_id(8), job
+        self.stage(job)
+        restrictions = [list(tags) for tags in graph.restrictions]
+        self.call(
+            "create", job=job, n=n, block=block, blocks=self._blocks(job), epoch=self.epochs[job], chunk=chunk,
+            priority=priority, python=python, allowed=allowed, patience=patience, client_lease=LONG,
+            hard=pack(restrictions), settings=b"",
+        )  # fmt: skip
+        return job
+
+    def stage(self, job: str) -> None:
+        """Send the counters that create takes."""
+        graph, n = self.graphs[job], len(self.graphs[job])
+        wait = [len(inputs) + 1 for inputs in graph.inputs]
+        uses = [len(users) + (t in graph.outputs) for t, users in enumerate(graph.users)]
+        stage = [("new_wait", wait, "I"), ("new_consumers", uses, "I")]
+        if graph.hard:
+            numbers = {tags: i for i, tags in enumerate(graph.restrictions, 1)}
+            marks = [numbers.get(graph.hard.get(t, ()), 0) for t in range(n)]
+            stage.append(("new_restrict", marks, "B"))
+        for name, numbers_, code in stage:
+            data = struct.pack(f">{n}{code}", *numbers_)
+            self.link.command("SET", self.keys(name, job), data, "PX", UNSEEN)
+
+    def put_block(self, job: str, number: int) -> bytes:
+        """Upload one block."""
+        size, n = self.graphs[job].block, len(self.graphs[job])
+        first = number * size
+        state: bytes = self.call(
+            "put_block", job=job, number=number, first=first, count=min(size, n - first), payload=b"tasks",
+            consts=pack([]),
+        )  # fmt: skip
+        return state
+
+    def seal(self, job: str) -> bytes:
+        """Declare the upload complete."""
+        state: bytes = self.call("seal", job=job)
+        return state
+
+    def gather(self, job: str, cursor: int = 0, limit: int = 1000) -> Gathered:
+        """Ask for outputs; what lies before `cursor` has arrived."""
+        answer = self.call("gather", job=job, cursor=cursor, limit=limit, client_lease=LONG)
+        state, error, finished, cursor, *items = unpack(answer)
+        values = dict(zip(items[::2], items[1::2], strict=True))
+        return Gathered(state.decode(), unpack(error) if error else [], finished, cursor, values)
+
+    def sweep(self, job: str) -> None:
+        """Remove an ended job, and look that nothing of it is left."""
+        while (answer := self.link.call("sweep", self.keys, job=job)) == 0:
+            pass
+        assert answer == 1, "a running job is not swept"
+        self.check()
+
+    def remove(self, job: str) -> None:
+        """Cancel and sweep a job."""
+        self.call("cancel", job=job, reason="")
+        self.sweep(job)
+
+    def _blocks(self, job: str) -> int:
+        return -(-len(self.graphs[job]) // self.graphs[job].block)
+
+    # -- slots ------------------------------------------------------------------------
+
+    def slot(self, worker: str = "w", tags: tuple[str, ...] = ()) -> Slot:
+        """Register a new slot of a worker."""
+        slot = Slot(self._new_id(8), worker, (PYTHON, worker, *tags))
+        self.register(slot)
+        return slot
+
+    def register(self, slot: Slot) -> None:
+        """Register a slot, new or forgotten, as its supervisor does."""
+        self.call(
+            "register", worker=slot.worker, info=b"info", expiry=LONG, slot=slot.id, tags=pack(list(slot.tags)),
+        )  # fmt: skip
+
+    def renew(self, *slots: Slot) -> bytes:
+        """Let a worker beat; each slot tells the lease that it has in hand."""
+        held = [x for s in slots for x in (s.id, s.lease.seq if s.lease else 0)]
+        answer: bytes = self.call("renew", worker=slots[0].worker, expiry=LONG, held=pack(held))
+        return answer
+
+    def unregister(
+        self, slot: Slot, *, begun: int = -1, position: int = -1, death: bytes = b"", seq: int | None = None
+    ) -> None:
+        """Unregister one slot; `begun` and `position` tell where it was in its lease."""
+        if seq is None:
+            seq = slot.lease.seq if slot.lease else -1
+        self.call(
+            "unregister", worker=slot.worker, slot=slot.id, seq=seq, begun=begun, position=position, death=death,
+        )  # fmt: skip
+
+    def die(self, slot: Slot, begun: int, position: int = 0) -> None:
+        """Let a slot die in a task."""
+        self.unregister(slot, begun=begun, position=position, death=pack([slot.worker, -9]))
+
+    def lose_worker(self, worker: str) -> list[str]:
+        """Let a worker vanish whole, and be missed; return who was found dead."""
+        self.link.command("DEL", self.keys("alive", worker), self.keys("monitor"))
+        _, dead, _ = unpack(self.call("recover", who="test", interval=LONG))
+        return [name.decode() for name in dead]
+
+    def tokens(self, *slots: Slot) -> list[int]:
+        """Return how many wake tokens each slot has."""
+        return [int(self.link.command("LLEN", self.keys("wake", slot.id))) for slot in slots]
+
+    # -- steps ------------------------------------------------------------------------
+
+    def prepare(
+        self,
+        slot: Slot,
+        groups: Sequence[Any] = (),
+        *,
+        failure: tuple[int, bytes] | None = None,
+        want: int = 1000,
+        floor: int = 1,
+        known: str | None = None,
+        rest: bool = False,
+        seq: int | None = None,
+        job: str | None = None,
+    ) -> dict[str, Any]:
+        """Return the arguments of the slot's next step; the sequence number goes up."""
+        slot.seq = slot.seq + 1 if seq is None else seq
+        if job is None:
+            job = slot.lease.job if slot.lease else ""
+        args = {
+            "slot": slot.id, "seq": slot.seq, "job": job, "epoch": self.epochs.get(job, ""),
+            "batch": pack(list(groups)) if job else b"",
+            "failure": pack([failure[0], "raised", failure[1]]) if failure else b"",
+            "known": self.known if known is None else known, "want": want, "floor": floor, "rest": int(rest),
+        }  # fmt: skip
+        slot.lease = None
+        slot.calls.append(args)
+        return args
+
+    def send(self, args: dict[str, Any]) -> Answer:
+        """Send a step that was prepared, or send it once more."""
+        status, refused, leased, retry = unpack(self.call("step", **args))
+        if not leased:
+            return Answer(status.decode(), refused, None, retry)
+        job, epoch, chunk, block, alone, tasks = leased
+        lease = Lease(job.decode(), epoch.decode(), chunk, block, bool(alone), tasks, args["seq"])
+        return Answer(status.decode(), refused, lease, retry)
+
+    def step(self, slot: Slot, groups: Sequence[Any] = (), **options: Any) -> Answer:
+        """Report `groups`, get the next lease."""
+        answer = self.send(self.prepare(slot, groups, **options))
+        slot.lease = answer.lease
+        return answer
+
+    def finish(self, slot: Slot, *tasks: int, apart: Collection[int] = (), **options: Any) -> Answer:
+        """Report these tasks of the slot's lease as done, each with some value, and step."""
+        return self.step(slot, self.groups(slot, tasks, apart), **options)
+
+    def groups(
+        self, slot: Slot, tasks: Iterable[int] | Mapping[int, bytes], apart: Collection[int] = ()
+    ) -> list[Any]:
+        """Return what the slot reports of these tasks; values `apart` are stored beforehand."""
+        assert slot.lease is not None
+        job, attempt = slot.lease.job, slot.attempt
+        values = tasks if isinstance(tasks, Mapping) else {t: b"value" for t in tasks}
+        graph, shared, out = self.graphs[job], {}, []
+
+        def publish(task: int) -> bytes | int:
+            if task not in apart:
+                return values[task]
+            name = self.keys("value", job, task, attempt)
+            self.link.command("SET", name, values[task], "PX", UNSEEN)
+            return len(values[task])
+
+        for component in components(graph, values):
+            first, edges = component[0], len(graph.inputs[component[0]]) + len(graph.users[component[0]])
+            if len(component) > 1 or edges > worker_side.EDGES:
+                out.append(_linked(graph, component, publish))
+                continue
+            # Lone tasks with the same edges, a fan-out, are one group.
+            same = (graph.inputs[first], graph.users[first], first in graph.outputs)
+            if same not in shared:
+                inputs, users = ([x for t in some for x in (t, 1)] for some in same[:2])
+                shared[same] = [0, [], inputs, users, [], [], [], int(same[2]), []]
+                out.append(shared[same])
+            shared[same][1].append(first)
+            shared[same][5].append(publish(first))
+        return out
+
+    def _new_id(self, size: int) -> str:
+        return self._random.randbytes(size).hex()
+
+
+def components(graph: Graph, tasks: Iterable[int]) -> list[list[int]]:
+    """Return the tasks, those linked by values passed among them together."""
+    left, found = sorted(tasks), []
+    inside = set(left)
+    while inside:
+        todo, linked = [min(inside)], set()
+        while todo:
+            task = todo.pop()
+            if task in inside:
+                inside.remove(task)
+                linked.add(task)
+                todo += [*graph.inputs[task], *graph.users[task]]
+        found.append(sorted(linked))
+    return found
+
+
+def _linked(graph: Graph, tasks: list[int], publish: Any) -> list[Any]:
+    """Return a group of kind 1: one component with its outer edges."""
+    inside = set(tasks)
+    inputs: dict[int, int] = {}
+    users: dict[int, int] = {}
+    for task in tasks:
+        for i in set(graph.inputs[task]) - inside:
+            inputs[i] = inputs.get(i, 0) + 1
+        for u in set(graph.users[task]) - inside:
+            users[u] = users.get(u, 0) + 1
+    outputs = [t for t in tasks if t in graph.outputs]
+    published = [t for t in tasks if t in graph.outputs or not inside.issuperset(graph.users[t])]
+    uses = [len(inside.intersection(graph.users[t])) for t in published]
+    first_in, first_out, more = worker_side._slices(inputs, users)
+    return [
+        1, tasks, first_in, first_out, published, [publish(t) for t in published], uses, outputs, more,
+    ]  # fmt: skip
+
+
+def _is_late(script: str, answer: Any) -> bool:
+    """Tell whether a slot that is not registered stepped: no answer of it is kept."""
+    return script == "step" and unpack(answer)[0] == b"unregistered"

@@ -1,0 +1,335 @@
+"""Read the whole state of a queue, and assert what must hold of it after every script.
+
+P1 to P8 are those of the engine's rules, section 2. `check` names the job, the task, and what
+is wrong with it.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from dask_redisq.codec import unpack
+from dask_redisq.keys import PATTERNS, Keys
+from dask_redisq.link import Link
+
+__all__ = ["Graph", "JobView", "State", "check"]
+
+#: The whole database in one round trip: name, type, content, milliseconds to live of every key.
+_DUMP = """
+local read = {
+  string = function(name) return redis.call('GET', name) end,
+  hash = function(name) return redis.call('HGETALL', name) end,
+  set = function(name) return redis.call('SMEMBERS', name) end,
+  list = function(name) return redis.call('LRANGE', name, 0, -1) end,
+  zset = function(name) return redis.call('ZRANGE', name, 0, -1, 'WITHSCORES') end,
+}
+local out = {}
+for _, name in ipairs(redis.call('KEYS', '*')) do
+  local kind = redis.call('TYPE', name).ok
+  out[#out + 1] = {name, kind, read[kind](name), redis.call('PTTL', name)}
+end
+return cmsgpack.pack(out)
+"""
+#: Milliseconds after which a value that nobody accepted is gone.
+UNSEEN = 600_000
+_ATTEMPT = 24
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What the engine was told of a job's graph.
+
+    Attributes
+    ----------
+    inputs : tuple of tuple of int
+        For each task the tasks whose values it needs.
+    outputs : frozenset of int
+        Tasks whose value the client waits for.
+    block : int
+        Tasks in a block.
+    hard : mapping of int to tuple of str
+        Task -> the tags of which its slot must carry one.
+    """
+
+    inputs: tuple[tuple[int, ...], ...]
+    outputs: frozenset[int]
+    block: int = 128
+    hard: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    @cached_property
+    def users(self) -> tuple[tuple[int, ...], ...]:
+        """For each task the tasks that need its value."""
+        found: list[list[int]] = [[] for _ in self.inputs]
+        for task, inputs in enumerate(self.inputs):
+            for i in inputs:
+                found[i].append(task)
+        return tuple(tuple(users) for users in found)
+
+    @cached_property
+    def restrictions(self) -> list[tuple[str, ...]]:
+        """The different restrictions; task.hard is number i + 1 of them."""
+        return list(dict.fromkeys(self.hard.values()))
+
+
+class State:
+    """All keys of the database at one moment, each in its Python form."""
+
+    def __init__(self, link: Link, keys: Keys) -> None:
+        self.keys = keys
+        self.content: dict[str, Any] = {}
+        self.ttl: dict[str, int] = {}
+        for name, kind, content, ttl in unpack(link.command("EVAL", _DUMP, 0)):
+            self.content[name.decode()] = _python_form(kind, content)
+            self.ttl[name.decode()] = ttl
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, State) and self.content == other.content
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def get(self, name: str, *parts: object) -> Any:
+        """Return what a key holds, None without it."""
+        return self.content.get(self.keys(name, *parts))
+
+    def dict(self, name: str, *parts: object) -> dict[str, Any]:
+        """Return a hash, or a sorted set with its scores, as a dict."""
+        return self.get(name, *parts) or {}
+
+    def members(self, name: str, *parts: object) -> set[str]:
+        """Return the members of a set or a sorted set."""
+        return set(self.get(name, *parts) or ())
+
+    def difference(self, other: State) -> dict[str, tuple[Any, Any]]:
+        """Return name -> (here, there) for keys that differ; for messages."""
+        names = self.content.keys() | other.content.keys()
+        pairs = {n: (self.content.get(n), other.content.get(n)) for n in sorted(names)}
+        return {n: (a, b) for n, (a, b) in pairs.items() if a != b}
+
+
+def _python_form(kind: bytes, content: Any) -> Any:
+    if kind == b"hash":
+        return {k.decode(): v for k, v in zip(content[::2], content[1::2], strict=True)}
+    if kind == b"zset":
+        return {k.decode(): float(v) for k, v in zip(content[::2], content[1::2], strict=True)}
+    if kind == b"set":
+        return {x.decode() for x in content}
+    return content
+
+
+class JobView:
+    """One job as its keys tell it."""
+
+    def __init__(self, state: State, job: str, graph: Graph) -> None:
+        self.graph = graph
+        n = len(graph)
+        self.meta: dict[str, bytes] = state.dict("job", job)
+        bits = state.get("finished", job) or b""
+        self.finished = {t for t in range(len(bits) * 8) if bits[t // 8] & (128 >> t % 8)}
+        self.wait = _counters(state.get("wait", job), n)
+        self.consumers = _counters(state.get("consumers", job), n)
+        self.blocks = {int(number) for number in state.dict("blocks", job)}
+        self.values: dict[int, bytes] = {int(t): v for t, v in state.dict("values", job).items()}
+        self.sets: dict[str, set[int]] = {}
+        common, tagged = state.keys("ready", job), state.keys("tagged", job, "")
+        for name in state.content:
+            if name == common or name.startswith(tagged):
+                self.sets[name[len(tagged) :]] = {int(t) for t in state.content[name]}
+        self.leases: dict[str, tuple[int, list[int]]] = {
+            slot: tuple(unpack(lease)) for slot, lease in state.dict("leases", job).items()
+        }
+        self.alone = {int(t) for t in state.members("alone", job)}
+        self.log = [unpack(entry) for entry in state.get("log", job) or ()]
+        acked = int(self.meta.get("acked", b"0"))
+        self.delivered = {t for entry in self.log[:acked] for t in entry}
+        self.used: Counter[int] = Counter()
+        self.fed: Counter[int] = Counter()
+        for piece in state.get("settle", job) or ():
+            inputs, users, _ = unpack(piece)
+            self.used.update(dict(zip(inputs[::2], inputs[1::2], strict=True)))
+            self.fed.update(dict(zip(users[::2], users[1::2], strict=True)))
+
+    def needs(self, task: int) -> int:
+        """Return how often the value of a task is still to be used."""
+        users = sum(u not in self.finished for u in self.graph.users[task])
+        return users + (task in self.graph.outputs - self.delivered) + self.used[task]
+
+
+def _counters(text: bytes | None, n: int) -> tuple[int, ...]:
+    text = text or b""
+    assert len(text) <= 4 * n, f"{len(text)} bytes of counters for {n} tasks"
+    return struct.unpack(f">{n}I", text.ljust(4 * n, b"\0"))
+
+
+def check(link: Link, keys: Keys, graphs: Mapping[str, Graph]) -> State:
+    """Assert P1 to P8 for every job of `graphs` that is there; return the state that was read."""
+    state = State(link, keys)
+    _check_keys(state)
+    _check_slots(state)
+    there = {job for job in graphs if state.get("job", job)}
+    assert state.members("jobs") == there, f"jobs lists {state.members('jobs')}, there are {there}"
+    active = set()
+    for job in there:
+        view = JobView(state, job, graphs[job])
+        try:
+            _check_values(state, job, view)
+            if view.meta["state"] == b"running":
+                _check_places(view)
+                _check_counts(view)
+                _check_sets(state, job, view)
+                _check_leases(state, job, view)
+                if view.sets:
+                    active.add(job)
+            elif view.meta["state"] == b"done":
+                assert len(view.finished) == len(view.graph), "it is done with unfinished tasks"
+                assert not state.get("settle", job), "it is done with edges to settle"
+        except AssertionError as error:
+            raise AssertionError(f"job {job}: {error}") from error
+    listed = state.members("active")
+    assert listed == active, f"active lists {listed}, but ready tasks have {active}"
+    return state
+
+
+_NAMES = [
+    re.compile(re.escape(pattern).replace("%s", "(.+)")) for pattern, _ in PATTERNS.values()
+]
+
+
+def _check_keys(state: State) -> None:
+    """Every key is in the table and has an expiry; nothing is left of a job that is gone."""
+    prefix = state.keys.prefix
+    for name, ttl in state.ttl.items():
+        assert name.startswith(prefix), f"the key {name} is outside of the queue"
+        assert any(n.fullmatch(name[len(prefix) :]) for n in _NAMES), f"{name} is not in the table"
+        assert ttl > 0, f"the key {name} has no expiry"
+        parts = name[len(prefix) :].split(":")
+        if parts[0] == "job" and not state.get("job", parts[1]):
+            staged = parts[2] == "new" or parts[2] == "const"
+            unseen = parts[2] == "value" and ttl <= UNSEEN
+            assert staged or unseen, f"the key {name} is left of a job that is gone"
+
+
+def _check_slots(state: State) -> None:
+    """Idle means blocked and registered (rule 18); slots that are gone leave nothing."""
+    slots = state.members("slots")
+    prefix = state.keys.prefix
+    for name, content in state.content.items():
+        kind, _, rest = name[len(prefix) :].partition(":")
+        if kind == "slot":
+            assert rest in slots, f"slot {rest} is not registered, but has a hash"
+            assert rest in state.members("worker_slots", content["worker"].decode()), (
+                f"slot {rest} is not among those of its worker"
+            )
+        elif kind == "wake":
+            assert rest in slots, f"a token waits for slot {rest}, which is not registered"
+        elif kind == "idle":
+            for slot in content:
+                assert slot in slots, f"slot {slot} is idle and not registered"
+                own = state.dict("slot", slot)
+                assert "idle" in own, f"slot {slot} is in idle:{rest}, and does not know it"
+                assert "job" not in own, f"slot {slot} is idle and holds a lease"
+                assert not state.get("wake", slot), f"slot {slot} is idle and has a token"
+    for slot in slots:
+        own = state.dict("slot", slot)
+        assert own, f"slot {slot} is registered, but has no hash"
+        if "idle" in own:
+            for tag in unpack(own["tags"]):
+                assert slot in state.members("idle", tag.decode()), f"{slot} is not in idle:{tag}"
+        if "job" in own:
+            job = own["job"].decode()
+            if state.dict("job", job).get("state") == b"running":
+                assert slot in state.dict("leases", job), f"slot {slot} has lost its lease"
+
+
+def _check_places(view: JobView) -> None:
+    """P1 and P3: each task is in exactly one place, a finished one in none."""
+    places: dict[int, list[str]] = {t: [] for t in range(len(view.graph))}
+    for name, tasks in view.sets.items():
+        for task in tasks:
+            places[task].append(f"ready set {name!r}")
+    for slot, (_, tasks_) in view.leases.items():
+        for task in tasks_:
+            places[task].append(f"lease of {slot}")
+    for task, found in places.items():
+        if task in view.finished:
+            assert not found, f"task {task} is finished, and in {found}"
+            continue
+        if view.wait[task] > 0:
+            found.append("waiting")
+        assert len(found) == 1, f"task {task} is in {found or 'no place'}"
+    lingering = view.alone & view.finished
+    assert not lingering, f"tasks {lingering} are finished, and still marked as alone"
+
+
+def _check_counts(view: JobView) -> None:
+    """P2, P5, P8: the counters are what the graph and the finished tasks say."""
+    assert "damaged" not in view.meta, "it is marked as damaged"
+    count = int(view.meta["finished"])
+    assert count == len(view.finished), f"{count} finished, and {len(view.finished)} bits"
+    for task, inputs in enumerate(view.graph.inputs):
+        if task not in view.finished:
+            block = task // view.graph.block not in view.blocks
+            right = sum(i not in view.finished for i in inputs) + block + view.fed[task]
+            assert view.wait[task] == right, f"wait[{task}] is {view.wait[task]}, not {right}"
+        if task not in view.finished or task in view.values:
+            right = view.needs(task)
+            assert view.consumers[task] == right, (
+                f"consumers[{task}] is {view.consumers[task]}, not {right}"
+            )
+    logged = [t for entry in view.log for t in entry]
+    assert sorted(logged) == sorted(view.graph.outputs & view.finished), (
+        f"the log holds {logged}; finished outputs are {view.graph.outputs & view.finished}"
+    )
+
+
+def _check_values(state: State, job: str, view: JobView) -> None:
+    """P4 and P6: `values` names what is there and needed, and all that is needed."""
+    named = set()
+    for task, record in view.values.items():
+        assert task in view.finished, f"task {task} has a value, and is not finished"
+        if record[:1] == b"e":
+            name = state.keys("value", job, task, record[1 : 1 + _ATTEMPT].decode())
+            named.add(name)
+            assert name in state.content, f"the value of task {task}, {name}, does not exist"
+            assert state.ttl[name] > UNSEEN, f"the accepted value of task {task} expires soon"
+        if view.meta["state"] == b"running":
+            assert view.needs(task) > 0, f"the value of task {task} is kept, and nobody needs it"
+    for task in view.finished - view.values.keys():
+        open_users = set(view.graph.users[task]) - view.finished
+        assert not open_users, f"task {task} has no value, and {open_users} need it"
+        assert task not in view.graph.outputs - view.delivered, f"output {task} has no value"
+    others = state.keys("value", job, "", "")[:-1]
+    for name, ttl in state.ttl.items():
+        if name.startswith(others) and name not in named:
+            assert ttl <= UNSEEN, f"{name} is no accepted value, and stays"
+
+
+def _check_sets(state: State, job: str, view: JobView) -> None:
+    """A restricted task sits in the set of its restriction; `sets` lists those that hold something."""
+    numbers = {tags: f"hard:{i}" for i, tags in enumerate(view.graph.restrictions, 1)}
+    for name, tasks in view.sets.items():
+        for task in tasks:
+            wanted = numbers.get(view.graph.hard.get(task, ()))
+            assert name == wanted or (wanted is None and not name.startswith("hard:")), (
+                f"task {task} is in the ready set {name!r}, not {wanted!r}"
+            )
+    listed = state.members("sets", job)
+    found = view.sets.keys() - {""}
+    assert listed == found, f"sets lists {listed}, there are {found}"
+
+
+def _check_leases(state: State, job: str, view: JobView) -> None:
+    """P7: a lease is held by a registered slot that knows of it, under its last call."""
+    for slot, (seq, tasks) in view.leases.items():
+        assert slot in state.members("slots"), f"slot {slot} holds {tasks} and is not registered"
+        own = state.dict("slot", slot)
+        assert own.get("job", b"").decode() == job, f"slot {slot} does not know its lease {tasks}"
+        assert int(own["seq"]) == seq, f"slot {slot} is at {own['seq']}, its lease at {seq}"

@@ -1,0 +1,390 @@
+"""A small world around the scripts: slots that run tasks, clients that wait, and whatever goes wrong.
+
+Results are not deterministic: each run of a task gives a fresh token that remembers the tokens of
+its inputs. So the outputs tell whether one answer saw two runs of a task.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from dask_redisq.codec import pack, unpack
+from dask_redisq.lease import Lease
+
+from driver import LONG, PYTHON, Answer, Engine, Slot
+from invariants import JobView
+
+__all__ = ["World"]
+
+
+class Token(NamedTuple):
+    """One run of a task, and the runs of its inputs that it saw."""
+
+    task: int
+    inputs: tuple[int, ...]
+
+
+@dataclass
+class Process:
+    """A slot's process: what it knows, which may be wrong by now."""
+
+    slot: Slot
+    #: The lease in its hand, until the next one is answered.
+    hand: Lease | None = None
+    made: dict[int, int] = field(default_factory=dict)
+    position: int = -1
+    #: A step that was sent, or will be; its answer has not come.
+    pending: dict[str, Any] | None = None
+    accepted: dict[int, int] = field(default_factory=dict)
+    #: Blocks until a token comes.
+    idle: bool = False
+
+    def __repr__(self) -> str:
+        return f"<Process {self.slot.id} of {self.slot.worker}, holds {self.hand and self.hand.tasks}>"
+
+
+class Client:
+    """The client of one job."""
+
+    def __init__(self, world: World, job: str, chunk: int) -> None:
+        self.world, self.job, self.chunk = world, job, chunk
+        self.graph = world.engine.graphs[job]
+        self.blocks = -(-len(self.graph) // self.graph.block)
+        self.sent = 0
+        self.sealed = False
+        self.cursor = 0
+        self.outputs: dict[int, int] = {}
+
+    def __repr__(self) -> str:
+        return f"<Client of {self.job}, {len(self.outputs)} of {len(self.graph.outputs)} outputs>"
+
+    @property
+    def done(self) -> bool:
+        """Whether all outputs have arrived."""
+        return self.sealed and len(self.outputs) == len(self.graph.outputs)
+
+    def act(self, reply_lost: bool = False) -> None:
+        """Go on with the upload, or gather; the reply may be lost."""
+        engine = self.world.engine
+        if self.sent < self.blocks:
+            engine.put_block(self.job, self.sent)
+            self.sent += not reply_lost
+        elif not self.sealed:
+            engine.seal(self.job)
+            self.sealed = not reply_lost
+        else:
+            found = engine.gather(self.job, self.cursor)
+            assert found.state in {"running", "done"}, f"the job ended: {found}"
+            for task, record in found.values.items():
+                token = self.world.read_record(self.job, task, record)
+                if not reply_lost:
+                    self.outputs[task] = token
+            if not reply_lost:
+                self.cursor = found.cursor
+
+
+class World:
+    """Some random jobs on a queue with three workers of one slot each.
+
+    Parameters
+    ----------
+    engine : Engine
+        Where the scripts are called.
+    seed : int
+        Decides everything.
+    """
+
+    def __init__(self, engine: Engine, seed: int) -> None:
+        self.engine = engine
+        self.rng = random.Random(seed)
+        self.tokens: list[Token] = []
+        self.alone: dict[str, set[int]] = {}
+        self.old_calls: list[dict[str, Any]] = []
+        self.greedy = self.rng.random() < 0.8
+        self.processes = [self._start(f"w{i}") for i in range(3)]
+        self.clients = [self._submit() for _ in range(self.rng.choice([1, 1, 2]))]
+
+    # -- the story ----------------------------------------------------------------------
+
+    def run(self, events: int) -> None:
+        """Let `events` things happen, good and bad, then only good ones until all is delivered."""
+        for _ in range(events):
+            self.happen()
+        self.end_faults()
+        tasks = sum(len(c.graph) for c in self.clients)
+        for _ in range(20 + 6 * tasks):
+            if all(c.done for c in self.clients):
+                break
+            self.turn()
+        unfinished = [c for c in self.clients if not c.done]
+        assert not unfinished, f"no end: {unfinished}, {self.engine.state().content}"
+        for client in self.clients:
+            self._check_answer(client)
+            client.act()
+            self.engine.remove(client.job)
+        left = [name for name in self.engine.state().content if ":job:" in name and ":value:" not in name]
+        assert not left, f"keys are left: {left}"
+
+    def happen(self) -> None:
+        """Let one random thing happen."""
+        rng = self.rng
+        process = rng.choice(self.processes)
+        kinds: list[tuple[int, Callable[[], None]]] = [
+            (40, lambda: self.act(process, recheck=True)),
+            (12, lambda: rng.choice(self.clients).act(reply_lost=rng.random() < 0.3)),
+            (6, lambda: self._reply_lost(process)),
+            (6, lambda: self._value_expires(process)),
+            (4, self._old_call),
+            (4, lambda: self._presumed_dead(process)),
+            (3, lambda: self._dies(process)),
+            (2, lambda: self._vanishes(process)),
+            (4, lambda: self._beats(process)),
+        ]
+        weights, actions = zip(*kinds, strict=True)
+        rng.choices(actions, weights)[0]()
+
+    def end_faults(self) -> None:
+        """From now on all goes well; one slow re-check heals tokens that were lost."""
+        for process in self.processes:
+            self._beats(process)
+        for process in self.processes:
+            self.act(process, recheck=True)
+
+    def turn(self) -> None:
+        """Let everyone act who has something to do, and see that somebody has (P14)."""
+        for client in self.clients:
+            if not client.done:
+                client.act()
+        acted = [self.act(process) for process in self.processes]
+        if not any(acted):
+            active = self.engine.state().members("active")
+            assert not active, f"all slots sleep, and {active} have ready tasks"
+
+    # -- slots --------------------------------------------------------------------------
+
+    def act(self, process: Process, recheck: bool = False) -> bool:
+        """Let a slot do its next thing; false if it sleeps."""
+        if process.pending is not None:
+            self._deliver(process)
+            return True
+        if process.idle and not recheck:
+            token = self.engine.link.command("LPOP", self.engine.keys("wake", process.slot.id))
+            if token is None:
+                return False
+        process.idle = False
+        groups: list[Any] = []
+        if process.hand is not None:
+            self._work(process, process.hand)
+            apart = {t for t in process.made if self.rng.random() < 0.4}
+            values = {t: str(token).encode() for t, token in process.made.items()}
+            process.slot.lease = process.hand
+            groups = self.engine.groups(process.slot, values, apart)
+            self.rng.shuffle(groups)
+            process.accepted = process.made
+        want = self.rng.choice([1, 2, 1000])
+        process.pending = self.engine.prepare(process.slot, groups, want=want, rest=True)
+        if recheck and self.rng.random() < 0.5:
+            return True  # it is on its way
+        self._deliver(process)
+        return True
+
+    def _work(self, process: Process, lease: Lease) -> None:
+        """Run the lease's tasks and what follows from them alone; maybe hand some back."""
+        process.made = {}
+        for position, task in enumerate(lease.tasks):
+            if position and self.rng.random() < 0.15:
+                break
+            if task not in process.made:
+                process.position = position
+                self._run_tree(process, lease, task)
+
+    def _run_tree(self, process: Process, lease: Lease, first: int) -> None:
+        graph, made = self.engine.graphs[lease.job], process.made
+        todo = [first]
+        while todo:
+            task = todo.pop(0)
+            may_follow = self._may_follow(process, lease, task)
+            if task in made or (task != first and not may_follow):
+                continue
+            inputs = []
+            for i in graph.inputs[task]:
+                token = made[i] if i in made else self._fetch(lease.job, task, i)
+                if token is None:
+                    break
+                inputs.append(token)
+            else:
+                made[task] = len(self.tokens)
+                self.tokens.append(Token(task, tuple(inputs)))
+                todo += [u for u in graph.users[task] if made.keys() >= set(graph.inputs[u])]
+
+    def _may_follow(self, process: Process, lease: Lease, task: int) -> bool:
+        wanted = self.engine.graphs[lease.job].hard.get(task)
+        if wanted is not None and not set(wanted) & set(process.slot.tags):
+            return False
+        full = 0 < lease.chunk <= len(process.made)
+        return not lease.alone and not full and (self.greedy or self.rng.random() < 0.5)
+
+    def _fetch(self, job: str, task: int, needed: int) -> int | None:
+        record = self.engine.link.command("HGET", self.engine.keys("values", job), needed)
+        if record is not None:
+            return self.read_record(job, needed, record)
+        answer = self.engine.call("report_missing", job=job, task=task, input=needed)
+        assert answer == b"finished", f"input {needed} of task {task} is {answer}"
+        return None
+
+    def read_record(self, job: str, task: int, record: bytes | None) -> int:
+        """Return the token that a record of `values` stands for."""
+        assert record is not None, f"the value of {task} is gone"
+        data = record[25:]
+        if record[:1] == b"e":
+            name = self.engine.keys("value", job, task, record[1:25].decode())
+            data = self.engine.link.command("GET", name)
+        assert self.tokens[int(data)].task == task, f"{task} has the value of another task"
+        return int(data)
+
+    def _deliver(self, process: Process) -> None:
+        """Let the pending step arrive, and its answer."""
+        assert process.pending is not None
+        answer = self._send(process.pending)
+        self.old_calls.append(process.pending)
+        process.pending, process.made, process.position = None, {}, -1
+        process.hand = answer.lease
+        process.idle = answer.lease is None and answer.status == "ok"
+
+    def _send(self, args: dict[str, Any]) -> Answer:
+        """Send a step; note which tasks must run alone from now on, and see that they do."""
+        before = self._lease_of(args["slot"])
+        answer = self.engine.send(args)
+        if answer.status == "ok" and before is not None:
+            job, tasks = before
+            self.alone[job].update(set(tasks) & set(answer.refused if job == args["job"] else ()))
+        if answer.lease is not None:
+            self._check_lease(answer.lease)
+        return answer
+
+    def _check_lease(self, lease: Lease) -> None:
+        job, tasks = lease.job, lease.tasks
+        chunk = next(c.chunk for c in self.clients if c.job == job)
+        assert tasks, "a lease of nothing"
+        assert chunk <= 0 or len(tasks) <= chunk, f"a lease of {tasks} at chunk size {chunk}"
+        careful = self.alone[job].intersection(tasks)
+        assert not careful or (lease.alone and len(tasks) == 1), f"{careful} of {tasks} must run alone"
+
+    def _lease_of(self, slot: str) -> tuple[str, list[int]] | None:
+        job = self.engine.link.command("HGET", self.engine.keys("slot", slot), "job")
+        if job is None:
+            return None
+        lease = self.engine.link.command("HGET", self.engine.keys("leases", job.decode()), slot)
+        return (job.decode(), unpack(lease)[1]) if lease else None
+
+    # -- what goes wrong ------------------------------------------------------------------
+
+    def _reply_lost(self, process: Process) -> None:
+        """The step arrives, its answer does not: it will be sent again."""
+        if process.pending is not None:
+            self._send(process.pending)
+
+    def _value_expires(self, process: Process) -> None:
+        """A value stored apart is gone before the step that makes it count."""
+        if process.pending is not None and process.hand is not None and process.made:
+            task = self.rng.choice(list(process.made))
+            attempt = f"{process.slot.id}{process.hand.seq:08x}"
+            name = self.engine.keys("value", process.hand.job, task, attempt)
+            record = self.engine.link.command("HGET", self.engine.keys("values", process.hand.job), task)
+            if record is None or record[1:25].decode() != attempt:
+                self.engine.link.command("DEL", name)
+
+    def _old_call(self) -> None:
+        """A copy of an old step arrives, of a slot that is alive, dead, or registered again."""
+        if self.old_calls:
+            self._send(self.rng.choice(self.old_calls))
+
+    def _presumed_dead(self, process: Process) -> None:
+        """A worker misses its beat; it lives, and will be late with its results."""
+        self._lose_lease(process, upto=None)
+        assert self.engine.lose_worker(process.slot.worker) in ([process.slot.worker], [])
+        process.idle = False
+
+    def _beats(self, process: Process) -> None:
+        """A supervisor beats; it registers again if the queue forgot it."""
+        seq = process.hand.seq if process.hand else 0
+        held = pack([process.slot.id, seq])
+        if self.engine.call("renew", worker=process.slot.worker, expiry=LONG, held=held) == b"unknown":
+            self.engine.register(process.slot)
+            process.idle = False
+
+    def _dies(self, process: Process) -> None:
+        """A slot's process dies in a task, maybe with a step under way."""
+        lease, begun = process.hand, -1
+        if lease is not None:
+            if process.pending is None:
+                self._work(process, lease)
+            begun = list(process.made)[-1] if process.made else lease.tasks[0]
+            self._lose_lease(process, upto=max(process.position, 0))
+        self.engine.unregister(
+            process.slot, begun=begun, position=max(process.position, 0), death=pack(["w", -9]),
+            seq=lease.seq if lease else -1,
+        )  # fmt: skip
+        if process.pending is not None:
+            if self.rng.random() < 0.5:
+                self._send(process.pending)
+            self.old_calls.append(process.pending)
+        self._replace(process)
+
+    def _vanishes(self, process: Process) -> None:
+        """A worker vanishes whole and is missed."""
+        self._presumed_dead(process)
+        if process.pending is not None:
+            self.old_calls.append(process.pending)
+        self._replace(process)
+
+    def _replace(self, process: Process) -> None:
+        self.processes[self.processes.index(process)] = self._start(process.slot.worker)
+
+    def _lose_lease(self, process: Process, upto: int | None) -> None:
+        """Note that what a slot held, down to `upto`, must run alone from now on."""
+        held = self._lease_of(process.slot.id)
+        if held is None:
+            return
+        stored = int(self.engine.link.command("HGET", self.engine.keys("slot", process.slot.id), "seq"))
+        if upto is None:
+            self.alone[held[0]].update(held[1])
+        elif process.hand is not None and stored == process.hand.seq:
+            self.alone[held[0]].update(held[1][: upto + 1])
+
+    # -- making and checking -----------------------------------------------------------------
+
+    def _start(self, worker: str) -> Process:
+        return Process(self.engine.slot(worker, ("gpu",) if worker == "w0" else ()))
+
+    def _submit(self) -> Client:
+        """Create a random job of 2 to 12 tasks."""
+        rng = self.rng
+        n = rng.randint(2, 12)
+        inputs = {t: tuple(sorted(rng.sample(range(t), min(t, rng.choice([0, 1, 1, 2, 3]))))) for t in range(n)}
+        used = {i for its in inputs.values() for i in its}
+        outputs = {t for t in range(n) if t not in used or rng.random() < 0.2}
+        hard = {t: ("gpu",) for t in range(n) if rng.random() < 0.2} if rng.random() < 0.2 else {}
+        chunk = rng.choice([0, 0, 1, 2, 3, -1])
+        job = self.engine.create(
+            inputs, outputs, block=rng.choice([3, 128]), hard=hard, chunk=chunk, allowed=10**6,
+            priority=rng.choice([0, 0, 1]), patience=rng.choice([0, LONG]), python=PYTHON,
+        )  # fmt: skip
+        self.alone[job] = set()
+        return Client(self, job, chunk)
+
+    def _check_answer(self, client: Client) -> None:
+        """P9, P10: under all outputs there is one run of each task."""
+        seen: dict[int, int] = {}
+        todo = list(client.outputs.values())
+        while todo:
+            token = todo.pop()
+            task, inputs = self.tokens[token]
+            assert seen.setdefault(task, token) == token, f"the answer holds two runs of task {task}"
+            assert tuple(self.tokens[i].task for i in inputs) == client.graph.inputs[task]
+            todo += inputs
+        view = JobView(self.engine.state(), client.job, client.graph)
+        assert len(view.finished) == len(client.graph)
