@@ -19,7 +19,7 @@ from dask_redisq.task import kind_of, run_task
 __all__ = ["BUDGET", "Batch", "Lease", "LeaseRun", "Pace", "Published"]
 
 #: Seconds of work that a lease should hold.
-BUDGET = 0.03
+BUDGET = 0.05
 #: Tasks of a kind are short if they take less than this share of the budget.
 SHORT = 0.2
 #: Edges that one call to the server may count.

@@ -31,6 +31,7 @@ local meta = redis.call('HMGET', key.job(job), 'state', 'epoch')
 local lease_packed = state[3] == job and job ~= '' and redis.call('HGET', key.leases(job), slot)
 local current = registered and lease_packed and cmsgpack.unpack(lease_packed)[1] == seq - 1
 local alive = meta[1] == 'running' and meta[2] == arg.epoch
+local touched = alive
 if alive then
   plan = decide_batch(job, groups, attempt)
   refused = plan.refused
@@ -74,8 +75,9 @@ if alive then
   end_if_done(job)
   alive = redis.call('HGET', key.job(job), 'state') == 'running'
 end
+if touched then renew_job(job) end
 if not registered then
-  make_ready(job, ready.free, '')
+  if alive then make_ready(job, ready.free, '') end
   return cmsgpack.pack({'unregistered', refused, false, 0})
 end
 
@@ -84,7 +86,7 @@ local fresh = {from = 1}
 if alive and redis.call('HEXISTS', key.job(job), 'hard:1') == 0 then
   for _, task in ipairs(ready.free) do fresh[#fresh + 1] = task end
   table.sort(fresh)
-else
+elseif alive then
   make_ready(job, ready.free, '')
 end
 local tags = cmsgpack.unpack(state[4])
@@ -109,6 +111,5 @@ end
 local answer = cmsgpack.pack({'ok', refused, found, retry})
 redis.call('HSET', key.slot(slot), 'seq', seq, 'answer', answer)
 redis.call('PEXPIRE', key.slot(slot), DAY)
-if alive then renew_job(job) end
-if found and found[1] ~= job then renew_job(found[1]) end
+if found then renew_job(found[1]) end
 return answer

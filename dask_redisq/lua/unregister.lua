@@ -1,9 +1,10 @@
 -- Unregister a slot, or a whole worker: their leases go back, a death is charged to one task.
--- keys: workers alive worker_slots slots slot control leases job deaths alone
+-- keys: workers alive worker_slots slots slot control leases job finished deaths alone
 -- args: worker slot seq begun position death
 -- returns: 'ok'
 --@include leases
 --@include ending
+--@include numbers
 --
 -- `slot` = '' unregisters the worker with all its slots. `begun` is the task that was running
 -- (-1: none) in lease `seq`, `position` how far down the lease the slot was; what lies
@@ -12,6 +13,7 @@
 -- that this removes is what makes a replay do nothing.
 local function charge(job, task)
   if redis.call('HGET', key.job(job), 'state') ~= 'running' then return end
+  if read_bits(key.finished(job), {task})[task] then return end -- others did it meanwhile
   local packed = redis.call('HGET', key.deaths(job), task)
   local records = packed and cmsgpack.unpack(packed) or {}
   records[#records + 1] = arg.death

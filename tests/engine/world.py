@@ -258,8 +258,8 @@ class World:
         """Send a step; note which tasks must run alone from now on, and see that they do."""
         before = self._lease_of(args["slot"])
         answer = self.engine.send(args)
-        if answer.status == "ok" and before is not None:
-            job, tasks = before
+        if answer.status == "ok" and before is not None and before[2] < args["seq"]:
+            job, tasks, _ = before
             self.alone[job].update(set(tasks) & set(answer.refused if job == args["job"] else ()))
         if answer.lease is not None:
             self._check_lease(answer.lease)
@@ -273,12 +273,16 @@ class World:
         careful = self.alone[job].intersection(tasks)
         assert not careful or (lease.alone and len(tasks) == 1), f"{careful} of {tasks} must run alone"
 
-    def _lease_of(self, slot: str) -> tuple[str, list[int]] | None:
+    def _lease_of(self, slot: str) -> tuple[str, list[int], int] | None:
+        """Return job, tasks and number of the lease that the server holds for a slot."""
         job = self.engine.link.command("HGET", self.engine.keys("slot", slot), "job")
         if job is None:
             return None
         lease = self.engine.link.command("HGET", self.engine.keys("leases", job.decode()), slot)
-        return (job.decode(), unpack(lease)[1]) if lease else None
+        if lease is None:
+            return None
+        seq, tasks = unpack(lease)
+        return job.decode(), tasks, seq
 
     # -- what goes wrong ------------------------------------------------------------------
 
@@ -349,11 +353,11 @@ class World:
         held = self._lease_of(process.slot.id)
         if held is None:
             return
-        stored = int(self.engine.link.command("HGET", self.engine.keys("slot", process.slot.id), "seq"))
+        job, tasks, seq = held
         if upto is None:
-            self.alone[held[0]].update(held[1])
-        elif process.hand is not None and stored == process.hand.seq:
-            self.alone[held[0]].update(held[1][: upto + 1])
+            self.alone[job].update(tasks)
+        elif process.hand is not None and process.hand.seq == seq:
+            self.alone[job].update(tasks[: upto + 1])
 
     # -- making and checking -----------------------------------------------------------------
 
