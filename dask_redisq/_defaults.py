@@ -15,4 +15,6 @@ try:
 except PackageNotFoundError:  # run from a source tree
     __version__ = "0"
 
-dask.config.update_defaults(yaml.safe_load(files("dask_redisq").joinpath("redisq.yaml").read_text()))
+dask.config.update_defaults(
+    yaml.safe_load(files("dask_redisq").joinpath("redisq.yaml").read_text())
+)

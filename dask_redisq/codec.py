@@ -143,7 +143,7 @@ class _PickleAround(pickle.Pickler):
         return self.constants.keep_object(thing) if _may_be_large(thing) else None
 
 
-class _CloudPickleAround(cloudpickle.Pickler):
+class _CloudPickleAround(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
     """The same by `cloudpickle`."""
 
     constants: _Constants
@@ -181,7 +181,7 @@ class BlockEncoder:
             data, digests = self._pickle(block, around=True)
         return pack([data, digests]), digests
 
-    def _pickle(self, block: Block, around: bool) -> tuple[bytes, list[str]]:
+    def _pickle(self, block: Block, *, around: bool) -> tuple[bytes, list[str]]:
         if not self._by_cloudpickle:
             try:
                 data, digests = self._pickle_by(_PickleAround if around else pickle.Pickler, block)

@@ -1,23 +1,24 @@
 """What Dask hands to a ``get``, made plain: a mapping, the keys, and restrictions.
 
-Source: sections 1.1, 1.3 and 1.8 of Dask's contract: `dask.compute` passes an expression, users pass
-dicts and `HighLevelGraph`.
+Source: sections 1.1, 1.3 and 1.8 of Dask's contract: `dask.compute` passes an expression, users
+pass dicts and `HighLevelGraph`.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from dask.core import flatten
+from dask.typing import Key
 
 from dask_redisq.errors import RedisqError
 
 __all__ = ["plain_graph", "refuse_disk_shuffle", "restrictions"]
 
 
-def plain_graph(dsk: Any, keys: Any) -> tuple[Mapping[Hashable, Any], Any, Mapping[str, Any]]:
+def plain_graph(dsk: Any, keys: Any) -> tuple[Mapping[Key, Any], Any, Mapping[str, Any]]:
     """Return the graph as a mapping, its keys, and its annotations by type.
 
     A dataframe shuffle "to disk", Dask's default for any scheduler that it does not know, becomes
@@ -32,9 +33,9 @@ def plain_graph(dsk: Any, keys: Any) -> tuple[Mapping[Hashable, Any], Any, Mappi
     return dsk.__dask_graph__(), keys, annotations
 
 
-def _annotations_of_layers(dsk: Mapping[Hashable, Any]) -> dict[str, Any]:
+def _annotations_of_layers(dsk: Mapping[Key, Any]) -> dict[str, Any]:
     """Return annotation -> {key: value} of a `HighLevelGraph`; {} for other mappings."""
-    found: dict[str, dict[Hashable, Any]] = {}
+    found: dict[str, dict[Key, Any]] = {}
     for layer in getattr(dsk, "layers", {}).values():
         for name, value in (getattr(layer, "annotations", None) or {}).items():
             if name in ("workers", "allow_other_workers"):
@@ -52,7 +53,7 @@ def _shuffle_by_tasks(expr: Any) -> Any:
     return expr
 
 
-def refuse_disk_shuffle(keys: list[Hashable]) -> None:
+def refuse_disk_shuffle(keys: list[Key]) -> None:
     """Raise if a graph passes data through the disk of whoever runs a task.
 
     Raises
@@ -64,13 +65,18 @@ def refuse_disk_shuffle(keys: list[Hashable]) -> None:
         name = key[0] if isinstance(key, tuple) and key else key
         if isinstance(name, str) and name.startswith(("zpartd-", "partd-", "shuffle-partd-")):
             raise RedisqError(
-                f"the graph shuffles through a local disk (task {key!r}), which loses rows when workers run "
-                'on several hosts. Build it under redisq.enable(), or pass shuffle="tasks"'
+                f"the graph shuffles through a local disk (task {key!r}), which loses rows when "
+                "workers run on several hosts. "
+                'Build it under redisq.enable(), or pass shuffle="tasks"'
             )
 
 
 def restrictions(
-    annotations: Mapping[str, Any], keys: list[Hashable], workers: Any = None, others: bool = False
+    annotations: Mapping[str, Any],
+    keys: list[Key],
+    workers: Any = None,
+    *,
+    others: bool = False,
 ) -> dict[int, tuple[str, ...]]:
     """Return task -> the tags of which its slot must carry one.
 
@@ -87,7 +93,7 @@ def restrictions(
     """
     by_key = annotations.get("workers") or {}
     free = annotations.get("allow_other_workers") or {}
-    found = {}
+    found: dict[int, tuple[str, ...]] = {}
     if not by_key and workers is None:
         return found
     for task, key in enumerate(keys):

@@ -26,7 +26,7 @@ _BAR = 30
 Get = Callable[..., Any]
 
 
-class CheckFailed(Exception):  # noqa: N818 - what happened, not an error of the program
+class CheckFailed(Exception):
     """A result is not what it ought to be."""
 
 

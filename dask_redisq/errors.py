@@ -43,7 +43,7 @@ class JobCancelled(RedisqError):
 
 
 class JobLost(RedisqError):
-    """The job's keys are gone from the server: its queue was removed or the server lost its data."""
+    """The job's keys are gone: its queue was removed, or the server lost its data."""
 
 
 class JobFailed(RedisqError):

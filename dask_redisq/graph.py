@@ -7,11 +7,13 @@ accepts as a key works: ``0``, ``""``, tuples; and ``1 == 1.0 == True`` are one 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from dask._task_spec import Alias, DataNode, GraphNode, Task, TaskRef, convert_legacy_task
+from dask.typing import Key
 
 from dask_redisq.codec import Block
 from dask_redisq.order import depth_first
@@ -54,15 +56,15 @@ class Plan:
         Task -> the tags of which its slot must carry one.
     """
 
-    keys: list[Hashable]
+    keys: list[Key]
     nodes: list[GraphNode]
     inputs: list[tuple[int, ...]]
     users: list[list[int]]
-    outputs: dict[Hashable, int]
-    constants: dict[Hashable, Any]
-    local: dict[Hashable, GraphNode]
-    names: dict[Hashable, int]
-    data: dict[Hashable, Any]
+    outputs: dict[Key, int]
+    constants: dict[Key, Any]
+    local: dict[Key, GraphNode]
+    names: dict[Key, int]
+    data: dict[Key, Any]
     restricted: dict[int, tuple[str, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -78,7 +80,7 @@ class Plan:
     def block(self, first: int) -> Block:
         """Return the block that begins with task `first`."""
         last = min(first + BLOCK, len(self.nodes))
-        wanted = self._wanted
+        wanted = self.wanted
         return Block(
             [self._packed_node(i) for i in range(first, last)],
             self.inputs[first:last],
@@ -89,12 +91,10 @@ class Plan:
             else {},
         )
 
-    @property
-    def _wanted(self) -> set[int]:
-        found = self.__dict__.get("_wanted_tasks")
-        if found is None:
-            found = self.__dict__["_wanted_tasks"] = set(self.outputs.values())
-        return found  # type: ignore[no-any-return]
+    @cached_property
+    def wanted(self) -> set[int]:
+        """The tasks whose values the client waits for."""
+        return set(self.outputs.values())
 
     def wait_counts(self) -> list[int]:
         """Return for each task its inputs, and one more for its block."""
@@ -103,7 +103,7 @@ class Plan:
     def consumer_counts(self) -> list[int]:
         """Return for each task its users, and one more if the client waits for it."""
         counts = [len(users) for users in self.users]
-        for task in self._wanted:
+        for task in self.wanted:
             counts[task] += 1
         return counts
 
@@ -116,22 +116,22 @@ class Plan:
         node = self.nodes[task]
         if type(node) is Task:
             args = self._packed_args(node.args)
-            if args is not None and not any(isinstance(a, GraphNode) for a in node.kwargs.values()):
-                kwargs = node.kwargs
-                if kwargs and any(type(a) is TaskRef for a in kwargs.values()):
-                    kwargs = dict(zip(kwargs, self._packed_args(tuple(kwargs.values())) or (), strict=True))
-                return (node.func, args, kwargs) if kwargs else (node.func, args)
+            kwargs = self._packed_args(tuple(node.kwargs.values()))
+            if args is not None and kwargs is not None:
+                if not kwargs:
+                    return (node.func, args)
+                return (node.func, args, dict(zip(node.kwargs, kwargs, strict=True)))
         names = {k: self.names[k] for k in node.dependencies if k in self.names}
         data = {k: self.data[k] for k in node.dependencies if k in self.data}
         return (node, names, data, None)
 
     def _packed_args(self, args: Sequence[Any]) -> tuple[Any, ...] | None:
-        """Return `args` with references by number and constants in place; None if that cannot be."""
+        """Return `args` with references by number, constants in place; None if that cannot be."""
         packed = []
         for a in args:
             if type(a) is TaskRef:
                 if a.key in self.names:
-                    a = TaskRef(self.names[a.key])  # type: ignore[arg-type]
+                    a = TaskRef(self.names[a.key])
                 else:
                     a = self.data[a.key]
                     if isinstance(a, (TaskRef, GraphNode)):
@@ -139,7 +139,7 @@ class Plan:
             elif isinstance(a, Alias):
                 if a.target not in self.names:
                     return None
-                a = TaskRef(self.names[a.target])  # type: ignore[arg-type]
+                a = TaskRef(self.names[a.target])
             elif isinstance(a, GraphNode):
                 if type(a) is DataNode and not isinstance(a.value, (TaskRef, GraphNode)):
                     a = a.value
@@ -152,20 +152,20 @@ class Plan:
 class _Reader:
     """Reads a graph lazily: converts and resolves only what the requested keys need."""
 
-    def __init__(self, dsk: Mapping[Hashable, Any]) -> None:
+    def __init__(self, dsk: Mapping[Key, Any]) -> None:
         self.dsk = dsk
-        self.nodes: dict[Hashable, GraphNode] = {}
-        self.names: dict[Hashable, Hashable] = {}
-        self.data: dict[Hashable, Any] = {}
-        self._inputs: dict[Hashable, list[Hashable]] = {}
+        self.nodes: dict[Key, GraphNode] = {}
+        self.names: dict[Key, Key] = {}
+        self.data: dict[Key, Any] = {}
+        self._inputs: dict[Key, list[Key]] = {}
 
-    def node(self, key: Hashable, dependents: Iterable[Hashable] = ()) -> GraphNode:
+    def node(self, key: Key, dependents: Iterable[Key] = ()) -> GraphNode:
         """Return the node of `key`, converted from a legacy form if need be."""
         found = self.nodes.get(key)
         if found is not None:
             return found
         if key in self.dsk:
-            node: Any = convert_legacy_task(key, self.dsk[key], self.dsk)  # type: ignore[arg-type]
+            node: GraphNode | Any = convert_legacy_task(key, self.dsk[key], self.dsk)
             if not isinstance(node, GraphNode):
                 node = DataNode(key, node)
             if not (isinstance(node, Alias) and node.target == key):
@@ -173,7 +173,7 @@ class _Reader:
                 return node
         raise ValueError(f"Missing dependency {key!r} for dependents {set(dependents) or {key}}")
 
-    def resolve(self, name: Hashable, dependent: Hashable) -> Hashable | None:
+    def resolve(self, name: Key, dependent: Key) -> Key | None:
         """Return the task behind `name`, through aliases; None if it is a constant."""
         if name in self.names:
             return self.names[name]
@@ -184,7 +184,9 @@ class _Reader:
         while isinstance(node, Alias):
             key = node.target
             if key in seen:
-                raise RuntimeError(f"Cycle detected in Dask graph: {' -> '.join(map(repr, [*seen, key]))}")
+                raise RuntimeError(
+                    f"Cycle detected in Dask graph: {' -> '.join(map(repr, [*seen, key]))}"
+                )
             seen.append(key)
             node = self.node(key, (dependent,))
         if isinstance(node, DataNode):
@@ -193,20 +195,19 @@ class _Reader:
         self.names[name] = key
         return key
 
-    def inputs_of(self, key: Hashable) -> list[Hashable]:
+    def inputs_of(self, key: Key) -> list[Key]:
         """Return the tasks that the task `key` needs, each once, in any order."""
         found = self._inputs.get(key)
         if found is None:
             # Two names may mean one task (aliases). The order of a frozenset, another one in
             # each process, only decides which input is numbered first.
             names = self.node(key).dependencies
-            tasks = dict.fromkeys([self.resolve(name, key) for name in names]) if names else {}
-            tasks.pop(None, None)
-            found = self._inputs[key] = list(tasks)
+            tasks = [self.resolve(name, key) for name in names]
+            found = self._inputs[key] = [k for k in dict.fromkeys(tasks) if k is not None]
         return found
 
 
-def flatten_keys(keys: Any) -> Iterator[Hashable]:
+def flatten_keys(keys: Any) -> Iterator[Key]:
     """Yield the keys in a possibly nested list of them; a tuple is one key."""
     if isinstance(keys, list):
         for key in keys:
@@ -216,9 +217,10 @@ def flatten_keys(keys: Any) -> Iterator[Hashable]:
 
 
 def plan_graph(
-    dsk: Mapping[Hashable, Any],
+    dsk: Mapping[Key, Any],
     keys: Any,
     order: str | None = None,
+    *,
     finalize_here: bool = True,
 ) -> Plan:
     """Number the tasks of `dsk` that `keys` need.
@@ -252,8 +254,8 @@ def plan_graph(
     local = _local_nodes(reader, wanted) if finalize_here else {}
     for node in local.values():
         wanted.extend(k for k in node.dependencies if k not in wanted)
-    outputs: dict[Hashable, Hashable] = {}
-    constants: dict[Hashable, Any] = {}
+    outputs: dict[Key, Key] = {}
+    constants: dict[Key, Any] = {}
     for key in wanted:
         if key in local:
             continue
@@ -265,9 +267,9 @@ def plan_graph(
     return _number(reader, outputs, constants, local, order)
 
 
-def _local_nodes(reader: _Reader, wanted: list[Hashable]) -> dict[Hashable, GraphNode]:
+def _local_nodes(reader: _Reader, wanted: list[Key]) -> dict[Key, GraphNode]:
     """Return those requested nodes that only put finished parts together."""
-    local = {}
+    local: dict[Key, GraphNode] = {}
     for key in wanted:
         if isinstance(key, str) and key.startswith("finalize-hlgfinalizecompute"):
             node = reader.node(key)
@@ -278,9 +280,9 @@ def _local_nodes(reader: _Reader, wanted: list[Hashable]) -> dict[Hashable, Grap
 
 def _number(
     reader: _Reader,
-    outputs: dict[Hashable, Hashable],
-    constants: dict[Hashable, Any],
-    local: dict[Hashable, GraphNode],
+    outputs: dict[Key, Key],
+    constants: dict[Key, Any],
+    local: dict[Key, GraphNode],
     order: str | None,
 ) -> Plan:
     keys = depth_first(dict.fromkeys(outputs.values()), reader.inputs_of)
@@ -306,10 +308,10 @@ def _number(
     )
 
 
-def _dask_order(keys: list[Hashable], reader: _Reader) -> list[Hashable]:
+def _dask_order(keys: list[Key], reader: _Reader) -> list[Key]:
     """Return `keys` as `dask.order` ranks them."""
     from dask.order import order
 
     graph = {key: Task(key, id, *(TaskRef(k) for k in reader.inputs_of(key))) for key in keys}
-    rank = order(graph)  # type: ignore[arg-type]
-    return sorted(keys, key=rank.__getitem__)  # type: ignore[arg-type]
+    rank = order(graph)
+    return sorted(keys, key=rank.__getitem__)

@@ -10,26 +10,25 @@ import logging
 import secrets
 import struct
 import time
-from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dask.typing import Key
+
 from dask_redisq.codec import BlockEncoder, dumps, loads, pack, unpack
 from dask_redisq.errors import (
-    JobCancelled,
     JobFailed,
     JobLost,
     NoWorkersError,
     RedisqError,
     TaskNotSerializable,
-    WorkerDied,
 )
 from dask_redisq.graph import BLOCK, Plan
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.monitor import Monitor, sweep
-from dask_redisq.remote_error import unpack_error
 from dask_redisq.status import able_workers
+from dask_redisq.verdict import as_exception
 from dask_redisq.versions import python_tag
 
 __all__ = ["Job", "JobOptions"]
@@ -91,7 +90,7 @@ class Job:
     def __repr__(self) -> str:
         return f"<Job {self.id} of queue {self.keys.queue}, {len(self.plan)} tasks>"
 
-    def compute(self) -> dict[Hashable, Any]:
+    def compute(self) -> dict[Key, Any]:
         """Submit, gather all outputs, and remove every trace; return requested key -> value.
 
         Raises
@@ -115,7 +114,10 @@ class Job:
     def submit(self) -> None:
         """Upload the graph; its first tasks may be done before this returns."""
         plan, n = self.plan, len(self.plan)
-        stage = [("new_wait", plan.wait_counts(), "I"), ("new_consumers", plan.consumer_counts(), "I")]
+        stage = [
+            ("new_wait", plan.wait_counts(), "I"),
+            ("new_consumers", plan.consumer_counts(), "I"),
+        ]
         hard = self._restrictions()
         if hard:
             numbers = {tags: i for i, tags in enumerate(hard, 1)}
@@ -149,7 +151,9 @@ class Job:
     def _restrictions(self) -> list[tuple[str, ...]]:
         found = list(dict.fromkeys(self.plan.restricted.values()))
         if len(found) > 255:
-            raise ValueError(f"a graph may hold at most 255 different restrictions, not {len(found)}")
+            raise ValueError(
+                f"a graph may hold at most 255 different restrictions, not {len(found)}"
+            )
         return found
 
     def _upload_blocks(self) -> None:
@@ -184,7 +188,7 @@ class Job:
                 dumps(node)
             except Exception as error:
                 return TaskNotSerializable(
-                    f"task {self.plan.keys[first + i]!r} cannot be sent to a worker: its function or an "
+                    f"{self._name(first + i)} cannot be sent to a worker: its function or an "
                     f"argument does not pickle: {error}"
                 )
         return why
@@ -201,7 +205,12 @@ class Job:
         cursor, finished, heard = 0, -1, time.monotonic()
         while len(values) < wanted:
             answer = self.link.call(
-                "gather", self.keys, job=self.id, cursor=cursor, limit=GATHER, client_lease=self._lease
+                "gather",
+                self.keys,
+                job=self.id,
+                cursor=cursor,
+                limit=GATHER,
+                client_lease=self._lease,
             )
             state, reason, progress, cursor, *items = unpack(answer)
             self._read_items(items, values)
@@ -241,7 +250,7 @@ class Job:
                 raise
 
     def _look_for_workers(self, quiet: float) -> None:
-        """After `quiet` seconds without progress: say once if nobody can run the tasks, or give up."""
+        """After `quiet` seconds without progress: say once that nobody is able, or give up."""
         wanted = {frozenset(tags) for tags in self.plan.restricted.values()}
         problem = able_workers(self.link, self.keys, python_tag(), wanted)
         if problem is None:
@@ -277,62 +286,9 @@ class Job:
         """Return the exception for a job that ended without its outputs."""
         if state == "":
             return JobLost(
-                f"job {self.id} is gone from queue {self.keys.queue}: the queue was removed, or the server "
-                "lost its data; submit again"
+                f"job {self.id} is gone from queue {self.keys.queue}: the queue was removed, "
+                "or the server lost its data; submit again"
             )
         if state == "done":
             return JobFailed(f"job {self.id} is done, but an output is missing")
-        kind, task, payload, _slot = unpack(reason)
-        return _END[kind.decode()](self, task, payload)
-
-    def _raised(self, task: int, payload: bytes) -> BaseException:
-        return unpack_error(payload, repr(self.plan.keys[task]))
-
-    def _unpicklable_result(self, task: int, payload: bytes) -> BaseException:
-        return TaskNotSerializable(
-            f"the result of {self._name(task)} cannot leave its worker: {payload.decode(errors='replace')}"
-        )
-
-    def _died(self, task: int, payload: bytes) -> BaseException:
-        deaths = [unpack(record) for record in unpack(payload)]
-        told = "; ".join(f"on {worker.decode()} by {_how(code)}" for worker, code in deaths)
-        return WorkerDied(
-            f"{self._name(task)} was running at {len(deaths)} deaths of its process (allowed_failures="
-            f"{self.options.allowed_failures}): {told}. A task that crashes Python or runs out of memory does this"
-        )
-
-    def _lost(self, task: int, payload: bytes) -> BaseException:
-        needed = self._name(int(payload))
-        return JobFailed(f"the value of {self._name(task)}, which {needed} needs, is gone from the server")
-
-    def _damaged(self, _task: int, _payload: bytes) -> BaseException:
-        return JobFailed(
-            f"job {self.id} cannot end: its counts on the server do not fit its graph. Was a key of the queue "
-            "deleted by hand, or evicted? Submit again"
-        )
-
-    def _cancelled(self, _task: int, payload: bytes) -> BaseException:
-        return JobCancelled(f"job {self.id} was cancelled: {payload.decode() or 'no reason given'}")
-
-    def _client(self, _task: int, _payload: bytes) -> BaseException:
-        return JobCancelled(
-            f"job {self.id} was cancelled: nothing was heard of this client for redisq.client-lease "
-            f"({self.options.client_lease:g} s)"
-        )
-
-
-_END: Mapping[str, Any] = {
-    "raised": Job._raised,
-    "unpicklable": Job._unpicklable_result,
-    "died": Job._died,
-    "lost": Job._lost,
-    "damaged": Job._damaged,
-    "cancelled": Job._cancelled,
-    "client": Job._client,
-}
-
-
-def _how(code: int) -> str:
-    import signal
-
-    return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
+        return as_exception(reason, self.id, self.plan.keys)

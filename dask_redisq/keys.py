@@ -70,7 +70,7 @@ def check_queue_name(name: str) -> str:
     """
     if not name or "{" in name or "}" in name:
         raise ValueError(
-            f"a queue name is text without braces, not {name!r}: braces mark the hash tag in its keys"
+            f"a queue name is text without braces, not {name!r}: they mark the hash tag of its keys"
         )
     return name
 
@@ -89,4 +89,5 @@ class Keys:
         self.prefix = f"redisq:{{{queue}}}:"
 
     def __call__(self, name: str, *parts: object) -> str:
+        """Return the name of the key `name` of PATTERNS, with `parts` filled in."""
         return self.prefix + (PATTERNS[name][0] % parts if parts else PATTERNS[name][0])

@@ -335,7 +335,7 @@ class LeaseRun:
         inputs: dict[int, int] = {}
         users: dict[int, int] = {}
         uses: dict[int, int] = {}
-        published, values, outputs = [], [], []
+        published, outputs = [], []
         for task in tasks:
             block = self.blocks[task // size]
             for i in block.inputs[task % size]:
@@ -348,8 +348,7 @@ class LeaseRun:
                 outputs.append(task)
             if outside or task in block.outputs:
                 published.append(task)
-        for task in published:
-            values.append(self._publish(batch, task, budget))
+        values = [self._publish(batch, task, budget) for task in published]
         first_in, first_out, more = _slices(inputs, users)
         batch.groups.append([
             1, tasks, first_in, first_out, published, values,

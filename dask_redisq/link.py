@@ -11,7 +11,6 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Sequence
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
@@ -21,13 +20,13 @@ from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
     BusyLoadingError,
-    ConnectionError,
     NoScriptError,
     ReadOnlyError,
     RedisError,
     ResponseError,
-    TimeoutError,
 )
+from redis.exceptions import ConnectionError as ServerConnectionError
+from redis.exceptions import TimeoutError as ServerTimeoutError
 from redis.retry import Retry
 
 from dask_redisq import scripts
@@ -44,7 +43,7 @@ CONNECT_TIMEOUT = 5.0
 #: Longest pause between two tries, in seconds.
 MOST_BACKOFF = 1.0
 
-_AWAY = (ConnectionError, TimeoutError, BusyLoadingError, ReadOnlyError, OSError)
+_AWAY = (ServerConnectionError, ServerTimeoutError, BusyLoadingError, ReadOnlyError, OSError)
 _REFUSED = (AuthenticationError, AuthorizationError)
 _BUSY_WORDS = ("BUSY", "LOADING", "READONLY", "MASTERDOWN", "TRYAGAIN")
 
@@ -148,8 +147,9 @@ class Link:
     def receive_all(self, but: int = 0) -> list[Any]:
         """Return the replies to all that was sent since the last time, in order.
 
-        The last `but` ones are left for the next time: what they answer is still under way. A lost connection is made again and what has no reply yet is sent again, as it was:
-        whatever goes over a link may be replayed.
+        The last `but` ones are left for the next time: what they answer is still under way. A
+        lost connection is made again, and what has no reply yet is sent again as it was: whatever
+        goes over a link may be replayed.
         """
         replies: list[Any] = []
         started, pause = time.monotonic(), 0.01
@@ -164,7 +164,7 @@ class Link:
                 except _AWAY as error:
                     first_try = self.unbroken_since is None and not replies
                     self._lose()
-                    self._give_up_if_over(error, started, first_try)
+                    self._give_up_if_over(error, started, first_try=first_try)
                     time.sleep(pause)
                     pause = min(2 * pause, MOST_BACKOFF)
         except BaseException:
@@ -178,7 +178,7 @@ class Link:
 
     def fileno(self) -> int:
         """Return the socket's descriptor, so that a selector can wait for a reply."""
-        return int(self._connection._sock.fileno())
+        return int(self._connection._sock.fileno())  # noqa: SLF001 - redis-py has no other way
 
     def reply_ready(self) -> bool:
         """Tell whether a reply can be read without waiting."""
@@ -233,7 +233,7 @@ class Link:
             if isinstance(error, _REFUSED + _AWAY):
                 raise
             if str(error).startswith(_BUSY_WORDS):
-                raise ConnectionError(str(error)) from error
+                raise ServerConnectionError(str(error)) from error
             self._pending.popleft()
             raise
         self._pending.popleft()
@@ -250,7 +250,7 @@ class Link:
         for words in self._pending:
             self._connection.send_command(*words)
 
-    def _give_up_if_over(self, error: BaseException, started: float, first_try: bool) -> None:
+    def _give_up_if_over(self, error: BaseException, started: float, *, first_try: bool) -> None:
         waited = time.monotonic() - started
         if self.patience is not None and waited >= self.patience:
             raise ServerUnavailable(

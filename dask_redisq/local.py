@@ -14,7 +14,7 @@ import sysconfig
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Self
@@ -27,6 +27,7 @@ from dask_redisq.keeper import GRACE, Kept
 from dask_redisq.link import redact
 from dask_redisq.queue import Queue
 from dask_redisq.server import PrivateServer
+from dask_redisq.settings import setting
 
 __all__ = ["LocalCluster", "LocalWorker", "default_cluster", "start_local_workers"]
 
@@ -38,9 +39,6 @@ START_TIMEOUT = 60.0
 Log = str | os.PathLike[str] | IO[str] | None
 
 
-# ------------------------------------------------------------------------------------- a worker
-
-
 class LocalWorker:
     """One worker process and its slots, started by `start_local_workers`.
 
@@ -48,18 +46,15 @@ class LocalWorker:
     ----------
     queues : tuple of str
         The queues that it listens on.
-    url : str
-        The server's URL.
     nworkers : int
         How many slots it has.
     pid : int
         The process id of its supervisor.
     """
 
-    def __init__(self, kept: Kept, queues: tuple[str, ...], url: str, nworkers: int) -> None:
+    def __init__(self, kept: Kept, queues: tuple[str, ...], nworkers: int) -> None:
         self._kept = kept
         self.queues = queues
-        self.url = url
         self.nworkers = nworkers
         self.pid = kept.pid
 
@@ -85,12 +80,6 @@ class LocalWorker:
     def last_words(self) -> str:
         """Give the last that it wrote, once it has ended, if it was started without a log."""
         return self._kept.last_words()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         state = "running" if self.exit_code is None else f"ended, code {self.exit_code}"
@@ -140,15 +129,13 @@ def start_local_workers(
     """
     if n < 1:
         raise ValueError(f"a worker has at least one slot, not {n}")
-    url = url or dask.config.get("redisq.url", None) or _default_url()
-    queues = _words(queue if queue is not None else dask.config.get("redisq.queue"))
+    url = url or setting("url") or _default_url()
+    queues = _words(setting("queue", queue))
     command = [sys.executable, "-P", "-m", "dask_redisq.cli", "worker", *queues]
-    command += ["--nworkers", str(n)]
-    for word in _words(tag or ()):
-        command += ["--tag", word]
+    command += ["--nworkers", str(n), *(f"--tag={word}" for word in _words(tag or ()))]
     with _log_descriptor(log) as output:
         kept = Kept(command, env=_environment(url), output=output)
-    return LocalWorker(kept, queues, url, n)
+    return LocalWorker(kept, queues, n)
 
 
 def _words(given: str | Sequence[str]) -> tuple[str, ...]:
@@ -157,47 +144,36 @@ def _words(given: str | Sequence[str]) -> tuple[str, ...]:
 
 def _default_url() -> str:
     """Give the URL of the private server that serves this process, if there is one."""
-    running = _defaults.first()
-    if running is None:
-        raise NoServerError(
-            "no Redis server to work for: pass url=, set redisq.url (DASK_REDISQ__URL), "
-            "or use LocalCluster, which starts a private one"
-        )
-    return running.url
+    running = [cluster for cluster in _defaults.values() if cluster.running]
+    if running:
+        return running[0].url
+    raise NoServerError(
+        "no Redis server to work for: pass url=, set redisq.url (DASK_REDISQ__URL), "
+        "or use LocalCluster, which starts a private one"
+    )
 
 
 def _environment(url: str) -> dict[str, str]:
     """Give the environment of a worker: ours, and what makes it see what we see."""
+    environment = {**os.environ, "PYTHONPATH": _search_path()}
     # The URL, which may hold a password, goes here and not on the command line: `ps` shows that
     # to every user of the machine, the environment only to its owner.
-    settings = {**dask.config.get("redisq", {}), "url": url}
-    return os.environ | _as_environment("DASK_REDISQ", settings) | {"PYTHONPATH": _search_path()}
-
-
-def _as_environment(prefix: str, settings: Mapping[str, Any]) -> dict[str, str]:
-    """Name settings as `dask.config` reads them from the environment."""
-    named = {}
-    for key, value in settings.items():
-        name = f"{prefix}__{key.upper().replace('-', '_')}"
-        if isinstance(value, Mapping):
-            named |= _as_environment(name, value)
-        else:
-            # Dask evaluates what looks like a literal, so a queue "007" goes quoted.
-            plain = isinstance(value, str) and dask.config.interpret_value(value) == value
-            named[name] = value if plain else repr(value)
-    return named
+    for key, value in {**dask.config.get("redisq"), "url": url}.items():
+        # Dask evaluates what looks like a literal, so a queue "007" goes quoted.
+        plain = isinstance(value, str) and dask.config.interpret_value(value) == value
+        name = f"DASK_REDISQ__{key.upper().replace('-', '_')}"
+        environment[name] = value if plain else repr(value)
+    return environment
 
 
 def _search_path() -> str:
     """Give our `sys.path` as a PYTHONPATH, less what this Python finds by itself."""
     # Not all of it: a task that starts another Python, of another version, would pass our
     # standard library on to it.
-    paths = sysconfig.get_paths()
-    library = Path(paths["stdlib"])
-    own = {paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    library = Path(sysconfig.get_path("stdlib"))
+    archive = library.with_name(f"python{sys.version_info[0]}{sys.version_info[1]}.zip")
+    own = {str(library), str(library / "lib-dynload"), str(archive)}
     own |= {*site.getsitepackages(), site.getusersitepackages()}
-    own |= {str(library / "lib-dynload")}
-    own |= {str(library.parent / f"python{sys.version_info[0]}{sys.version_info[1]}.zip")}
     # An empty entry is the current directory (of an interactive session).
     return os.pathsep.join(os.path.abspath(entry) for entry in sys.path if entry not in own)  # noqa: PTH100 - "" too
 
@@ -213,17 +189,11 @@ def _log_descriptor(log: Log) -> Iterator[int | None]:
     else:
         stream = sys.stdout if isinstance(log, str) else log
         stream.flush()
-        yield _descriptor(stream)
-
-
-def _descriptor(stream: IO[str]) -> int:
-    try:
-        return stream.fileno()
-    except OSError:  # a notebook's sys.stdout, which is no file; what Python itself has then
-        return 1
-
-
-# ------------------------------------------------------------------------------------ a cluster
+        try:
+            descriptor = stream.fileno()
+        except OSError:  # a notebook's sys.stdout, which is no file
+            descriptor = 1
+        yield descriptor
 
 
 class LocalCluster:
@@ -263,7 +233,7 @@ class LocalCluster:
     """
 
     def __init__(self, n_workers: int | None = None, queue: str | None = None) -> None:
-        self.queue: str = queue or dask.config.get("redisq.queue")
+        self.queue: str = setting("queue", queue)
         self._lock = threading.RLock()
         self._workers: list[LocalWorker] = []  # oldest first
         self._server = PrivateServer()
@@ -382,40 +352,8 @@ def _end(workers: list[LocalWorker], server: PrivateServer) -> None:
     server.close()
 
 
-# -------------------------------------------------------------------------- the embedded default
-
-
-class _Defaults:
-    """The clusters that this process uses where no server is named: one per queue."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._clusters: dict[str, LocalCluster] = {}
-
-    def get(self, queue: str) -> LocalCluster:
-        with self._lock:  # a second thread waits for the first one's cluster
-            cluster = self._clusters.get(queue)
-            if cluster is None or not cluster.running:
-                cluster = self._clusters[queue] = LocalCluster(queue=queue)
-                _announce(cluster)
-            return cluster
-
-    def first(self) -> LocalCluster | None:
-        return next(iter(self._clusters.values()), None)
-
-    def forget(self) -> None:
-        """Begin anew in a forked child."""
-        # Story: thread 1 of the parent starts a cluster and holds the lock, thread 2 forks. In
-        # the child nobody will ever release that lock. So a new one, and the parent's clusters
-        # are let go: the child closes no more than its copies of their lines of life.
-        clusters, self._clusters = self._clusters, {}
-        self._lock = threading.Lock()
-        for cluster in clusters.values():
-            cluster.let_go()
-
-
-_defaults = _Defaults()
-os.register_at_fork(after_in_child=_defaults.forget)
+_defaults: dict[str, LocalCluster] = {}  # by queue
+_defaults_lock = threading.Lock()
 
 
 def default_cluster(queue: str | None = None) -> LocalCluster:
@@ -429,11 +367,6 @@ def default_cluster(queue: str | None = None) -> LocalCluster:
     queue
         The queue that it is to serve; by default the setting ``redisq.queue``. Each queue has
         a cluster of its own.
-
-    Returns
-    -------
-    LocalCluster
-        The same for each call.
 
     Raises
     ------
@@ -449,7 +382,28 @@ def default_cluster(queue: str | None = None) -> LocalCluster:
     no warning; but somebody who did not ask for processes should hear of them, so it is
     written to stderr then. Never both.
     """
-    return _defaults.get(queue or dask.config.get("redisq.queue"))
+    queue = setting("queue", queue)
+    with _defaults_lock:  # a second thread waits for the first one's cluster
+        cluster = _defaults.get(queue)
+        if cluster is None or not cluster.running:
+            cluster = _defaults[queue] = LocalCluster(queue=queue)
+            _announce(cluster)
+        return cluster
+
+
+def _begin_anew() -> None:
+    """Forget the parent's clusters, in a forked child."""
+    # Story: thread 1 of the parent starts a cluster and holds the lock, thread 2 forks. In the
+    # child nobody will ever release that lock, nor a cluster's own. So a new one, and of the
+    # parent's clusters the child closes no more than its copies of their lines of life.
+    global _defaults_lock  # noqa: PLW0603
+    _defaults_lock = threading.Lock()
+    for cluster in _defaults.values():
+        cluster.let_go()
+    _defaults.clear()
+
+
+os.register_at_fork(after_in_child=_begin_anew)
 
 
 def _announce(cluster: LocalCluster) -> None:

@@ -54,7 +54,9 @@ class JobMemory:
             found = self._link.command("HMGET", self._keys("blocks", self._job), *missing)
             for number, payload in zip(missing, found, strict=True):
                 if payload is None:
-                    raise LookupError(f"block {number} of job {self._job} is gone: the job has ended")
+                    raise LookupError(
+                        f"block {number} of job {self._job} is gone: the job has ended"
+                    )
                 packed = PackedBlock.read(payload)
                 self.blocks[number] = packed.open(self._buffer, self._object)
         for number in numbers:
@@ -67,7 +69,9 @@ class JobMemory:
         if found is None:
             found = self._link.command("GET", self._keys("const", self._job, digest))
             if found is None:
-                raise LookupError(f"constant {digest} of job {self._job} is gone: the job has ended")
+                raise LookupError(
+                    f"constant {digest} of job {self._job} is gone: the job has ended"
+                )
             self._buffers[digest] = found
         return found
 
@@ -97,7 +101,7 @@ class SlotMemory:
         return self._jobs[job]
 
     def fetch_values(self, keys: Keys, job: str, tasks: list[int]) -> dict[int, Any]:
-        """Return the values of `tasks`, from memory or from the server; what is missing is left out.
+        """Return the values of `tasks`, from memory or the server; what is missing is left out.
 
         A wide fan-in is read in slices, and a value that is stored apart by itself.
         """

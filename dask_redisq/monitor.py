@@ -70,7 +70,9 @@ class Monitor:
         self._looks += looked
         self._dead += len(dead)
         for worker in dead:
-            logger.warning("worker %s of queue %s died: its tasks run again", worker.decode(), self.keys.queue)
+            logger.warning(
+                "worker %s of queue %s died: its tasks run again", worker.decode(), self.keys.queue
+            )
         for job in ended:
             sweep(self.link, self.keys, job.decode())
 

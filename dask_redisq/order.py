@@ -8,13 +8,14 @@ and gave the same peak of live values in all but one of the graphs measured (a t
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import TypeVar
 
 __all__ = ["depth_first"]
 
+K = TypeVar("K", bound=Hashable)
 
-def depth_first(
-    roots: Iterable[Hashable], inputs_of: Callable[[Hashable], Sequence[Hashable]]
-) -> list[Hashable]:
+
+def depth_first(roots: Iterable[K], inputs_of: Callable[[K], Sequence[K]]) -> list[K]:
     """Return `roots` and all that they need, each behind all of its own inputs.
 
     Parameters
@@ -34,9 +35,9 @@ def depth_first(
     >>> depth_first(["c"], {"a": [], "b": ["a"], "c": ["a", "b"]}.__getitem__)
     ['a', 'b', 'c']
     """
-    order: list[Hashable] = []
-    done: set[Hashable] = set()
-    opened: set[Hashable] = set()
+    order: list[K] = []
+    done: set[K] = set()
+    opened: set[K] = set()
     for root in roots:
         stack = [root]
         while stack:
@@ -55,15 +56,15 @@ def depth_first(
             opened.add(key)
             for k in missing:
                 if k in opened:
-                    raise RuntimeError(f"Cycle detected in Dask graph: {_cycle(k, inputs_of, done)}")
+                    raise RuntimeError(
+                        f"Cycle detected in Dask graph: {_cycle(k, inputs_of, done)}"
+                    )
             missing.reverse()
             stack.extend(missing)
     return order
 
 
-def _cycle(
-    start: Hashable, inputs_of: Callable[[Hashable], Sequence[Hashable]], done: set[Hashable]
-) -> str:
+def _cycle(start: K, inputs_of: Callable[[K], Sequence[K]], done: set[K]) -> str:
     """Return the keys of a cycle through unfinished keys, from `start` on, for a message."""
     path = [start]
     while True:

@@ -21,8 +21,23 @@ _STOP_AT = 1024
 
 
 class Cursor(NamedTuple):
-    """Where a slot is: queue (by its place in the slot's list), the sequence number of the lease
-    in hand (0: none), how far down the lease, the running task (-1: none), and the job."""
+    """Where a slot is.
+
+    Attributes
+    ----------
+    begun : int
+        The running task; -1 for none.
+    position : int
+        How far down its lease.
+    seq : int
+        Sequence number of the lease in hand; 0 for none.
+    since_ms : int
+        When that lease came, by the slot's `time.monotonic`.
+    queue : int
+        The queue, by its place in the slot's list.
+    job : bytes
+        The job.
+    """
 
     begun: int
     position: int

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import dask
+from dask.typing import Key
 
 from dask_redisq import status
 from dask_redisq.dask_input import plain_graph, refuse_disk_shuffle, restrictions
@@ -116,7 +117,10 @@ class Queue:
         plan = plan_graph(graph, keys, setting("order", kwargs.get("order")))
         refuse_disk_shuffle(plan.keys)
         plan.restricted = restrictions(
-            annotations, plan.keys, kwargs.get("workers"), bool(kwargs.get("allow_other_workers"))
+            annotations,
+            plan.keys,
+            kwargs.get("workers"),
+            others=bool(kwargs.get("allow_other_workers")),
         )
         values = dict(plan.constants)
         if len(plan):
@@ -160,7 +164,9 @@ class Queue:
                 if slots >= n:
                     return
                 if deadline is not None and time.monotonic() >= deadline:
-                    raise NoWorkersError(f"queue {self.name!r} has {slots} slots after {timeout:g} s, not {n}")
+                    raise NoWorkersError(
+                        f"queue {self.name!r} has {slots} slots after {timeout:g} s, not {n}"
+                    )
                 time.sleep(0.01)
 
     # -- remove --------------------------------------------------------------------------
@@ -223,7 +229,9 @@ def _job_options(kwargs: dict[str, Any]) -> JobOptions:
     chunk = kwargs.get("chunk_size", kwargs.get("chunksize"))
     chunk = setting("chunk-size", chunk)
     if chunk is not None and (chunk != int(chunk) or chunk == 0 or chunk < -1):
-        raise ValueError(f"chunk_size is a number of tasks, or -1 to spread them evenly, not {chunk!r}")
+        raise ValueError(
+            f"chunk_size is a number of tasks, or -1 to spread them evenly, not {chunk!r}"
+        )
     return JobOptions(
         chunk_size=int(chunk or 0),
         priority=max(-4096, min(4096, int(kwargs.get("priority") or 0))),
@@ -236,7 +244,7 @@ def _job_options(kwargs: dict[str, Any]) -> JobOptions:
     )
 
 
-def _nested(keys: Any, values: dict[Hashable, Any]) -> Any:
+def _nested(keys: Any, values: dict[Key, Any]) -> Any:
     if isinstance(keys, list):
         return tuple(_nested(key, values) for key in keys)
     return values[keys]
@@ -283,7 +291,9 @@ def get(dsk: Any, keys: Any, **kwargs: Any) -> Any:
     >>> redisq.get({"x": (sum, [1, 2])}, "x")  # doctest: +SKIP
     3
     """
-    return default_queue(kwargs.pop("queue", None), kwargs.pop("url", None)).get(dsk, keys, **kwargs)
+    return default_queue(kwargs.pop("queue", None), kwargs.pop("url", None)).get(
+        dsk, keys, **kwargs
+    )
 
 
 def enable(queue: str | None = None, url: str | None = None) -> Any:

@@ -6,8 +6,8 @@ Source: `dask.multiprocessing.pack_exception`, and section 1.7 of Dask's contrac
 from __future__ import annotations
 
 import json
-import os
 import traceback
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -18,7 +18,7 @@ from dask_redisq.errors import TaskNotSerializable
 
 __all__ = ["pack_error", "unpack_error"]
 
-_OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_OURS = str(Path(__file__).resolve().parent)
 
 
 def _without_our_frames(trace: TracebackType | None) -> TracebackType | None:
@@ -47,7 +47,7 @@ def pack_error(error: BaseException, where: str) -> bytes:
         data = dumps(error)
         # An exception class with required arguments pickles well and cannot be read back.
         if type(loads(data)) is not type(error):
-            raise TypeError(f"{type(error).__name__} comes back from its pickle as another type")
+            data, problem = b"", "it comes back from its pickle as another type"
     except Exception as why:
         data, problem = b"", repr(why)
     return pack([data, frames, text[-20_000:], _name(error), problem, where])
@@ -86,8 +86,8 @@ def unpack_error(payload: bytes, task: str) -> BaseException:
 
 def _unpicklable(task: str, where: str, name: str, why: str) -> TaskNotSerializable:
     return TaskNotSerializable(
-        f"task {task} raised {name} on worker {where}, but that exception cannot be pickled ({why}); "
-        "give it a __reduce__, or raise a plain one from it"
+        f"task {task} raised {name} on worker {where}, but that exception cannot be pickled "
+        f"({why}); give it a __reduce__, or raise a plain one from it"
     )
 
 

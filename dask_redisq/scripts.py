@@ -122,7 +122,13 @@ def _prelude(keys: list[str], args: tuple[str, ...]) -> str:
         pieces = PATTERNS[name][0].split("%s")
         params = ["a", "b", "c"][: len(pieces) - 1]
         body = " .. ".join(
-            ["PREFIX"] + [x for p, a in zip(pieces, [*params, ""]) for x in (f"'{p}'", a) if x not in ("''", "")]
+            ["PREFIX"]
+            + [
+                x
+                for p, a in zip(pieces, [*params, ""], strict=True)
+                for x in (f"'{p}'", a)
+                if x not in ("''", "")
+            ]
         )
         lines.append(f"function key.{name}({', '.join(params)}) return {body} end")
     named = ", ".join(f"{name} = ARGV[{i}]" for i, name in enumerate(args, 1))
@@ -150,5 +156,5 @@ def load(name: str) -> Script:
         keys += [k for k in _library(library)[0].get("keys", "").split() if k not in keys]
     args = tuple(header["args"].split())
     whole = "\n".join([_prelude(keys, args), *(_library(x)[1] for x in libraries), text])
-    sha = hashlib.sha1(whole.encode()).hexdigest()
+    sha = hashlib.sha1(whole.encode(), usedforsecurity=False).hexdigest()
     return Script(name, header["purpose"], tuple(keys), args, header["returns"], whole, sha)

@@ -163,7 +163,7 @@ class Slot:
                 self._step(other, _Report(), more=False, rest=False)
 
     def _step(
-        self, queue: _Queue, report: _Report, more: bool, rest: bool = True
+        self, queue: _Queue, report: _Report, *, more: bool, rest: bool = True
     ) -> tuple[Lease | None, int, str]:
         """Report and lease in one call; return the lease, when to look again, and the status."""
         queue.seq += 1
@@ -284,8 +284,8 @@ class Slot:
 
 def _too_large(published: Published) -> ValueTooLarge:
     return ValueTooLarge(
-        f"the result takes {len(published.data):,} bytes; the server holds at most {MOST_BYTES:,} in one "
-        "value: return smaller parts"
+        f"the result takes {len(published.data):,} bytes; the server holds at most {MOST_BYTES:,} "
+        "in one value: return smaller parts"
     )
 
 

@@ -79,15 +79,14 @@ def able_workers(
     """
     rows = list_workers(link, keys)
     if not rows:
-        return (
-            f"queue {keys.queue!r} has no workers. Start some: dask-redisq-worker {keys.queue} --url URL"
-        )
+        start = f"dask-redisq-worker {keys.queue} --url URL"
+        return f"queue {keys.queue!r} has no workers. Start some: {start}"
     fitting = [set(row["tags"]) for row in rows if python in row["tags"]]
     if not fitting:
         others = sorted({row["python"] for row in rows})
         return (
-            f"queue {keys.queue!r} has workers of Python {', '.join(others)}, and this client is {python}: "
-            "pickled functions need the same minor version"
+            f"queue {keys.queue!r} has workers of Python {', '.join(others)}, and this client is "
+            f"{python}: pickled functions need the same minor version"
         )
     for tags in wanted:
         if not any(tags & carried for carried in fitting):

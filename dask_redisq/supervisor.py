@@ -8,6 +8,7 @@ back and starts another. One thread, one selector: children, signals, and the se
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import platform
@@ -27,6 +28,8 @@ from dask_redisq.keys import Keys
 from dask_redisq.link import Link, redact
 from dask_redisq.monitor import Monitor
 from dask_redisq.page import Page
+from dask_redisq.server_check import warn_about_server
+from dask_redisq.verdict import how_it_ended
 from dask_redisq.versions import about_worker, python_tag
 
 __all__ = ["Supervisor", "WorkerOptions", "run_worker"]
@@ -137,7 +140,9 @@ class Supervisor:
 
     def __repr__(self) -> str:
         running = sum(p.child is not None for p in self.places)
-        return f"<Supervisor {self.options.name} {self.worker}, {running} of {len(self.places)} slots>"
+        return (
+            f"<Supervisor {self.options.name} {self.worker}, {running} of {len(self.places)} slots>"
+        )
 
     # -- life ---------------------------------------------------------------------------
 
@@ -182,23 +187,18 @@ class Supervisor:
         while True:
             try:
                 self.link.connect()
-                self._check_server()
+                warn_about_server(self.link, logger)
                 return True
             except ServerUnavailable as error:
                 if not said:
                     logger.warning("%s; trying for %.0f s", error, self.options.death_timeout)
                     said = True
                 if time.monotonic() >= deadline:
-                    logger.error("gave up: %s", error)
+                    logger.error("gave up: %s", error)  # noqa: TRY400 - a traceback says no more
                     return False
                 time.sleep(min(0.5, max(0.01, deadline - time.monotonic())))
 
-    def _check_server(self) -> None:
-        from dask_redisq.server_check import warn_about_server
-
-        warn_about_server(self.link, logger)
-
-    def _on_stop(self, number: int, _frame: object) -> None:
+    def _on_stop(self, _number: int, _frame: object) -> None:
         self.stopping = True
         self.signals += 1
         self.link.patience = LAST_PATIENCE  # the server may be away: leave all the same
@@ -234,10 +234,8 @@ class Supervisor:
             if self._asked and self.words.unbroken_since is not None:
                 selector.register(self.words, selectors.EVENT_READ)
             selector.select(max(0.0, min(due) - time.monotonic()))
-        try:
+        with contextlib.suppress(BlockingIOError):
             os.read(wake_read, 4096)
-        except BlockingIOError:
-            pass
         self._read_words()
 
     def _ask_for_words(self) -> None:
@@ -326,10 +324,14 @@ class Supervisor:
             self._unregister_slot(child)
             orderly = child.process.returncode == 0
             if not orderly:
-                logger.warning("slot %s ended: %s", child.slot, _how(child.process.returncode))
+                logger.warning(
+                    "slot %s ended: %s", child.slot, how_it_ended(child.process.returncode)
+                )
             young = not orderly and child.kill_at is None and now - child.started < YOUNG
             place.deaths = place.deaths + 1 if young else 0
-            place.start_at = now + min(MOST_PAUSE, 0.1 * 2**place.deaths) if place.deaths > 1 else now
+            place.start_at = (
+                now + min(MOST_PAUSE, 0.1 * 2**place.deaths) if place.deaths > 1 else now
+            )
             child.close()
 
     def _drain(self) -> None:
@@ -426,13 +428,15 @@ class Supervisor:
         """Unregister the worker; its leases go back."""
         for keys in queues:
             self.link.call(
-                "unregister", keys, worker=self.worker, slot="", seq=-1, begun=-1, position=-1, death=b""
+                "unregister",
+                keys,
+                worker=self.worker,
+                slot="",
+                seq=-1,
+                begun=-1,
+                position=-1,
+                death=b"",
             )
-
-
-def _how(code: int) -> str:
-    """Say how a process ended."""
-    return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
 
 
 def run_worker(options: WorkerOptions) -> int:

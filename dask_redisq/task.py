@@ -11,7 +11,7 @@ from dask._task_spec import Task, TaskRef
 __all__ = ["kind_of", "run_task"]
 
 
-def run_task(node: Any, values: Mapping[int, Any]) -> Any:
+def run_task(node: Any, values: Mapping[Any, Any]) -> Any:
     """Run a task of `dask_redisq.codec.Block.nodes`; return its value, or raise what it raises.
 
     Parameters

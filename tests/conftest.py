@@ -18,7 +18,6 @@ from dask_redisq.link import Link
 from dask_redisq.queue import Queue
 from dask_redisq.server import PrivateServer
 
-
 #: Workers find the functions of the tests here.
 HERE = Path(__file__).parent
 
@@ -65,6 +64,7 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int:
+        """Its process id."""
         return self.process.pid
 
     def slots(self) -> list[psutil.Process]:
@@ -98,7 +98,9 @@ def start_worker(server: PrivateServer) -> Iterator[Callable[..., WorkerProcess]
     """A function that starts workers which end with the test."""
     started: list[WorkerProcess] = []
 
-    def start(*words: str, url: str | None = None, env: dict[str, str] | None = None) -> WorkerProcess:
+    def start(
+        *words: str, url: str | None = None, env: dict[str, str] | None = None
+    ) -> WorkerProcess:
         started.append(WorkerProcess(url or server.url, *words, env=env))
         return started[-1]
 
@@ -140,7 +142,9 @@ def no_leaks() -> Iterator[None]:
     yield
     left = [t for t in threading.enumerate() if t not in before and not t.daemon]
     assert not left, f"threads left behind: {left}"
-    more = [p for p in psutil.Process().children() if p.pid not in children and p.status() != "zombie"]
+    more = [
+        p for p in psutil.Process().children() if p.pid not in children and p.status() != "zombie"
+    ]
     more = [p for p in more if "keeper" not in " ".join(p.cmdline())]
     assert not more, f"processes left behind: {more}"
 

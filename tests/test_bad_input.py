@@ -11,6 +11,7 @@ from typing import Any
 
 import dask
 import pytest
+from conftest import WorkerProcess, wait_until
 from dask.utils_test import inc
 
 import dask_redisq as redisq
@@ -20,8 +21,6 @@ from dask_redisq.link import Link, redact, with_password
 from dask_redisq.queue import Queue
 from dask_redisq.server import PrivateServer
 from dask_redisq.server_check import server_warnings
-
-from conftest import WorkerProcess, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +44,12 @@ def served(cluster: redisq.LocalCluster) -> Queue:
     [
         ({"x": (inc, 1)}, "y", KeyError, "y"),
         ({"x": (inc, 1)}, [["x"], ["y"]], KeyError, "y"),
-        ({"x": dask._task_spec.Task("x", inc, dask._task_spec.TaskRef("nope"))}, "x", ValueError, "Missing"),
+        (
+            {"x": dask._task_spec.Task("x", inc, dask._task_spec.TaskRef("nope"))},
+            "x",
+            ValueError,
+            "Missing",
+        ),
         ({"x": (inc, "y"), "y": (inc, "x")}, "x", RuntimeError, "Cycle"),
         ({"x": "y", "y": "x"}, "x", RuntimeError, "Cycle"),
     ],
@@ -95,9 +99,12 @@ def make_lock() -> Any:
 
 def test_a_result_that_does_not_pickle_is_named(served: Queue) -> None:
     """The worker lives, and the error names task and type."""
-    with pytest.raises(redisq.TaskNotSerializable, match="'x'.*lock"):
+    with pytest.raises(redisq.TaskNotSerializable, match=r"'x'.*lock"):
         served.get({"x": (make_lock,)}, "x")
-    assert served.get({"x": (make_lock,), "y": (lambda lock: lock.locked(), "x")}, "y", chunk_size=8) is False
+    assert (
+        served.get({"x": (make_lock,), "y": (lambda lock: lock.locked(), "x")}, "y", chunk_size=8)
+        is False
+    )
 
 
 class Picky(Exception):
@@ -134,7 +141,7 @@ def test_a_worker_that_lacks_a_module_says_so(
 @pytest.mark.parametrize("setting", [{"ft_interval": 0.5}, {"chunk_size": 0}, {"chunk_size": -2}])
 def test_a_setting_below_its_least_value_is_refused(queue: Queue, setting: Any) -> None:
     """An interval below a second would make monitors a load; a chunk holds at least one task."""
-    with pytest.raises(ValueError, match="at least|chunk_size"):
+    with pytest.raises(ValueError, match=r"at least|chunk_size"):
         queue.get({"x": (inc, 1)}, "x", **setting)
 
 
@@ -163,7 +170,7 @@ def test_a_wrong_password_is_an_error_at_once(link: Link) -> None:
     link.command("CONFIG", "SET", "requirepass", "right")
     try:
         queue = Queue("test", f"{link.url}?password=wrongwrong")
-        with pytest.raises(redisq.ServerUnavailable, match="(?i)password") as info:
+        with pytest.raises(redisq.ServerUnavailable, match=r"(?i)password") as info:
             queue.get({"x": (inc, 1)}, "x")
         assert "wrongwrong" not in str(info.value) + repr(queue)
     finally:
@@ -194,7 +201,7 @@ def test_a_queue_without_workers_is_spoken_of_and_given_up(
 
 def test_a_tag_that_nobody_carries_is_spoken_of(served: Queue) -> None:
     """Workers there, none of them able."""
-    with pytest.raises(redisq.NoWorkersError, match="tags.*gpu"):
+    with pytest.raises(redisq.NoWorkersError, match=r"tags.*gpu"):
         served.get({"x": (inc, 1)}, "x", workers="gpu", no_workers_timeout=1)
 
 
@@ -249,7 +256,7 @@ def test_dangerous_settings_of_a_server_are_warned_about(
 
 
 def test_a_client_that_is_not_heard_of_loses_its_job(link: Link, queue: Queue) -> None:
-    """The job is cancelled when the client's lease is over; the client is told so when it is back."""
+    """The job is cancelled when its client's lease is over; the client is told when back."""
     caught: list[BaseException] = []
 
     def compute() -> None:
@@ -270,7 +277,7 @@ def test_a_client_that_is_not_heard_of_loses_its_job(link: Link, queue: Queue) -
 
 
 def _end_client_lease(link: Link, keys: Keys, job: str) -> bool:
-    """Let the lease run out and have a monitor look; both at once, before the client's next call."""
+    """End the lease and have a monitor look, at once, before the client's next call."""
     link.send("MULTI")
     link.send("DEL", keys("client", job), keys("monitor"))
     link.send_call("recover", keys, who="test", interval=1)

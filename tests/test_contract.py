@@ -18,7 +18,7 @@ def cluster() -> Iterator[redisq.LocalCluster]:
         yield running
 
 
-class TestRedisq(GetFunctionTestMixin):  # type: ignore[misc]
+class TestRedisq(GetFunctionTestMixin):
     """`dask.utils_test.GetFunctionTestMixin`, eleven tests, on real workers."""
 
     get: Any

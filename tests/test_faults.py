@@ -15,14 +15,13 @@ from typing import Any
 import dask
 import psutil
 import pytest
+from conftest import HERE, WorkerProcess, is_gone, wait_until
 from dask.utils_test import inc
 
 import dask_redisq as redisq
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.queue import Queue
-
-from conftest import WorkerProcess, is_gone, wait_until
 
 
 class Background:
@@ -35,7 +34,7 @@ class Background:
         def run() -> None:
             try:
                 self.value = get(*args, **kwargs)
-            except BaseException as error:  # noqa: BLE001 - raised again by result
+            except BaseException as error:
                 self.error = error
 
         self._thread = Thread(target=run)
@@ -80,7 +79,7 @@ def test_a_killed_slots_task_runs_again_within_a_second(
 
 
 def test_the_nth_death_of_its_process_fails_the_job(queue: Queue, workers: WorkerProcess) -> None:
-    """A task that kills its slot is run ``allowed_failures`` times, then named; siblings are innocent."""
+    """A task that kills its slot runs ``allowed_failures`` times, then it is named."""
     dsk: dict[Any, Any] = {("ok", i): (inc, i) for i in range(50)}
     dsk["boom"] = (os._exit, 7)
     with pytest.raises(redisq.WorkerDied, match=r"'boom'.*2 deaths.*exit code 7.*exit code 7"):
@@ -101,7 +100,7 @@ def test_a_poison_that_follows_another_task_is_named_itself(
 def test_a_vanished_workers_tasks_run_again(
     queue: Queue, start_worker: Callable[..., WorkerProcess], tmp_path: Path
 ) -> None:
-    """Supervisor and slots stop at once, as when a host loses power: expiry + interval; fault row 13."""
+    """Supervisor and slots stop at once, as a host does: expiry + interval; fault row 13."""
     log, gate = tmp_path / "log", tmp_path / "gate"
     lost = start_worker("test", "--nworkers", "1", "--alive-expiry", "1")
     queue.wait_for_workers(1, timeout=20)
@@ -125,7 +124,7 @@ def test_a_vanished_workers_tasks_run_again(
 def test_a_late_second_result_is_dropped(
     queue: Queue, workers: WorkerProcess, link: Link, keys: Keys, tmp_path: Path
 ) -> None:
-    """A slot that was presumed dead comes back with its result: the first one counts; fault row 7."""
+    """A slot that was presumed dead comes back with a result: the first counts; row 7."""
     log, gate = tmp_path / "log", tmp_path / "gate"
     job = Background(queue.get, {"x": (log_and_wait, log, gate)}, "x")
     wait_until(lambda: len(pids(log)) == 1)
@@ -170,7 +169,7 @@ def test_a_slot_in_c_code_ends_with_its_supervisor(
 
     def hold(log: Path) -> int:
         log.write_text(str(os.getpid()))
-        return pow(3, 12_000_000) % 7
+        return int(pow(3, 12_000_000) % 7)
 
     log = tmp_path / "log"
     job = Background(queue.get, {"x": (hold, log)}, "x", no_workers_timeout=2)
@@ -253,15 +252,13 @@ def test_ctrl_c_cancels_the_job_and_cleans_its_keys(
     """SIGINT in a waiting client: KeyboardInterrupt there, and no key of the job; fault row 34."""
     log, gate = tmp_path / "log", tmp_path / "gate"
     script = f"""
-import sys
-sys.path.insert(0, {os.path.dirname(__file__)!r})
 from pathlib import Path
 from test_faults import log_and_wait
 import dask_redisq as redisq
-print("start", flush=True)
-redisq.Queue("test", {queue.url!r}).get({{"x": (log_and_wait, Path({str(log)!r}), Path({str(gate)!r}))}}, "x")
+queue = redisq.Queue("test", {queue.url!r})
+queue.get({{"x": (log_and_wait, Path({str(log)!r}), Path({str(gate)!r}))}}, "x")
 """
-    env = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
+    env = {**os.environ, "PYTHONPATH": str(HERE)}
     client = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, env=env)
     wait_until(lambda: len(pids(log)) == 1, timeout=20)
     client.send_signal(signal.SIGINT)
@@ -273,7 +270,7 @@ redisq.Queue("test", {queue.url!r}).get({{"x": (log_and_wait, Path({str(log)!r})
 def test_removal_is_told(
     queue: Queue, start_worker: Callable[..., WorkerProcess], link: Link
 ) -> None:
-    """An idle worker of a removed queue is gone, with exit code 0, within 2 s, and all keys with it."""
+    """An idle worker of a removed queue is gone, exit 0, within 2 s, and all keys with it."""
     worker = start_worker("test", "--nworkers", "2")
     queue.wait_for_workers(2, timeout=20)
     started = time.monotonic()

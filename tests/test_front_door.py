@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from operator import add
 from pathlib import Path
 from threading import Thread
@@ -22,7 +23,6 @@ from dask.utils_test import inc
 import dask_redisq as redisq
 from dask_redisq.link import Link
 from dask_redisq.queue import Queue
-
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +171,7 @@ def test_only_what_is_needed_runs(queue: Queue, tmp_path: Path) -> None:
 def test_functions_of_main_travel_by_value(queue: Queue) -> None:
     """What pickle would send by the name ``__main__`` goes by value."""
     space: dict[str, Any] = {"__name__": "__main__"}
-    exec("def double(x):\n    return 2 * x\n", space)
+    exec("def double(x):\n    return 2 * x\n", space)  # noqa: S102 - a stand-in for a script
     assert queue.get({"x": (space["double"], 4)}, "x") == 8
 
 
@@ -202,7 +202,7 @@ def test_nothing_of_a_job_stays_behind(queue: Queue, link: Link) -> None:
 
 
 def test_a_large_constant_is_read_once_per_slot(queue: Queue, link: Link) -> None:
-    """1,000 tasks with one array in an argument and one in a closure: two reads per slot at most."""
+    """1,000 tasks, an array in an argument and one in a closure: two reads per slot at most."""
     array, hidden = np.arange(100_000), np.arange(50_000)
 
     def use(i: int, data: np.ndarray) -> int:
@@ -239,7 +239,7 @@ def test_stats_count_what_was_finished(queue: Queue) -> None:
 
 def test_a_restricted_task_runs_where_its_tag_is(queue: Queue) -> None:
     """``workers=`` takes a tag; only a worker that carries it runs the task."""
-    with redisq.start_local_workers(1, "test", queue.url, tag="gpu") as worker:
+    with closing(redisq.start_local_workers(1, "test", queue.url, tag="gpu")) as worker:
         queue.wait_for_workers(3, timeout=20)
         dsk = {("p", i): (os.getppid,) for i in range(20)}
         assert set(queue.get(dsk, list(dsk), workers="gpu")) == {worker.pid}

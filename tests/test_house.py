@@ -20,16 +20,20 @@ PACKAGE = "dask_redisq"
 #: other: not those after it, nor its neighbours in a layer. A package stands for all that is
 #: in it. The root, with the public names, comes last: no module may import from it.
 LAYERS: list[tuple[str, ...]] = [
-    ("_defaults", "errors", "keys", "settings", "versions"),
-    ("cache", "codec", "keeper", "order", "page", "task"),
-    ("dask_input", "graph", "lease", "remote_error", "scripts", "server"),
+    # plain: words, settings, decisions without I/O
+    ("_defaults", "errors", "keys", "keeper", "order", "cache", "page", "task", "versions"),
+    ("settings", "scripts", "codec"),
+    ("remote_error", "graph", "lease", "dask_input"),
+    ("verdict",),
+    # one connection, and what is read and written over it
     ("link",),
-    ("memory", "monitor", "server_check", "status"),
+    ("server", "server_check", "monitor", "memory", "status"),
+    # the roles: a job's client, a slot, a worker
     ("job", "slot", "supervisor"),
+    # the doors
     ("queue",),
     ("local",),
-    ("demo",),
-    ("cli",),
+    ("cli", "demo"),
     ("__init__",),
 ]
 

@@ -196,7 +196,7 @@ def test_a_command_dies_with_a_keeper_that_is_killed(tmp_path: Path) -> None:
     """The kernel ends the command; the directory goes when the owner closes."""
     folder = tmp_path / "folder"
     folder.mkdir()
-    kept = Kept(["sh", "-c", STUBBORN], rmdir=str(folder))
+    kept = Kept(["sh", "-c", "trap '' TERM; exec sleep 1000"], rmdir=str(folder))
     kept._keeper.kill()
     eventually(lambda: is_gone(kept.pid))
     kept.close()
@@ -223,6 +223,8 @@ def test_close_ends_the_command_of_a_killed_keeper_where_the_kernel_does_not(
 ) -> None:
     """On macOS the command of a killed keeper lives on, until its owner closes."""
     kept = keeper_without_kernel.Kept(["sleep", "1000"])
+    # Before its exec, the child itself looks whether the keeper is still there.
+    eventually(lambda: psutil.Process(kept.pid).name() == "sleep")
     kept._keeper.kill()
     kept._keeper.wait()
     assert not is_gone(kept.pid)

@@ -184,8 +184,11 @@ class World:
             groups = self.engine.groups(process.slot, values, apart)
             self.rng.shuffle(groups)
             process.accepted = process.made
-        want = self.rng.choice([1, 2, 1000])
-        process.pending = self.engine.prepare(process.slot, groups, want=want, rest=True)
+        want, floor = self.rng.choice([(1, 1), (2, 2), (1000, 1), (1000, 1000)])
+        known = process.hand.job if process.hand else self.engine.known
+        process.pending = self.engine.prepare(
+            process.slot, groups, want=want, floor=floor, known=known, rest=True
+        )
         if recheck and self.rng.random() < 0.5:
             return True  # it is on its way
         self._deliver(process)

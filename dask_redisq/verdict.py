@@ -1,0 +1,95 @@
+"""Why a job ended without its answer, as the exception that its client raises. No I/O."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Sequence
+
+from dask.typing import Key
+
+from dask_redisq.codec import unpack
+from dask_redisq.errors import JobCancelled, JobFailed, TaskNotSerializable, WorkerDied
+from dask_redisq.remote_error import unpack_error
+
+__all__ = ["as_exception", "how_it_ended"]
+
+
+def as_exception(reason: bytes, job: str, keys: Sequence[Key]) -> BaseException:
+    """Return the exception for the reason that a script stored (lua/lib/ending.lua).
+
+    Parameters
+    ----------
+    reason : bytes
+        msgpack of kind, task, payload and slot.
+    job : str
+        The job's id.
+    keys : sequence of hashable
+        The graph key of each task.
+    """
+    kind, task, payload, _slot = unpack(reason)
+    name = repr(keys[task]) if task >= 0 else ""
+    if kind == b"lost":
+        payload = repr(keys[int(payload)]).encode()
+    return _KINDS[kind.decode()](job, name, payload)
+
+
+def how_it_ended(code: int) -> str:
+    """Say how a process ended, by the code that `subprocess` gives.
+
+    >>> how_it_ended(-9)
+    'signal SIGKILL'
+    """
+    return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
+
+
+def _raised(_job: str, name: str, payload: bytes) -> BaseException:
+    return unpack_error(payload, name)
+
+
+def _unpicklable(_job: str, name: str, payload: bytes) -> BaseException:
+    why = payload.decode(errors="replace")
+    return TaskNotSerializable(f"the result of task {name} cannot leave its worker: {why}")
+
+
+def _died(_job: str, name: str, payload: bytes) -> BaseException:
+    deaths = [unpack(record) for record in unpack(payload)]
+    told = "; ".join(f"on {worker.decode()} by {how_it_ended(code)}" for worker, code in deaths)
+    return WorkerDied(
+        f"task {name} was running at {len(deaths)} deaths of its process, as many as "
+        f"allowed_failures: {told}. A task that crashes Python or runs out of memory does this"
+    )
+
+
+def _lost(_job: str, name: str, payload: bytes) -> BaseException:
+    return JobFailed(
+        f"the value of task {name}, which task {payload.decode()} needs, is gone from the server; "
+        "submit again"
+    )
+
+
+def _damaged(job: str, _name: str, _payload: bytes) -> BaseException:
+    return JobFailed(
+        f"job {job} cannot end: its counts on the server do not fit its graph. Was a key of the "
+        "queue deleted by hand, or evicted? Submit again"
+    )
+
+
+def _cancelled(job: str, _name: str, payload: bytes) -> BaseException:
+    return JobCancelled(f"job {job} was cancelled: {payload.decode() or 'no reason given'}")
+
+
+def _client(job: str, _name: str, _payload: bytes) -> BaseException:
+    return JobCancelled(
+        f"job {job} was cancelled: nothing was heard of this client for redisq.client-lease seconds"
+    )
+
+
+_KINDS: dict[str, Callable[[str, str, bytes], BaseException]] = {
+    "raised": _raised,
+    "unpicklable": _unpicklable,
+    "died": _died,
+    "lost": _lost,
+    "damaged": _damaged,
+    "cancelled": _cancelled,
+    "client": _client,
+}
