@@ -4,6 +4,7 @@
 deal it out to anonymous workers (``dask-redisq-worker``) on any number of hosts.
 """
 
+from dask_redisq import embedded as _embedded  # noqa: F401 - serves queues without a URL
 from dask_redisq._defaults import __version__
 from dask_redisq.errors import (
     JobCancelled,

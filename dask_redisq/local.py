@@ -1,12 +1,11 @@
 """Workers on this machine, and a private server for them: all of it ends with this process.
 
 `start_local_workers` adds a worker to a running queue, `LocalCluster` brings its own server, and
-`default_cluster` is the one that a `get` without any setting uses.
+`dask_redisq.embedded` the one that a `get` without any setting uses.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import site
 import sys
@@ -14,7 +13,7 @@ import sysconfig
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Self
@@ -24,14 +23,12 @@ from dask.system import cpu_count
 
 from dask_redisq.errors import NoServerError, RedisqError
 from dask_redisq.keeper import GRACE, Kept
-from dask_redisq.link import redact
+from dask_redisq.keys import check_queue_name
 from dask_redisq.queue import Queue
 from dask_redisq.server import PrivateServer
 from dask_redisq.settings import setting
 
-__all__ = ["LocalCluster", "LocalWorker", "default_cluster", "start_local_workers"]
-
-logger = logging.getLogger("dask_redisq")
+__all__ = ["LocalCluster", "LocalWorker", "defaults", "start_local_workers"]
 
 #: Seconds that the workers of a `LocalCluster` may take to register.
 START_TIMEOUT = 60.0
@@ -44,17 +41,17 @@ class LocalWorker:
 
     Attributes
     ----------
-    queues : tuple of str
-        The queues that it listens on.
+    queue : str
+        The queue that it listens on.
     nworkers : int
         How many slots it has.
     pid : int
         The process id of its supervisor.
     """
 
-    def __init__(self, kept: Kept, queues: tuple[str, ...], nworkers: int) -> None:
+    def __init__(self, kept: Kept, queue: str, nworkers: int) -> None:
         self._kept = kept
-        self.queues = queues
+        self.queue = queue
         self.nworkers = nworkers
         self.pid = kept.pid
 
@@ -70,10 +67,7 @@ class LocalWorker:
     def close(self, timeout: float = 5.0) -> None:
         """Drain the worker and wait until it is gone. Any number of calls are as good as one.
 
-        Parameters
-        ----------
-        timeout
-            Seconds after which it is killed. Its tasks then run again elsewhere.
+        After `timeout` seconds it is killed, and what it ran runs again elsewhere.
         """
         self._kept.close(timeout)
 
@@ -83,15 +77,14 @@ class LocalWorker:
 
     def __repr__(self) -> str:
         state = "running" if self.exit_code is None else f"ended, code {self.exit_code}"
-        queues = ",".join(self.queues)
-        return f"<LocalWorker {queues} pid={self.pid} slots={self.nworkers} {state}>"
+        return f"<LocalWorker {self.queue} pid={self.pid} slots={self.nworkers} {state}>"
 
 
 def start_local_workers(
     n: int,
-    queue: str | Sequence[str] | None = None,
+    queue: str | None = None,
     url: str | None = None,
-    tag: str | Sequence[str] | None = None,
+    tag: str | None = None,
     log: Log = None,
 ) -> LocalWorker:
     """Start one worker with `n` slots on this machine, and do not wait for it.
@@ -105,12 +98,12 @@ def start_local_workers(
     n
         The number of slots: processes that run tasks.
     queue
-        The queue to listen on, or several; by default the setting ``redisq.queue``.
+        The queue to listen on; by default the setting ``redisq.queue``.
     url
         The server; by default the setting ``redisq.url``, else the private server of this
         process, if a `get` has started one.
     tag
-        A word that the slots carry, or several. The host's name is always one.
+        A word that the slots carry, besides the host's name.
     log
         Where the worker writes, and the tasks' prints go: nowhere, a file of this name (at its
         end), or ``sys.stdout`` (``"-"`` is the same).
@@ -125,26 +118,22 @@ def start_local_workers(
     NoServerError
         There is no server to work for.
     ValueError
-        `n` is less than 1.
+        `n` is less than 1, or no queue can have that name.
     """
     if n < 1:
         raise ValueError(f"a worker has at least one slot, not {n}")
     url = url or setting("url") or _default_url()
-    queues = _words(setting("queue", queue))
-    command = [sys.executable, "-P", "-m", "dask_redisq.cli", "worker", *queues]
-    command += ["--nworkers", str(n), *(f"--tag={word}" for word in _words(tag or ()))]
+    queue = check_queue_name(setting("queue", queue))
+    command = [sys.executable, "-P", "-m", "dask_redisq.cli", "worker", "--nworkers", str(n)]
+    command += [f"--tag={tag}", "--", queue] if tag else ["--", queue]
     with _log_descriptor(log) as output:
         kept = Kept(command, env=_environment(url), output=output)
-    return LocalWorker(kept, queues, n)
-
-
-def _words(given: str | Sequence[str]) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(given)
+    return LocalWorker(kept, queue, n)
 
 
 def _default_url() -> str:
     """Give the URL of the private server that serves this process, if there is one."""
-    running = [cluster for cluster in _defaults.values() if cluster.running]
+    running = [cluster for cluster in defaults.values() if cluster.running]
     if running:
         return running[0].url
     raise NoServerError(
@@ -169,12 +158,11 @@ def _environment(url: str) -> dict[str, str]:
 def _search_path() -> str:
     """Give our `sys.path` as a PYTHONPATH, less what this Python finds by itself."""
     # Not all of it: a task that starts another Python, of another version, would pass our
-    # standard library on to it.
+    # standard library on to it. An empty entry is the current directory.
     library = Path(sysconfig.get_path("stdlib"))
     archive = library.with_name(f"python{sys.version_info[0]}{sys.version_info[1]}.zip")
     own = {str(library), str(library / "lib-dynload"), str(archive)}
     own |= {*site.getsitepackages(), site.getusersitepackages()}
-    # An empty entry is the current directory (of an interactive session).
     return os.pathsep.join(os.path.abspath(entry) for entry in sys.path if entry not in own)  # noqa: PTH100 - "" too
 
 
@@ -196,12 +184,17 @@ def _log_descriptor(log: Log) -> Iterator[int | None]:
         yield descriptor
 
 
+class _OwnQueue(Queue):
+    """A queue that keeps its cluster alive, for who has no more than its bound `get`."""
+
+    cluster: LocalCluster
+
+
 class LocalCluster:
     """A private Redis server with workers on this machine, for one queue.
 
-    All of it ends with this object: by `close`, at the end of a ``with`` block, when it is
-    garbage, and when this process ends, however it ends. The workers are as those of
-    `start_local_workers`.
+    It ends by `close`, with its ``with`` block, as garbage, and with this process, however that
+    ends. The workers are as those of `start_local_workers`.
 
     Parameters
     ----------
@@ -213,7 +206,7 @@ class LocalCluster:
     Attributes
     ----------
     url : str
-        The server's URL, ``unix://PATH``, for others on this machine who are the same user.
+        The server's URL, ``unix://PATH``: for any process of the same user on this machine.
     queue : str
         The queue's name.
 
@@ -233,15 +226,15 @@ class LocalCluster:
     """
 
     def __init__(self, n_workers: int | None = None, queue: str | None = None) -> None:
-        self.queue: str = setting("queue", queue)
+        self.queue: str = check_queue_name(setting("queue", queue))
         self._lock = threading.RLock()
         self._workers: list[LocalWorker] = []  # oldest first
         self._server = PrivateServer()
         self.url = self._server.url
-        # Not atexit, which would hold this object for ever.
         self._finalizer = weakref.finalize(self, _end, self._workers, self._server)
         try:
-            self._client = Queue(self.queue, url=self.url)
+            self._client = _OwnQueue(self.queue, url=self.url)
+            self._client.cluster = self
             self.scale(cpu_count() if n_workers is None else n_workers)
         except BaseException:
             self.close()
@@ -263,16 +256,11 @@ class LocalCluster:
         return sum(worker.nworkers for worker in self._workers if worker.exit_code is None)
 
     def scale(self, n: int) -> None:
-        """Have `n` slots in all, and wait until they are registered.
+        """Have `n` slots in all, 0 or more, and wait until they are registered.
 
         Up: one more worker, with what is missing. Down: the newest workers are drained, and
         one is started with what that was too much. Tasks that a drained worker does not
         finish in time run again on others.
-
-        Parameters
-        ----------
-        n
-            The number of slots, 0 or more.
 
         Raises
         ------
@@ -287,12 +275,11 @@ class LocalCluster:
             if not self.running:
                 raise RedisqError(f"{self!r} has ended")
             self._drop([worker for worker in self._workers if worker.exit_code is not None])
-            leaving: list[LocalWorker] = []
-            while self.n_workers - sum(worker.nworkers for worker in leaving) > n:
-                leaving.append(self._workers[-1 - len(leaving)])
+            staying, leaving = [*self._workers], []
+            while sum(worker.nworkers for worker in staying) > n:
+                leaving.append(staying.pop())
             self._drop(leaving)
-            missing = n - self.n_workers
-            if missing:
+            if missing := n - sum(worker.nworkers for worker in staying):
                 self._workers.append(start_local_workers(missing, self.queue, self.url))
                 self._wait_for_slots(n)
 
@@ -338,9 +325,8 @@ class LocalCluster:
         self.close()
 
     def __repr__(self) -> str:
-        if not self.running:
-            return f"<LocalCluster {self.queue} ended>"
-        return f"<LocalCluster {self.queue} {redact(self.url)} slots={self.n_workers}>"
+        state = f"{self.url} slots={self.n_workers}" if self.running else "ended"
+        return f"<LocalCluster {self.queue} {state}>"
 
 
 def _end(workers: list[LocalWorker], server: PrivateServer) -> None:
@@ -352,66 +338,5 @@ def _end(workers: list[LocalWorker], server: PrivateServer) -> None:
     server.close()
 
 
-_defaults: dict[str, LocalCluster] = {}  # by queue
-_defaults_lock = threading.Lock()
-
-
-def default_cluster(queue: str | None = None) -> LocalCluster:
-    """Give the cluster that serves this process where no ``redisq.url`` is set.
-
-    The first call starts it, with one slot per core, and says so in one line. It ends with the
-    process. A forked child has its own.
-
-    Parameters
-    ----------
-    queue
-        The queue that it is to serve; by default the setting ``redisq.queue``. Each queue has
-        a cluster of its own.
-
-    Raises
-    ------
-    NoServerError
-        No server program is installed (the message says how to get one).
-    RedisqError
-        The workers did not start.
-
-    Notes
-    -----
-    The line is an INFO record of the logger ``dask_redisq`` where logging is configured, which
-    then decides whether to show it. Where it is not, Python would show warnings only, and this is
-    no warning; but somebody who did not ask for processes should hear of them, so it is
-    written to stderr then. Never both.
-    """
-    queue = setting("queue", queue)
-    with _defaults_lock:  # a second thread waits for the first one's cluster
-        cluster = _defaults.get(queue)
-        if cluster is None or not cluster.running:
-            cluster = _defaults[queue] = LocalCluster(queue=queue)
-            _announce(cluster)
-        return cluster
-
-
-def _begin_anew() -> None:
-    """Forget the parent's clusters, in a forked child."""
-    # Story: thread 1 of the parent starts a cluster and holds the lock, thread 2 forks. In the
-    # child nobody will ever release that lock, nor a cluster's own. So a new one, and of the
-    # parent's clusters the child closes no more than its copies of their lines of life.
-    global _defaults_lock  # noqa: PLW0603
-    _defaults_lock = threading.Lock()
-    for cluster in _defaults.values():
-        cluster.let_go()
-    _defaults.clear()
-
-
-os.register_at_fork(after_in_child=_begin_anew)
-
-
-def _announce(cluster: LocalCluster) -> None:
-    line = (
-        f"dask-redisq: no redisq.url is set: started a private Redis server with "
-        f"{cluster.n_workers} slots for the queue {cluster.queue!r}; they end with this process"
-    )
-    if logger.hasHandlers():
-        logger.info(line)
-    elif logger.isEnabledFor(logging.WARNING):  # as logging's own last resort
-        sys.stderr.write(f"{line}\n")
+#: The clusters that this process uses where no server is named, by queue: see `embedded`.
+defaults: dict[str, LocalCluster] = {}

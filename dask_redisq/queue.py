@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from dask.typing import Key
 
 from dask_redisq import status
 from dask_redisq.dask_input import plain_graph, refuse_disk_shuffle, restrictions
-from dask_redisq.errors import NoWorkersError
+from dask_redisq.errors import NoServerError, NoWorkersError
 from dask_redisq.graph import plan_graph
 from dask_redisq.job import Job, JobOptions
 from dask_redisq.keys import Keys, check_queue_name
@@ -72,7 +72,7 @@ class Queue:
     @property
     def url(self) -> str:
         """URL of its server; starts the private one if there is no other."""
-        return self._url or _server_url()
+        return self._url or _server_url(self.name)
 
     # -- compute -----------------------------------------------------------------------
 
@@ -250,14 +250,26 @@ def _nested(keys: Any, values: dict[Key, Any]) -> Any:
     return values[keys]
 
 
-def _server_url() -> str:
+_start_private: Callable[[str], str] | None = None
+
+
+def serve_unnamed_by(start: Callable[[str], str]) -> None:
+    """Let `start`, queue name -> URL, provide the server for queues without a URL.
+
+    `dask_redisq.embedded` does so on import; it is built on queues, and they cannot import it.
+    """
+    global _start_private  # noqa: PLW0603
+    _start_private = start
+
+
+def _server_url(queue: str) -> str:
     """Return the configured URL, or that of this process's private server."""
     url = setting("url")
     if url:
         return str(url)
-    from dask_redisq.local import default_cluster
-
-    return default_cluster().url
+    if _start_private is None:
+        raise NoServerError("no redisq.url is set: import dask_redisq starts a private server")
+    return _start_private(queue)
 
 
 _queues: dict[tuple[str, str], Queue] = {}
@@ -266,7 +278,8 @@ _queues_lock = threading.Lock()
 
 def default_queue(name: str | None = None, url: str | None = None) -> Queue:
     """Return the queue of the settings, the same object for the same server and name."""
-    where = (url or _server_url(), setting("queue", name))
+    name = setting("queue", name)
+    where = (url or _server_url(name), name)
     with _queues_lock:
         if where not in _queues:
             _queues[where] = Queue(where[1], where[0])

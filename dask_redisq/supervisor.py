@@ -16,10 +16,8 @@ import secrets
 import selectors
 import signal
 import socket
-import subprocess
-import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from dask_redisq.codec import pack, unpack
@@ -27,8 +25,8 @@ from dask_redisq.errors import ServerUnavailable
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link, redact
 from dask_redisq.monitor import Monitor
-from dask_redisq.page import Page
 from dask_redisq.server_check import warn_about_server
+from dask_redisq.slot_process import SlotProcess, start_slot
 from dask_redisq.verdict import how_it_ended
 from dask_redisq.versions import about_worker, python_tag
 
@@ -44,14 +42,6 @@ LAST_PATIENCE = 2.0
 TICK = 1.0
 #: Slots that die young are started again with a growing pause, in seconds.
 YOUNG, MOST_PAUSE = 5.0, 10.0
-
-#: What distributed's nanny sets for its workers: one thread a process, the same hashes everywhere.
-_SLOT_ENVIRONMENT = {
-    "PYTHONHASHSEED": "6640",
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-}
 
 
 @dataclass(frozen=True)
@@ -86,31 +76,12 @@ class WorkerOptions:
 
 
 @dataclass
-class _Child:
-    """One slot process."""
-
-    slot: str
-    process: subprocess.Popen[bytes]
-    page: Page
-    life: int
-    started: float
-    kill_at: float | None = None
-    kill_job: bytes = b""
-    stopping: bool = False
-
-    def close(self) -> None:
-        os.close(self.life)
-        self.page.close()
-
-
-@dataclass
 class _Place:
     """Room for one slot: the process in it, or when the next one starts."""
 
-    child: _Child | None = None
+    child: SlotProcess | None = None
     start_at: float = 0.0
     deaths: int = 0
-    queues: set[str] = field(default_factory=set)
 
 
 class Supervisor:
@@ -285,7 +256,7 @@ class Supervisor:
         else:  # its slots still know the queue: new ones do not
             for place in self.places:
                 if place.child is not None:
-                    self._stop_child(place.child)
+                    place.child.stop()
 
     # -- slots --------------------------------------------------------------------------
 
@@ -294,25 +265,14 @@ class Supervisor:
             if place.child is None and now >= place.start_at:
                 place.child = self._start(now)
 
-    def _start(self, now: float) -> _Child:
+    def _start(self, now: float) -> SlotProcess:
         """Register a slot and start its process; in this order: only the registered may lease."""
         slot = secrets.token_hex(8)
         for keys in self.keys:
             self._register_slot(keys, slot)
-        page = Page()
-        life_read, life_write = os.pipe()
-        command = [sys.executable, "-m", "dask_redisq.slot", "--slot", slot]
-        command += ["--page", str(page.fd), "--life", str(life_read), "--where", self.options.name]
-        command += [x for k in self.keys for x in ("--queue", k.queue)]
-        command += [x for tag in self._tags for x in ("--tag", tag)]
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            pass_fds=(page.fd, life_read),
-            env={**os.environ, **_SLOT_ENVIRONMENT, "DASK_REDISQ__URL": self.options.url},
-        )
-        os.close(life_read)
-        return _Child(slot, process, page, life_write, now)
+        queues = [keys.queue for keys in self.keys]
+        options = self.options
+        return start_slot(slot, queues, self._tags, options.name, options.url, now)
 
     def _reap(self, now: float) -> None:
         """Find slots that ended, give their leases back, and make room for others."""
@@ -338,14 +298,9 @@ class Supervisor:
         """Ask the slots to end after the task in hand; a second signal kills them."""
         for place in self.places:
             if place.child is not None:
-                self._stop_child(place.child)
+                place.child.stop()
                 if self.signals > 1:
                     place.child.process.kill()
-
-    def _stop_child(self, child: _Child) -> None:
-        if not child.stopping:
-            child.stopping = True
-            child.process.terminate()
 
     def _kill_overdue(self, now: float) -> None:
         """Kill slots that still run a task of a job that was cancelled a moment ago."""
@@ -361,8 +316,7 @@ class Supervisor:
     def _kill_all(self) -> None:
         for place in self.places:
             if place.child is not None:
-                place.child.process.kill()
-                place.child.process.wait()
+                place.child.kill()
                 place.child.close()
                 place.child = None
 
@@ -407,7 +361,7 @@ class Supervisor:
                 self._register()
         self._next_beat = time.monotonic() + self.options.alive_expiry / 3
 
-    def _unregister_slot(self, child: _Child) -> None:
+    def _unregister_slot(self, child: SlotProcess) -> None:
         cursor = child.page.read()
         code = child.process.returncode
         for i, keys in enumerate(self.keys):

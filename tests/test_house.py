@@ -27,13 +27,15 @@ LAYERS: list[tuple[str, ...]] = [
     ("verdict",),
     # one connection, and what is read and written over it
     ("link",),
-    ("server", "server_check", "monitor", "memory", "status"),
+    ("server", "server_check", "monitor", "memory", "status", "slot_process"),
     # the roles: a job's client, a slot, a worker
     ("job", "slot", "supervisor"),
     # the doors
     ("queue",),
     ("local",),
-    ("cli", "demo"),
+    ("embedded",),
+    ("demo",),
+    ("cli",),
     ("__init__",),
 ]
 

@@ -1,0 +1,488 @@
+"""Workers on this machine, the cluster with its own server, and the embedded default."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import dask
+import psutil
+import pytest
+from conftest import is_gone, wait_until
+
+from dask_redisq import LocalCluster, Queue, start_local_workers
+from dask_redisq import local as local_module
+from dask_redisq.embedded import default_cluster
+from dask_redisq.errors import NoServerError, RedisqError
+from dask_redisq.local import LocalWorker, defaults
+from dask_redisq.server import PrivateServer
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+@pytest.fixture
+def start(queue: Queue) -> Iterator[Callable[..., LocalWorker]]:
+    """Start workers on the test's queue that end with the test."""
+    started: list[LocalWorker] = []
+
+    def start_and_wait(n: int, **options: Any) -> LocalWorker:
+        started.append(start_local_workers(n, queue="test", url=queue.url, **options))
+        queue.wait_for_workers(sum(worker.nworkers for worker in started), timeout=20)
+        return started[-1]
+
+    yield start_and_wait
+    for worker in started:
+        worker.close()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    """One cluster for the tests that do not end it."""
+    with LocalCluster(n_workers=2, queue="shared") as running:
+        yield running
+
+
+@pytest.fixture
+def no_defaults() -> Iterator[None]:
+    """End the clusters that a test started by default."""
+    yield
+    for running in defaults.values():
+        running.close()
+    defaults.clear()
+
+
+def in_new_process(script: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a script in a Python of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, **options
+    )
+
+
+def run(cluster_or_queue: Any, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function as a task."""
+    task = dask.delayed(function, pure=False)(*arguments)
+    return task.compute(scheduler=cluster_or_queue.get)
+
+
+def processes_of(cluster: LocalCluster) -> list[psutil.Process]:
+    """Give the server, and each worker with its slots."""
+    pids = [cluster._server.pid, *(worker.pid for worker in cluster._workers)]
+    found = [psutil.Process(pid) for pid in pids]
+    return found + [child for process in found for child in process.children(recursive=True)]
+
+
+# ------------------------------------------------------------------------------------- a worker
+
+
+def test_a_local_worker_has_the_slots_that_were_asked_for(
+    start: Callable[..., LocalWorker], queue: Queue
+) -> None:
+    """One row with n slots, from the process that it says; one line about itself."""
+    worker = start(2, tag="gpu")
+    (row,) = queue.workers()
+    assert row["pid"] == worker.pid
+    assert len(row["slots"]) == worker.nworkers == 2
+    assert "gpu" in row["tags"]
+    assert repr(worker) == f"<LocalWorker test pid={worker.pid} slots=2 running>"
+
+
+def test_a_second_worker_joins_the_first(start: Callable[..., LocalWorker], queue: Queue) -> None:
+    """Each call adds one worker to the queue."""
+    start(1)
+    start(2)
+    stats = queue.stats()
+    assert (stats["workers"], stats["slots"]) == (2, 3)
+
+
+def test_a_closed_worker_has_left_in_good_order(
+    start: Callable[..., LocalWorker], queue: Queue
+) -> None:
+    """SIGTERM drains it: exit code 0, nothing registered, no slot left."""
+    worker = start(2)
+    slots = psutil.Process(worker.pid).children()
+    worker.close()
+    worker.close()
+    assert worker.exit_code == 0
+    assert queue.workers() == []
+    assert all(is_gone(slot) for slot in slots)
+    assert repr(worker).endswith("ended, code 0>")
+
+
+def test_a_worker_that_does_not_drain_in_time_is_killed(
+    start: Callable[..., LocalWorker], queue: Queue, tmp_path: Path
+) -> None:
+    """Its slots go with it, in the middle of a task."""
+    worker = start(1)
+    (slot,) = psutil.Process(worker.pid).children()
+    begun = tmp_path / "begun"
+    client = subprocess.Popen([sys.executable, "-c", CLIENT, queue.url, str(begun)])
+    try:
+        wait_until(begun.exists)
+        worker.close(timeout=0.1)
+        assert worker.exit_code == 128 + signal.SIGKILL
+        wait_until(lambda: is_gone(slot))
+    finally:
+        client.kill()
+        client.wait()
+
+
+CLIENT = """
+import pathlib, sys, time
+from dask_redisq import Queue
+url, begun = sys.argv[1:]
+def task():
+    pathlib.Path(begun).touch()
+    time.sleep(1000)
+Queue("test", url).get({"x": (task,)}, "x")
+"""
+
+
+@linux_only
+def test_the_url_is_in_the_environment_and_on_no_command_line(
+    start: Callable[..., LocalWorker], queue: Queue
+) -> None:
+    """Every user may read command lines: a password must not be on one."""
+    worker = psutil.Process(start(1).pid)
+    keeper = worker.parent()
+    assert keeper is not None
+    assert worker.environ()["DASK_REDISQ__URL"] == queue.url
+    for process in (keeper, worker, *worker.children()):
+        assert queue.url not in " ".join(process.cmdline())
+        assert "unix:" not in " ".join(process.cmdline())
+
+
+def test_a_worker_sees_what_the_client_sees(
+    start: Callable[..., LocalWorker],
+    queue: Queue,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It has the client's directory, module search path and settings."""
+    (tmp_path / "only_here.py").write_text("def answer():\n    return 42\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    with dask.config.set({"redisq.allowed-failures": 7, "redisq.order": "1e3"}):
+        start(1)
+    import only_here  # type: ignore[import-not-found]
+
+    def look() -> Any:
+        settings = dask.config.get("redisq")
+        return os.getcwd(), settings["allowed-failures"], settings["order"]  # noqa: PTH109
+
+    assert run(queue, only_here.answer) == 42
+    assert run(queue, look) == (str(tmp_path), 7, "1e3")
+
+
+def test_a_worker_does_not_pass_our_standard_library_on() -> None:
+    """A task may start a Python of another version, which reads PYTHONPATH too."""
+    entries = local_module._search_path().split(os.pathsep)
+    assert os.path.dirname(os.__file__) not in entries  # noqa: PTH120
+    assert not any(entry.endswith("site-packages") for entry in entries)
+
+
+@pytest.mark.parametrize("log", ["file", "-", "stdout"])
+def test_what_a_task_prints_goes_to_the_log(
+    log: str,
+    start: Callable[..., LocalWorker],
+    queue: Queue,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The log is a file, or our own stdout by either name."""
+    path = tmp_path / "log"
+    start(1, log={"file": path, "-": "-", "stdout": sys.stdout}[log])
+    run(queue, os.system, "echo printed by a task")
+    assert "printed by a task" in (path.read_text() if log == "file" else capfd.readouterr().out)
+
+
+def test_without_a_log_a_worker_is_silent(
+    start: Callable[..., LocalWorker], queue: Queue, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing of it reaches our terminal; the last of it can be asked for at the end."""
+    worker = start(1)
+    run(queue, os.system, "echo printed by a task")
+    worker.close()
+    assert capfd.readouterr() == ("", "")
+    assert "printed by a task" in worker.last_words()
+
+
+def test_a_worker_needs_a_server(no_defaults: None) -> None:
+    """Without a URL, and without a private server in this process, there is an error."""
+    with pytest.raises(NoServerError, match="DASK_REDISQ__URL"):
+        start_local_workers(1)
+
+
+@pytest.mark.parametrize("n", [0, -1])
+def test_a_worker_has_a_slot(n: int) -> None:
+    """Fewer than one is an error at once."""
+    with pytest.raises(ValueError, match="at least one slot"):
+        start_local_workers(n, url="unix:///nowhere")
+
+
+# ------------------------------------------------------------------------------------ a cluster
+
+
+def test_a_cluster_computes_at_once(cluster: LocalCluster) -> None:
+    """Its slots are registered when it is there, and `get` is the queue's."""
+    assert len(Queue("shared", cluster.url).workers()[0]["slots"]) == 2
+    assert run(cluster, sum, [1, 2, 3]) == 6
+    assert cluster.get.__name__ == "get"
+    assert cluster.queue == "shared"
+    assert repr(cluster) == f"<LocalCluster shared {cluster.url} slots=2>"
+
+
+def test_a_cluster_has_a_slot_per_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is the default, by what this process may use of the machine."""
+    monkeypatch.setattr(local_module, "cpu_count", lambda: 3)
+    with LocalCluster() as cluster:
+        assert cluster.n_workers == 3
+        assert cluster.queue == "jobs"
+
+
+def test_a_cluster_scales_by_whole_workers() -> None:
+    """Up adds one worker; down drains the newest, and adds back what that was too much."""
+    with LocalCluster(n_workers=0) as cluster:
+        queue = Queue(cluster.queue, cluster.url)
+
+        def slots() -> list[int]:
+            return sorted(len(row["slots"]) for row in queue.workers())
+
+        assert slots() == []
+        cluster.scale(2)
+        (first,) = (row["id"] for row in queue.workers())
+        cluster.scale(5)
+        assert slots() == [2, 3]
+        cluster.scale(4)
+        assert slots() == [2, 2]
+        assert first in {row["id"] for row in queue.workers()}
+        cluster.scale(0)
+        assert slots() == []
+        assert cluster.n_workers == 0
+
+
+def test_a_cluster_replaces_a_worker_that_died() -> None:
+    """Scaling counts the living."""
+    with LocalCluster(n_workers=1) as cluster:
+        (worker,) = cluster._workers
+        os.kill(worker.pid, signal.SIGKILL)
+        wait_until(lambda: cluster.n_workers == 0)
+        cluster.scale(1)
+        assert cluster._workers != [worker]
+        assert run(cluster, sum, [1]) == 1
+
+
+def test_a_closed_cluster_leaves_nothing() -> None:
+    """Server, workers, slots and the directory are gone, however often it is closed."""
+    cluster = LocalCluster(n_workers=2)
+    folder = Path(cluster.url.removeprefix("unix://")).parent
+    processes = processes_of(cluster)
+    assert len(processes) == 4
+    cluster.close()
+    cluster.close()
+    assert all(is_gone(process) for process in processes)
+    assert not folder.exists()
+    assert repr(cluster) == "<LocalCluster jobs ended>"
+    with pytest.raises(RedisqError, match="has ended"):
+        cluster.scale(1)
+
+
+def test_a_cluster_ends_as_garbage_but_not_while_its_get_is_held() -> None:
+    """Who holds no more than `get`, as Dask's configuration does, holds the cluster."""
+    cluster = LocalCluster(n_workers=1)
+    server = psutil.Process(cluster._server.pid)
+    get = cluster.get
+    del cluster
+    gc.collect()
+    assert get({"x": (sum, [1, 2])}, "x") == 3
+    del get
+    gc.collect()
+    wait_until(lambda: is_gone(server))
+
+
+def test_workers_that_do_not_start_tell_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error has the last that a worker wrote, comes at once, and nothing is left."""
+    monkeypatch.setattr(
+        local_module,
+        "_environment",
+        lambda url: {**os.environ, "PYTHONPATH": "", "PYTHONHOME": "/"},
+    )
+    server = PrivateServer()
+    monkeypatch.setattr(local_module, "PrivateServer", lambda: server)
+    with pytest.raises(RedisqError, match=r"(?s)did not start.*encodings"):
+        LocalCluster(n_workers=1)
+    assert not server.running
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"n_workers": -1}, "0 slots"), ({"queue": "a{b}"}, "braces")]
+)
+def test_an_impossible_cluster_is_refused(options: dict[str, Any], message: str) -> None:
+    """A negative number and a name with braces are errors, and nothing is left."""
+    with pytest.raises(ValueError, match=message):
+        LocalCluster(**options)
+
+
+OWNER = """
+import json, os, sys
+from dask_redisq import LocalCluster
+cluster = LocalCluster(n_workers=2)
+pids = [cluster._server.pid, cluster._workers[0].pid]
+print(json.dumps({"url": cluster.url, "pids": pids}), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("how", ["killed", "ended", "exited"])
+def test_a_cluster_ends_with_its_process(how: str) -> None:
+    """By SIGKILL, by the end of the script, by os._exit: nothing is left."""
+    script = OWNER + ("os._exit(0)" if how == "exited" else "")
+    owner = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert owner.stdin is not None
+    assert owner.stdout is not None
+    with owner.stdin, owner.stdout:
+        told = json.loads(owner.stdout.readline())
+        found = [psutil.Process(pid) for pid in told["pids"]]
+        found += [child for process in found for child in process.children(recursive=True)]
+        assert len(found) == 4
+        if how == "killed":
+            owner.kill()
+    owner.wait()
+    wait_until(lambda: all(is_gone(process) for process in found))
+    wait_until(lambda: not Path(told["url"].removeprefix("unix://")).parent.exists())
+
+
+def test_a_forked_child_leaves_the_cluster_to_its_parent(cluster: LocalCluster) -> None:
+    """Its close ends nothing, and it cannot scale what is not its own."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            cluster.scale(1)
+        except RedisqError:
+            cluster.close()
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+    assert run(cluster, sum, [1, 2]) == 3
+
+
+# -------------------------------------------------------------------------- the embedded default
+
+
+def test_the_default_cluster_is_one_for_all_threads(
+    no_defaults: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks first starts it; who asks meanwhile waits for it."""
+    monkeypatch.setattr(local_module, "cpu_count", lambda: 1)
+    found: list[LocalCluster] = []
+    threads = [threading.Thread(target=lambda: found.append(default_cluster())) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    assert len(set(map(id, found))) == 1
+    assert default_cluster("other") is not found[0]
+
+
+@linux_only
+def test_a_worker_joins_the_default_cluster_where_no_server_is_named(
+    no_defaults: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More slots for the embedded default are one call away."""
+    monkeypatch.setattr(local_module, "cpu_count", lambda: 1)
+    cluster = default_cluster()
+    with closing(start_local_workers(1)) as worker:
+        assert psutil.Process(worker.pid).environ()["DASK_REDISQ__URL"] == cluster.url
+        Queue(url=cluster.url).wait_for_workers(2, timeout=20)
+
+
+def test_a_default_cluster_that_ended_is_started_again(
+    no_defaults: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a close nor the death of its server is for ever."""
+    monkeypatch.setattr(local_module, "cpu_count", lambda: 1)
+    first = default_cluster()
+    first.close()
+    second = default_cluster()
+    assert second is not first
+    os.kill(second._server.pid, signal.SIGKILL)
+    wait_until(lambda: not second.running)
+    assert default_cluster() is not second
+    second.close()
+
+
+def test_the_default_cluster_logs_one_line_where_logging_is_configured(
+    no_defaults: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One INFO record, at the first call."""
+    monkeypatch.setattr(local_module, "cpu_count", lambda: 1)
+    with caplog.at_level(logging.INFO, "dask_redisq"):
+        default_cluster()
+        default_cluster()
+    (record,) = caplog.records
+    assert record.levelno == logging.INFO
+    assert "started a private Redis server with 1 slots" in record.getMessage()
+
+
+FIRST_GET = """
+import dask, dask_redisq
+{before}
+print(dask.delayed(sum)([1, 2]).compute(scheduler=dask_redisq.get))
+print(dask.delayed(sum)([1, 3]).compute(scheduler="redisq"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "lines"),
+    [
+        ("", 1),
+        ("import logging; logging.basicConfig(level='INFO')", 1),
+        ("import logging; logging.basicConfig()", 0),
+        ("import logging; logging.getLogger('dask_redisq').setLevel('ERROR')", 0),
+    ],
+    ids=["not configured", "info", "warnings only", "silenced"],
+)
+def test_the_first_get_says_once_what_it_started(before: str, lines: int) -> None:
+    """Without logging configured it is said on stderr; else logging decides; never twice."""
+    done = in_new_process(FIRST_GET.format(before=before))
+    assert done.stdout == "3\n4\n"
+    assert done.stderr.count("started a private Redis server") == lines
+    assert len(done.stderr.splitlines()) == lines
+
+
+FORKED = """
+import os, dask, dask_redisq, threading
+from dask_redisq import embedded, local
+local.cpu_count = lambda: 1
+mine = embedded.default_cluster()
+embedded._lock.acquire()  # as another thread of the parent's may, while we fork
+child = os.fork()
+if child == 0:
+    get = dask_redisq.get
+    assert get({"x": (sum, [1, 2])}, "x") == 3
+    assert embedded.default_cluster().url != mine.url
+    raise SystemExit(0)
+assert os.waitpid(child, 0)[1] == 0
+embedded._lock.release()
+assert embedded.default_cluster() is mine
+print(dask_redisq.get({"x": (sum, [1, 3])}, "x"))
+"""
+
+
+def test_a_forked_child_has_a_default_cluster_of_its_own() -> None:
+    """It neither uses nor ends its parent's, and waits for no lock that a parent's thread held."""
+    assert in_new_process(FORKED, timeout=60).stdout == "4\n"
