@@ -43,6 +43,8 @@ WAIT = 1
 QUIET = 5.0
 #: Blocks whose receipt may be under way while the next one is pickled.
 AHEAD = 2
+#: Seconds between two renewals of the keys that large values have; each lives for a day.
+RENEW = 6 * 3600
 #: Milliseconds that staged counters wait for create.
 STAGED = 600_000
 _ATTEMPT = 24
@@ -203,6 +205,7 @@ class Job:
         values: dict[int, Any] = {}
         wanted = len(set(self.plan.outputs.values()))
         cursor, finished, heard = 0, -1, time.monotonic()
+        renew_at = heard + RENEW
         while len(values) < wanted:
             answer = self.link.call(
                 "gather",
@@ -219,6 +222,9 @@ class Job:
             if state != b"running" and not items:
                 raise self._ended(state.decode(), reason)
             now = time.monotonic()
+            if now >= renew_at:
+                self.renew_values()
+                renew_at = now + RENEW
             if progress != finished:
                 finished, heard = progress, now
             if not items:
@@ -228,6 +234,14 @@ class Job:
                 if now - heard >= min(QUIET, self.options.no_workers_timeout or QUIET):
                     self._look_for_workers(now - heard)
         return values
+
+    def renew_values(self) -> None:
+        """Renew the expiry of large values and constants, slice by slice."""
+        cursor: Any = "0"
+        while True:
+            cursor = self.link.call("renew_values", self.keys, job=self.id, cursor=cursor)
+            if cursor in ("0", b"0"):
+                return
 
     def _read_items(self, items: list[Any], values: dict[int, Any]) -> None:
         """Enter the values of an answer: task, record, task, record, ..."""

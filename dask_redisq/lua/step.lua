@@ -29,7 +29,8 @@ local attempt = string.sub(slot, 1, 16) .. string.format('%08x', seq - 1)
 local groups = job ~= '' and cmsgpack.unpack(arg.batch) or {}
 local meta = redis.call('HMGET', key.job(job), 'state', 'epoch')
 local lease_packed = state[3] == job and job ~= '' and redis.call('HGET', key.leases(job), slot)
-local current = registered and lease_packed and cmsgpack.unpack(lease_packed)[1] == seq - 1
+local held = lease_packed and cmsgpack.unpack(lease_packed)
+local current = registered and held and held[1] == seq - 1
 local alive = meta[1] == 'running' and meta[2] == arg.epoch
 local touched = alive
 if alive then
@@ -41,7 +42,14 @@ else
     for _, task in ipairs(group[2]) do refused[#refused + 1] = task end
   end
 end
-local failure = arg.failure ~= '' and cmsgpack.unpack(arg.failure)
+-- A late failure never counts, as a late success may: W2 raises in A while W1's late result of A
+-- was accepted. It counts for an open task of the current lease; for one that followed from that
+-- lease, only if all that was made before it was accepted.
+local failure, failed = arg.failure ~= '' and cmsgpack.unpack(arg.failure), false
+if failure and alive and current and not read_bits(key.finished(job), {failure[1]})[failure[1]] then
+  failed = #refused == 0
+  for _, task in ipairs(held[2]) do failed = failed or task == failure[1] end
+end
 
 -- Write.
 local spare = 0
@@ -58,13 +66,15 @@ elseif #groups > 0 then
 end
 if alive and #refused > 0 then drop_refused(job, groups, plan, attempt) end
 if state[3] and registered then
-  local again = {}
-  for _, task in ipairs(refused) do again[task] = true end
-  end_lease(state[3], slot, plan.done, function(task) return again[task] end)
+  -- Numbers of one job say nothing of another's: a server that came back older may hold a lease
+  -- of another job than the slot reports.
+  local mine, again = state[3] == job, {}
+  for _, task in ipairs(refused) do again[task] = mine end
+  if failure and mine then again[failure[1]] = true end
+  end_lease(state[3], slot, mine and plan.done or {}, function(task) return again[task] end)
   redis.call('HDEL', key.slot(slot), 'job')
 end
--- A late failure never counts: only the slot that holds the task by a current lease may fail it.
-if alive and current and failure then
+if failed then
   end_job(job, 'failed', cmsgpack.pack({failure[2], failure[1], failure[3], slot}))
   alive = false
 end

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dask_redisq.codec import pack
+from dask_redisq.codec import pack, unpack
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 
@@ -93,7 +93,7 @@ def test_a_refused_lone_task_is_not_counted_with_its_group(engine: Engine) -> No
     assert engine.step(w1, floor=1000).tasks == [A, B]
     late = presumed_dead(engine, w1, A, B)
     assert engine.step(w2).tasks == [A]
-    assert engine.finish(w2, A, floor=1000).tasks == [C]
+    assert engine.finish(w2, A).tasks == [C]
     assert engine.step(w1, late).refused == [A]
     assert view(engine, job).sets == {"": {D}}
 
@@ -121,6 +121,7 @@ def test_a_finished_user_is_not_counted_again(engine: Engine) -> None:
     engine.finish(w1, B, want=0)
     engine.checking = False
     engine.link.command("SETBIT", engine.keys("finished", job), A, 0)
+    engine.link.command("HINCRBY", engine.keys("job", job), "finished", -1)
     engine.link.command("SETRANGE", engine.keys("wait", job), 4 * C, b"\0\0\0\1")
     engine.link.command("DEL", engine.keys("ready", job), engine.keys("active"))
     engine.link.command("HSET", engine.keys("leases", job), w1.id, pack([w1.seq, [A]]))
@@ -204,7 +205,8 @@ def test_a_failure_by_the_current_lease_ends_the_job(engine: Engine) -> None:
     assert engine.step(w1, groups, failure=(B, b"boom")).lease is None
     found = engine.gather(job)
     assert (found.state, found.error) == ("failed", [b"raised", B, b"boom", w1.id.encode()])
-    assert engine.state().get("control", "w2") == [pack(["cancel", w2.id, job])]
+    (word,) = engine.state().get("control", "w2")
+    assert unpack(word) == [b"cancel", w2.id.encode(), job.encode()]
     assert engine.step(w2, engine.groups(w2, [C])).refused == [C]
     engine.sweep(job)
 

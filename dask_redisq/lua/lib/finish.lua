@@ -48,8 +48,12 @@ local function decide_lone(job, plan, group, attempt)
       plan.refused[#plan.refused + 1] = task
     end
   end
-  add_pairs(plan.inputs, group[3], #plan.accepted - before)
-  add_pairs(plan.users, group[4], #plan.accepted - before)
+  -- None accepted, none counted: a count of 0 would find a user at 0 and make it ready again.
+  local accepted = #plan.accepted - before
+  if accepted > 0 then
+    add_pairs(plan.inputs, group[3], accepted)
+    add_pairs(plan.users, group[4], accepted)
+  end
 end
 
 local function acceptable(job, plan, group, attempt)
