@@ -24,6 +24,7 @@ from dask.system import cpu_count
 from dask_redisq.errors import NoServerError, RedisqError
 from dask_redisq.keeper import GRACE, Kept
 from dask_redisq.keys import check_queue_name
+from dask_redisq.link import Link
 from dask_redisq.queue import Queue
 from dask_redisq.server import PrivateServer
 from dask_redisq.settings import setting
@@ -189,6 +190,11 @@ class _OwnQueue(Queue):
 
     cluster: LocalCluster
 
+    @property
+    def links(self) -> list[Link]:
+        """Its idle connections."""
+        return self._links
+
 
 class LocalCluster:
     """A private Redis server with workers on this machine, for one queue.
@@ -231,10 +237,12 @@ class LocalCluster:
         self._workers: list[LocalWorker] = []  # oldest first
         self._server = PrivateServer()
         self.url = self._server.url
-        self._finalizer = weakref.finalize(self, _end, self._workers, self._server)
+        self._client = _OwnQueue(self.queue, url=self.url)
+        self._client.cluster = self
+        self._finalizer = weakref.finalize(
+            self, _end, self._client.links, self._workers, self._server
+        )
         try:
-            self._client = _OwnQueue(self.queue, url=self.url)
-            self._client.cluster = self
             self.scale(cpu_count() if n_workers is None else n_workers)
         except BaseException:
             self.close()
@@ -329,8 +337,10 @@ class LocalCluster:
         return f"<LocalCluster {self.queue} {state}>"
 
 
-def _end(workers: list[LocalWorker], server: PrivateServer) -> None:
-    """End a cluster: first who needs the server, all at a time, then the server."""
+def _end(links: list[Link], workers: list[LocalWorker], server: PrivateServer) -> None:
+    """End a cluster: first who needs the server, all workers at a time, then the server."""
+    for link in links:
+        link.close()
     for worker in workers:
         worker.stop(GRACE)
     for worker in workers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -62,6 +63,7 @@ class Queue:
         self.keys = Keys(self.name)
         self._url = url
         self._links: list[Link] = []
+        weakref.finalize(self, _close, self._links)
         self._lock = threading.Lock()
         self._checked = False
 
@@ -222,6 +224,12 @@ class Queue:
                     self._links.append(link)
                 else:
                     link.close()
+
+
+def _close(links: list[Link]) -> None:
+    """Close the idle connections of a queue that is garbage."""
+    while links:
+        links.pop().close()
 
 
 def _job_options(kwargs: dict[str, Any]) -> JobOptions:

@@ -176,8 +176,8 @@ def test_a_worker_sees_what_the_client_sees(
     import only_here  # type: ignore[import-not-found]
 
     def look() -> Any:
-        settings = dask.config.get("redisq")
-        return os.getcwd(), settings["allowed-failures"], settings["order"]  # noqa: PTH109
+        settings = [dask.config.get(f"redisq.{x}") for x in ("allowed-failures", "order")]
+        return os.getcwd(), *settings  # noqa: PTH109
 
     assert run(queue, only_here.answer) == 42
     assert run(queue, look) == (str(tmp_path), 7, "1e3")
@@ -309,16 +309,15 @@ def test_a_cluster_ends_as_garbage_but_not_while_its_get_is_held() -> None:
     wait_until(lambda: is_gone(server))
 
 
-def test_workers_that_do_not_start_tell_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_that_do_not_start_tell_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The error has the last that a worker wrote, comes at once, and nothing is left."""
-    monkeypatch.setattr(
-        local_module,
-        "_environment",
-        lambda url: {**os.environ, "PYTHONPATH": "", "PYTHONHOME": "/"},
-    )
+    (tmp_path / "click.py").write_text("raise SystemExit('broken on purpose')")
+    monkeypatch.syspath_prepend(tmp_path)
     server = PrivateServer()
     monkeypatch.setattr(local_module, "PrivateServer", lambda: server)
-    with pytest.raises(RedisqError, match=r"(?s)did not start.*encodings"):
+    with pytest.raises(RedisqError, match=r"(?s)did not start.*broken on purpose"):
         LocalCluster(n_workers=1)
     assert not server.running
 

@@ -12,13 +12,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from invariants import UNSEEN, Graph, State, check
+
 from dask_redisq import lease as worker_side
 from dask_redisq.codec import pack, unpack
 from dask_redisq.keys import Keys
 from dask_redisq.lease import Lease
 from dask_redisq.link import Link
-
-from invariants import UNSEEN, Graph, State, check
 
 __all__ = ["PYTHON", "Answer", "Engine", "Gathered", "Slot"]
 
@@ -128,7 +128,9 @@ class Engine:
 
     # -- jobs -------------------------------------------------------------------------
 
-    def job(self, inputs: Mapping[int, Iterable[int]], outputs: Collection[int], **options: Any) -> str:
+    def job(
+        self, inputs: Mapping[int, Iterable[int]], outputs: Collection[int], **options: Any
+    ) -> str:
         """Create, upload and seal a job; return its id. See `create` for the options."""
         job = self.create(inputs, outputs, **options)
         for number in range(self._blocks(job)):
@@ -235,7 +237,13 @@ class Engine:
         return answer
 
     def unregister(
-        self, slot: Slot, *, begun: int = -1, position: int = -1, death: bytes = b"", seq: int | None = None
+        self,
+        slot: Slot,
+        *,
+        begun: int = -1,
+        position: int = -1,
+        death: bytes = b"",
+        seq: int | None = None,
     ) -> None:
         """Unregister one slot; `begun` and `position` tell where it was in its lease."""
         if seq is None:
@@ -302,7 +310,9 @@ class Engine:
         slot.lease = answer.lease
         return answer
 
-    def finish(self, slot: Slot, *tasks: int, apart: Collection[int] = (), **options: Any) -> Answer:
+    def finish(
+        self, slot: Slot, *tasks: int, apart: Collection[int] = (), **options: Any
+    ) -> Answer:
         """Report these tasks of the slot's lease as done, each with some value, and step."""
         return self.step(slot, self.groups(slot, tasks, apart), **options)
 
@@ -312,8 +322,9 @@ class Engine:
         """Return what the slot reports of these tasks; values `apart` are stored beforehand."""
         assert slot.lease is not None
         job, attempt = slot.lease.job, slot.attempt
-        values = tasks if isinstance(tasks, Mapping) else {t: b"value" for t in tasks}
-        graph, shared, out = self.graphs[job], {}, []
+        values = tasks if isinstance(tasks, Mapping) else dict.fromkeys(tasks, b"value")
+        graph, out = self.graphs[job], list[Any]()
+        shared: dict[Any, list[Any]] = {}
 
         def publish(task: int) -> bytes | int:
             if task not in apart:
@@ -323,7 +334,10 @@ class Engine:
             return len(values[task])
 
         for component in components(graph, values):
-            first, edges = component[0], len(graph.inputs[component[0]]) + len(graph.users[component[0]])
+            first, edges = (
+                component[0],
+                len(graph.inputs[component[0]]) + len(graph.users[component[0]]),
+            )
             if len(component) > 1 or edges > worker_side.EDGES:
                 out.append(_linked(graph, component, publish))
                 continue

@@ -100,7 +100,7 @@ class State:
         """Return what a key holds, None without it."""
         return self.content.get(self.keys(name, *parts))
 
-    def dict(self, name: str, *parts: object) -> dict[str, Any]:
+    def mapping(self, name: str, *parts: object) -> dict[str, Any]:
         """Return a hash, or a sorted set with its scores, as a dict."""
         return self.get(name, *parts) or {}
 
@@ -131,20 +131,20 @@ class JobView:
     def __init__(self, state: State, job: str, graph: Graph) -> None:
         self.graph = graph
         n = len(graph)
-        self.meta: dict[str, bytes] = state.dict("job", job)
+        self.meta: dict[str, bytes] = state.mapping("job", job)
         bits = state.get("finished", job) or b""
         self.finished = {t for t in range(len(bits) * 8) if bits[t // 8] & (128 >> t % 8)}
         self.wait = _counters(state.get("wait", job), n)
         self.consumers = _counters(state.get("consumers", job), n)
-        self.blocks = {int(number) for number in state.dict("blocks", job)}
-        self.values: dict[int, bytes] = {int(t): v for t, v in state.dict("values", job).items()}
+        self.blocks = {int(number) for number in state.mapping("blocks", job)}
+        self.values: dict[int, bytes] = {int(t): v for t, v in state.mapping("values", job).items()}
         self.sets: dict[str, set[int]] = {}
         common, tagged = state.keys("ready", job), state.keys("tagged", job, "")
         for name in state.content:
             if name == common or name.startswith(tagged):
                 self.sets[name[len(tagged) :]] = {int(t) for t in state.content[name]}
         self.leases: dict[str, tuple[int, list[int]]] = {
-            slot: tuple(unpack(lease)) for slot, lease in state.dict("leases", job).items()
+            slot: tuple(unpack(lease)) for slot, lease in state.mapping("leases", job).items()
         }
         self.alone = {int(t) for t in state.members("alone", job)}
         self.log = [unpack(entry) for entry in state.get("log", job) or ()]
@@ -198,9 +198,7 @@ def check(link: Link, keys: Keys, graphs: Mapping[str, Graph]) -> State:
     return state
 
 
-_NAMES = [
-    re.compile(re.escape(pattern).replace("%s", "(.+)")) for pattern, _ in PATTERNS.values()
-]
+_NAMES = [re.compile(re.escape(pattern).replace("%s", "(.+)")) for pattern, _ in PATTERNS.values()]
 
 
 def _check_keys(state: State) -> None:
@@ -233,20 +231,20 @@ def _check_slots(state: State) -> None:
         elif kind == "idle":
             for slot in content:
                 assert slot in slots, f"slot {slot} is idle and not registered"
-                own = state.dict("slot", slot)
+                own = state.mapping("slot", slot)
                 assert "idle" in own, f"slot {slot} is in idle:{rest}, and does not know it"
                 assert "job" not in own, f"slot {slot} is idle and holds a lease"
                 assert not state.get("wake", slot), f"slot {slot} is idle and has a token"
     for slot in slots:
-        own = state.dict("slot", slot)
+        own = state.mapping("slot", slot)
         assert own, f"slot {slot} is registered, but has no hash"
         if "idle" in own:
             for tag in unpack(own["tags"]):
                 assert slot in state.members("idle", tag.decode()), f"{slot} is not in idle:{tag}"
         if "job" in own:
             job = own["job"].decode()
-            if state.dict("job", job).get("state") == b"running":
-                assert slot in state.dict("leases", job), f"slot {slot} has lost its lease"
+            if state.mapping("job", job).get("state") == b"running":
+                assert slot in state.mapping("leases", job), f"slot {slot} has lost its lease"
 
 
 def _check_places(view: JobView) -> None:
@@ -330,6 +328,6 @@ def _check_leases(state: State, job: str, view: JobView) -> None:
     """P7: a lease is held by a registered slot that knows of it, under its last call."""
     for slot, (seq, tasks) in view.leases.items():
         assert slot in state.members("slots"), f"slot {slot} holds {tasks} and is not registered"
-        own = state.dict("slot", slot)
+        own = state.mapping("slot", slot)
         assert own.get("job", b"").decode() == job, f"slot {slot} does not know its lease {tasks}"
         assert int(own["seq"]) == seq, f"slot {slot} is at {own['seq']}, its lease at {seq}"

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 
 import pytest
+from driver import Engine
+from world import World
 
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
-
-from driver import Engine
-from world import World
 
 JOBS = int(os.environ.get("REDISQ_RANDOM_WORLDS", "60"))
 EVENTS = 60

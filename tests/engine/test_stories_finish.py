@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from driver import Engine, Slot
+from invariants import JobView
 
 from dask_redisq.codec import pack, unpack
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
-
-from driver import Engine, Slot
-from invariants import JobView
 
 A, B, C, D, E = range(5)
 
@@ -25,7 +24,9 @@ def view(engine: Engine, job: str) -> JobView:
     return JobView(engine.state(), job, engine.graphs[job])
 
 
-def presumed_dead(engine: Engine, slot: Slot, *tasks: int, apart: tuple[int, ...] = ()) -> list[object]:
+def presumed_dead(
+    engine: Engine, slot: Slot, *tasks: int, apart: tuple[int, ...] = ()
+) -> list[object]:
     """Let a slot run tasks of its lease, and be declared dead before it can say so."""
     groups = engine.groups(slot, tasks, apart)
     engine.unregister(slot)
@@ -133,7 +134,9 @@ def test_a_finished_user_is_not_counted_again(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("apart", [(), (A,)], ids=["inline", "apart"])
-def test_a_value_that_nobody_needs_any_more_is_not_kept(engine: Engine, apart: tuple[int, ...]) -> None:
+def test_a_value_that_nobody_needs_any_more_is_not_kept(
+    engine: Engine, apart: tuple[int, ...]
+) -> None:
     """H7: A was reset, and its only user finished before A' lands: there is nobody who would free it."""
     w1 = engine.slot()
     job = engine.job({A: (), B: (A,)}, {B})
@@ -229,7 +232,7 @@ def test_nothing_is_written_when_a_batch_cannot_be_read(engine: Engine) -> None:
     engine.step(w1)
     before = engine.state()
     args = engine.prepare(w1, engine.groups(w1, [A]))
-    with pytest.raises(Exception, match="(?i)cmsgpack|msgpack|bad|missing"):
+    with pytest.raises(Exception, match=r"(?i)cmsgpack|msgpack|bad|missing"):
         engine.link.call("step", engine.keys, **{**args, "batch": args["batch"][:-2]})
     assert engine.state().difference(before) == {}
     assert engine.send(args).tasks == [B]

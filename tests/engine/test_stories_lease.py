@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from driver import Engine
+from invariants import JobView
 
 from dask_redisq.codec import pack
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
-
-from driver import Engine
-from invariants import JobView
 
 A, B, C, D, E, F = range(6)
 
@@ -173,7 +172,7 @@ def test_what_may_have_run_before_runs_alone(engine: Engine) -> None:
 def test_a_careful_task_stops_a_chunk_before_itself(engine: Engine) -> None:
     """H5: tasks before it are leased together, then it alone, then those after it."""
     w1, w2 = engine.slot("w1"), engine.slot("w2")
-    engine.job({t: () for t in range(5)}, set(range(5)))
+    engine.job(dict.fromkeys(range(5), ()), set(range(5)))
     engine.step(w1, floor=1000)
     engine.die(w1, begun=C, position=-1)
     assert engine.step(w2, floor=1000).tasks == [A, B]
@@ -212,7 +211,7 @@ def test_a_death_is_charged_to_the_task_that_was_running(engine: Engine) -> None
     job = engine.job({A: (), B: (), C: (), D: ()}, {A, B, C, D})
     assert engine.step(w1, floor=1000).tasks == [A, B, C, D]
     engine.die(w1, begun=C, position=2)
-    assert engine.state().dict("deaths", job).keys() == {str(C)}
+    assert engine.state().mapping("deaths", job).keys() == {str(C)}
     assert view(engine, job).alone == {A, B, C}
 
 
@@ -222,7 +221,7 @@ def test_a_poison_that_follows_is_charged_itself(engine: Engine) -> None:
     job = engine.job({A: (), B: (A,)}, {B})
     engine.step(w1)
     engine.die(w1, begun=B)
-    assert engine.state().dict("deaths", job).keys() == {str(B)}
+    assert engine.state().mapping("deaths", job).keys() == {str(B)}
     assert view(engine, job).alone == {A, B}
     answer = engine.step(w2)
     assert answer.tasks == [A]
@@ -262,9 +261,9 @@ def test_a_vanished_host_charges_nobody(engine: Engine) -> None:
         slot = engine.slot(f"w{number}")
         engine.step(slot, want=1)
         assert engine.lose_worker(f"w{number}") == [f"w{number}"]
-    assert engine.state().dict("deaths", job) == {}
+    assert engine.state().mapping("deaths", job) == {}
     assert view(engine, job).meta["state"] == b"running"
-    assert engine.state().dict("workers") == {}
+    assert engine.state().mapping("workers") == {}
 
 
 def test_a_worker_that_leaves_gives_all_its_leases_back(engine: Engine) -> None:

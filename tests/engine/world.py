@@ -11,11 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from dask_redisq.codec import pack, unpack
-from dask_redisq.lease import Lease
-
 from driver import LONG, PYTHON, Answer, Engine, Slot
 from invariants import JobView
+
+from dask_redisq.codec import pack, unpack
+from dask_redisq.lease import Lease
 
 __all__ = ["World"]
 
@@ -43,7 +43,9 @@ class Process:
     idle: bool = False
 
     def __repr__(self) -> str:
-        return f"<Process {self.slot.id} of {self.slot.worker}, holds {self.hand and self.hand.tasks}>"
+        return (
+            f"<Process {self.slot.id} of {self.slot.worker}, holds {self.hand and self.hand.tasks}>"
+        )
 
 
 class Client:
@@ -125,14 +127,18 @@ class World:
             self._check_answer(client)
             client.act()
             self.engine.remove(client.job)
-        left = [name for name in self.engine.state().content if ":job:" in name and ":value:" not in name]
+        left = [
+            name
+            for name in self.engine.state().content
+            if ":job:" in name and ":value:" not in name
+        ]
         assert not left, f"keys are left: {left}"
 
     def happen(self) -> None:
         """Let one random thing happen."""
         rng = self.rng
         process = rng.choice(self.processes)
-        kinds: list[tuple[int, Callable[[], None]]] = [
+        kinds: list[tuple[int, Callable[[], object]]] = [
             (40, lambda: self.act(process, recheck=True)),
             (12, lambda: rng.choice(self.clients).act(reply_lost=rng.random() < 0.3)),
             (6, lambda: self._reply_lost(process)),
@@ -274,7 +280,9 @@ class World:
         assert tasks, "a lease of nothing"
         assert chunk <= 0 or len(tasks) <= chunk, f"a lease of {tasks} at chunk size {chunk}"
         careful = self.alone[job].intersection(tasks)
-        assert not careful or (lease.alone and len(tasks) == 1), f"{careful} of {tasks} must run alone"
+        assert not careful or (lease.alone and len(tasks) == 1), (
+            f"{careful} of {tasks} must run alone"
+        )
 
     def _lease_of(self, slot: str) -> tuple[str, list[int], int] | None:
         """Return job, tasks and number of the lease that the server holds for a slot."""
@@ -300,7 +308,9 @@ class World:
             task = self.rng.choice(list(process.made))
             attempt = f"{process.slot.id}{process.hand.seq:08x}"
             name = self.engine.keys("value", process.hand.job, task, attempt)
-            record = self.engine.link.command("HGET", self.engine.keys("values", process.hand.job), task)
+            record = self.engine.link.command(
+                "HGET", self.engine.keys("values", process.hand.job), task
+            )
             if record is None or record[1:25].decode() != attempt:
                 self.engine.link.command("DEL", name)
 
@@ -319,7 +329,10 @@ class World:
         """A supervisor beats; it registers again if the queue forgot it."""
         seq = process.hand.seq if process.hand else 0
         held = pack([process.slot.id, seq])
-        if self.engine.call("renew", worker=process.slot.worker, expiry=LONG, held=held) == b"unknown":
+        if (
+            self.engine.call("renew", worker=process.slot.worker, expiry=LONG, held=held)
+            == b"unknown"
+        ):
             self.engine.register(process.slot)
             process.idle = False
 
@@ -371,7 +384,10 @@ class World:
         """Create a random job of 2 to 12 tasks."""
         rng = self.rng
         n = rng.randint(2, 12)
-        inputs = {t: tuple(sorted(rng.sample(range(t), min(t, rng.choice([0, 1, 1, 2, 3]))))) for t in range(n)}
+        inputs = {
+            t: tuple(sorted(rng.sample(range(t), min(t, rng.choice([0, 1, 1, 2, 3])))))
+            for t in range(n)
+        }
         used = {i for its in inputs.values() for i in its}
         outputs = {t for t in range(n) if t not in used or rng.random() < 0.2}
         hard = {t: ("gpu",) for t in range(n) if rng.random() < 0.2} if rng.random() < 0.2 else {}
@@ -390,7 +406,9 @@ class World:
         while todo:
             token = todo.pop()
             task, inputs = self.tokens[token]
-            assert seen.setdefault(task, token) == token, f"the answer holds two runs of task {task}"
+            assert seen.setdefault(task, token) == token, (
+                f"the answer holds two runs of task {task}"
+            )
             assert tuple(self.tokens[i].task for i in inputs) == client.graph.inputs[task]
             todo += inputs
         view = JobView(self.engine.state(), client.job, client.graph)
