@@ -74,11 +74,13 @@ def run(cluster_or_queue: Any, function: Callable[..., Any], *arguments: Any) ->
     return task.compute(scheduler=cluster_or_queue.get)
 
 
-def processes_of(cluster: LocalCluster) -> list[psutil.Process]:
-    """Give the server, and each worker with its slots."""
-    pids = [cluster._server.pid, *(worker.pid for worker in cluster._workers)]
-    found = [psutil.Process(pid) for pid in pids]
-    return found + [child for process in found for child in process.children(recursive=True)]
+def with_slots(server: int, *workers: int) -> list[psutil.Process]:
+    """Give the processes of a server, of workers and of their two slots each."""
+    found = [psutil.Process(pid) for pid in workers]
+    # A slot is registered, then started.
+    wait_until(lambda: all(len(worker.children()) == 2 for worker in found))
+    slots = [slot for worker in found for slot in worker.children()]
+    return [psutil.Process(server), *found, *slots]
 
 
 # ------------------------------------------------------------------------------------- a worker
@@ -285,8 +287,7 @@ def test_a_closed_cluster_leaves_nothing() -> None:
     """Server, workers, slots and the directory are gone, however often it is closed."""
     cluster = LocalCluster(n_workers=2)
     folder = Path(cluster.url.removeprefix("unix://")).parent
-    processes = processes_of(cluster)
-    assert len(processes) == 4
+    processes = with_slots(cluster._server.pid, cluster._workers[0].pid)
     cluster.close()
     cluster.close()
     assert all(is_gone(process) for process in processes)
@@ -352,9 +353,7 @@ def test_a_cluster_ends_with_its_process(how: str) -> None:
     assert owner.stdout is not None
     with owner.stdin, owner.stdout:
         told = json.loads(owner.stdout.readline())
-        found = [psutil.Process(pid) for pid in told["pids"]]
-        found += [child for process in found for child in process.children(recursive=True)]
-        assert len(found) == 4
+        found = with_slots(*told["pids"])
         if how == "killed":
             owner.kill()
     owner.wait()
