@@ -57,7 +57,7 @@ _SEEN_BY_ALL = (
 @click.option(
     "--alive-expiry",
     metavar="SECONDS",
-    type=click.FloatRange(min=0, min_open=True),
+    type=float,
     help="How long after its last sign of life the worker counts as dead.  "
     "[default: redisq.alive-expiry]",
 )
@@ -96,19 +96,19 @@ def worker(
     import os
     import socket
 
-    import dask.config
     from dask.system import cpu_count
 
+    from dask_redisq.settings import setting
     from dask_redisq.supervisor import WorkerOptions
 
     host = socket.gethostname()
     options = WorkerOptions(
-        queues=_queue_names(queues or (dask.config.get("redisq.queue"),)),
+        queues=_queue_names(queues or (setting("queue"),)),
         url=_server_url(url, password_file),
         nworkers=nworkers or cpu_count(),
         name=name or f"{host}-{os.getpid()}",
         tags=tuple(dict.fromkeys((host, *tags))),
-        alive_expiry=alive_expiry or dask.config.get("redisq.alive-expiry"),
+        alive_expiry=_alive_expiry(alive_expiry),
         death_timeout=death_timeout,
     )
     _set_up_log(log_file)
@@ -127,18 +127,28 @@ def _queue_names(queues: tuple[str, ...]) -> tuple[str, ...]:
     return queues
 
 
+def _alive_expiry(seconds: float | None) -> float:
+    """Take the option, else the setting; refuse what is too short."""
+    from dask_redisq.settings import setting
+
+    try:
+        return float(setting("alive-expiry", seconds))
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+
+
 def _server_url(url: str | None, password_file: TextIO | None) -> str:
     """Put the server's URL together, password included."""
     from urllib.parse import urlsplit
 
-    import dask.config
     from redis.connection import parse_url
 
     from dask_redisq.link import with_password
+    from dask_redisq.settings import setting
 
     if url and urlsplit(url).password:
         click.echo(_SEEN_BY_ALL, err=True)
-    url = url or dask.config.get("redisq.url")
+    url = url or setting("url")
     if not url:
         raise click.UsageError(_NO_URL)
     if password_file is not None:

@@ -227,8 +227,11 @@ class LocalCluster:
 
     Examples
     --------
-    >>> with redisq.LocalCluster(n_workers=4) as cluster:
-    ...     x.compute(scheduler=cluster.get)
+    >>> import dask
+    >>> import dask_redisq as redisq
+    >>> with redisq.LocalCluster(n_workers=1) as cluster:
+    ...     dask.delayed(sum)([1, 2]).compute(scheduler=cluster.get)
+    3
     """
 
     def __init__(self, n_workers: int | None = None, queue: str | None = None) -> None:

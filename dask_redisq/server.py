@@ -89,6 +89,7 @@ class PrivateServer:
 
     Examples
     --------
+    >>> import redis
     >>> with PrivateServer() as server:
     ...     redis.Redis.from_url(server.url).ping()
     True

@@ -243,3 +243,11 @@ def test_a_restricted_task_runs_where_its_tag_is(queue: Queue) -> None:
         queue.wait_for_workers(3, timeout=20)
         dsk = {("p", i): (os.getppid,) for i in range(20)}
         assert set(queue.get(dsk, list(dsk), workers="gpu")) == {worker.pid}
+
+
+def test_a_slots_environment_is_that_of_a_distributed_worker(queue: Queue) -> None:
+    """The same hashes everywhere, one thread per process, and the client's directory."""
+    names = ["PYTHONHASHSEED", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"]
+    dsk: dict[Any, Any] = {i: (os.getenv, name) for i, name in enumerate(names)}
+    dsk["cwd"] = (os.getcwd,)
+    assert queue.get(dsk, [*range(4), "cwd"]) == ("6640", "1", "1", "1", os.getcwd())  # noqa: PTH109

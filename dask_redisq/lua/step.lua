@@ -1,5 +1,5 @@
 -- Finish a slot's lease and give it the next: one round trip per chunk.
--- keys: queue slots slot job wake idle active
+-- keys: queue slots slot job finished leases wake idle active
 -- args: slot seq job epoch batch failure known want floor rest
 -- returns: msgpack {status, refused tasks, lease or false, look again in ms}
 --@include finish

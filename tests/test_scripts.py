@@ -1,0 +1,97 @@
+"""Every Lua file has a whole header that tells the truth, and the loader refuses the rest."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import dask_redisq
+from dask_redisq import scripts
+from dask_redisq.keys import PATTERNS, Keys
+from dask_redisq.link import Link
+
+LUA = Path(dask_redisq.__file__).parent / "lua"
+FILES = sorted(LUA.rglob("*.lua"))
+
+
+def header(path: Path, field: str) -> list[str]:
+    """Return the words of a header's field."""
+    found = re.search(rf"^-- {field}: ?(.*)$", path.read_text(), re.MULTILINE)
+    return found[1].split() if found else []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(LUA)))
+def test_a_header_lists_the_keys_that_its_file_builds(path: Path) -> None:
+    """Purpose, keys that the file names itself, and keys that are in the table."""
+    text = path.read_text()
+    assert re.match(r"-- [A-Z].+[.:]$", text.splitlines()[0])
+    used = set(re.findall(r"\bkey\.(\w+)\(", text))
+    assert used <= set(header(path, "keys")) <= set(PATTERNS)
+
+
+@pytest.mark.parametrize("name", scripts.script_names())
+def test_a_script_is_whole(name: str, link: Link, keys: Keys) -> None:
+    """Arguments that it uses are those of its header; it compiles; it says what it answers."""
+    script = scripts.load(name)
+    text = (LUA / f"{name}.lua").read_text()
+    libraries = "".join(p.read_text() for p in (LUA / "lib").iterdir())
+    used = set(re.findall(r"\barg\.(\w+)", text))
+    assert (
+        used
+        <= set(script.args)
+        <= used | set(re.findall(r"\barg\.(\w+)", libraries)) | {"settings"}
+    )
+    assert script.returns
+    assert link.command("SCRIPT", "LOAD", script.text).decode() == script.sha
+    assert keys("queue") == "redisq:{test}:queue"
+
+
+def test_every_key_is_used_by_somebody() -> None:
+    """The table holds no key that no script and no module names."""
+    package = Path(dask_redisq.__file__).parent
+    python = "".join(p.read_text() for p in package.glob("*.py"))
+    named = {word for path in FILES for word in header(path, "keys")}
+    assert {k for k in PATTERNS if k not in named and f'"{k}"' not in python} == set()
+
+
+def test_a_missing_argument_is_told() -> None:
+    """Python passes names; a wrong one never reaches the server."""
+    with pytest.raises(TypeError, match="cancel"):
+        scripts.load("cancel").argv({"job": "x"})
+    with pytest.raises(TypeError, match="reason"):
+        scripts.load("cancel").argv({"job": "x", "other": "y"})
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("return 1", "purpose"),
+        ("-- Does.\n-- keys: job\n-- args: job\nreturn 1", "returns"),
+        ("-- Does.\n-- keys: nope\n-- args:\n-- returns: 1\nreturn 1", "nope"),
+    ],
+)
+def test_a_gap_in_a_header_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, words: str
+) -> None:
+    """No purpose, a field that is missing, a key that is not in the table."""
+    (tmp_path / "bad.lua").write_text(text)
+    monkeypatch.setattr(scripts, "_folder", lambda: tmp_path)
+    with pytest.raises(ValueError, match=words):
+        scripts.load("bad")
+
+
+def test_libraries_that_include_each_other_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The message shows the circle."""
+    (tmp_path / "lib").mkdir()
+    for one, other in (("ping", "pong"), ("pong", "ping")):
+        (tmp_path / "lib" / f"{one}.lua").write_text(f"-- A half.\n--@include {other}\n")
+    (tmp_path / "bad.lua").write_text(
+        "-- Does.\n-- keys: job\n-- args:\n-- returns: 1\n--@include ping\nreturn 1"
+    )
+    monkeypatch.setattr(scripts, "_folder", lambda: tmp_path)
+    with pytest.raises(ValueError, match="circle"):
+        scripts.load("bad")
