@@ -135,7 +135,7 @@ def _ratio(row: Row, peer: str) -> str:
     value = row.ratio("redisq", peer)
     if value is None:
         return "-"
-    bar = OVERHEAD_BARS.get(peer) if row.shape.barred else None
+    bar = OVERHEAD_BARS.get(peer) if row.barred else None
     return f"{value:.3f} {verdict(None if bar is None else value <= bar)}".rstrip()
 
 

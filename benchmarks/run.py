@@ -44,6 +44,7 @@ class Row:
     label: str
     tasks: int
     edges: int
+    barred: bool
     seconds: dict[str, list[float]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
 
@@ -67,7 +68,7 @@ class Row:
         return {
             "tasks": self.tasks,
             "edges": self.edges,
-            "barred": self.shape.barred,
+            "barred": self.barred,
             "seconds": self.seconds,
             "us_per_task": {peer: self.per_task(peer) for peer in self.seconds},
             "redisq_ratio": {peer: self.ratio("redisq", peer) for peer in self.seconds},
@@ -108,7 +109,8 @@ def _measure(
 ) -> Row:
     graph = shape.graph(quick=settings.quick)
     tasks, edges = graph.size()
-    row = Row(shape, shape.label(quick=settings.quick), tasks, edges)
+    barred = shape.barred and not settings.quick  # the bars are for the full sizes
+    row = Row(shape, shape.label(quick=settings.quick), tasks, edges, barred)
     expected = get_sync(graph.dsk, graph.keys)
     for peer, get in gets.items():
         _warm_up(row, peer, get)

@@ -229,6 +229,8 @@ class Slot:
             lambda: not self.stopping and not self.page.stopped(lease.job.encode()),
         )
         run.run()
+        # No task runs any more: what kills this process from here on is charged to none.
+        self.page.begin(-1, len(lease.tasks) - 1)
         report.batch = run.report()
         self._store_apart(queue, lease, report.batch)
         if report.batch.failed is not None:

@@ -61,7 +61,7 @@ def untouched_logging() -> Iterator[None]:
 
 
 def test_a_worker_has_defaults_for_all_but_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Queue and expiry come from the settings, slots from the machine, its name from host and pid."""
+    """Queue and expiry are those of the settings, slots the machine's cores."""
     monkeypatch.setattr("dask.system.cpu_count", lambda: 3)
     assert options_of("--url", URL) == WorkerOptions(
         queues=("jobs",),
@@ -106,7 +106,7 @@ def test_a_password_on_the_command_line_is_warned_about() -> None:
     assert "secret" not in result.output
 
 
-# ------------------------------------------------------------------------- what it cannot begin with
+# ------------------------------------------------------------------ what it cannot begin with
 
 
 @pytest.mark.parametrize(
@@ -211,14 +211,15 @@ def test_a_worker_keeps_a_password_to_itself(start_worker: StartWorker, tmp_path
         wait_until(worker.slots)
         for process in (psutil.Process(worker.pid), *worker.slots()):
             assert "sesame" not in " ".join(process.cmdline())
-        worker.close()
+        worker.process.terminate()
+        assert worker.wait() == 0
     assert worker.output() == ""
     assert "INFO worker" in log.read_text()
     assert "sesame" not in log.read_text()
 
 
 def _set_password(url: str, password: str) -> None:
-    link = Link(url, "test")
+    link = Link(url)
     link.command("CONFIG", "SET", "requirepass", password)
     link.close()
 
@@ -232,7 +233,8 @@ def test_a_log_file_gets_what_tasks_print(
     worker = start_worker("test", "--nworkers", "1", "--log-file", str(log))
     queue.wait_for_workers(1, timeout=20)
     queue.get({"x": (os.system, "echo printed; echo complained >&2")}, "x")
-    worker.close()
+    worker.process.terminate()
+    assert worker.wait() == 0
     lines = log.read_text().splitlines()
     assert lines[0] == "from before"
     assert {"printed", "complained"} < set(lines)
@@ -330,7 +332,7 @@ def test_the_demo_draws_where_somebody_watches(monkeypatch: pytest.MonkeyPatch) 
     out = Terminal()
     assert demo.run_demo(1, out) == 0
     assert out.getvalue().count("\ra slow stage") > 1
-    left = [line.rpartition("\r\x1b[K")[2] for line in out.getvalue().splitlines()]
+    left = [line.rpartition("\r\x1b[K")[2] for line in out.getvalue().split("\n")]
     assert re.match(r"a slow stage +\[#{30}\] +10 tasks in ", left[1])
 
 
