@@ -251,3 +251,15 @@ def test_a_slots_environment_is_that_of_a_distributed_worker(queue: Queue) -> No
     dsk: dict[Any, Any] = {i: (os.getenv, name) for i, name in enumerate(names)}
     dsk["cwd"] = (os.getcwd,)
     assert queue.get(dsk, [*range(4), "cwd"]) == ("6640", "1", "1", "1", os.getcwd())  # noqa: PTH109
+
+
+def test_a_task_with_many_edges_stalls_nobody(queue: Queue, link: Link) -> None:
+    """A fan-out to 6,000 tasks and the fan-in of all of them: no script takes 100 ms; hole H62."""
+    link.command("CONFIG", "SET", "slowlog-log-slower-than", "100000")
+    link.command("SLOWLOG", "RESET")
+    n = 6000
+    dsk: dict[Any, Any] = {"root": (inc, 0)}
+    dsk |= {("x", i): (add, "root", i) for i in range(n)}
+    dsk["sum"] = (sum, [("x", i) for i in range(n)])
+    assert queue.get(dsk, ["sum", ("x", 5)]) == (n + sum(range(n)), 6)
+    assert link.command("SLOWLOG", "LEN") == 0
