@@ -1,0 +1,194 @@
+"""Wake-ups, tags, fairness, the choice of the job. Rules 16-18."""
+
+from __future__ import annotations
+
+import pytest
+from driver import PYTHON, Engine
+
+from dask_redisq.keys import Keys
+from dask_redisq.link import Link
+
+A, B, C, D = range(4)
+
+
+@pytest.fixture
+def engine(link: Link, keys: Keys) -> Engine:
+    """The queue, with every call checked."""
+    return Engine(link, keys)
+
+
+def idle(engine: Engine, tag: str = PYTHON) -> set[str]:
+    """Return who waits under a tag."""
+    return engine.state().members("idle", tag)
+
+
+def test_a_ready_task_wakes_one_idle_slot(engine: Engine) -> None:
+    """P14: one task, two idlers: one token; the woken one is idle nowhere any more."""
+    w1, w2 = engine.slot(), engine.slot()
+    assert engine.step(w1, rest=True).lease is None
+    assert engine.step(w2, rest=True).lease is None
+    assert idle(engine) == {w1.id, w2.id}
+    engine.job({A: ()}, {A})
+    assert sorted(engine.tokens(w1, w2)) == [0, 1]
+    assert len(idle(engine)) == 1
+    assert len(idle(engine, "w")) == 1
+
+
+def test_a_slot_that_found_work_by_its_recheck_gets_no_token(engine: Engine) -> None:
+    """H52: busy W1 in the idle set would take the token, and W2 would sleep on."""
+    w1, w2 = engine.slot(), engine.slot()
+    engine.step(w1, rest=True)
+    engine.job({A: ()}, {A})
+    assert engine.step(w1, rest=True).tasks == [A]
+    assert engine.tokens(w1) == [0]
+    engine.step(w2, rest=True)
+    engine.job({A: ()}, {A})
+    assert engine.tokens(w1, w2) == [0, 1]
+
+
+def test_an_unused_token_is_passed_on(engine: Engine) -> None:
+    """H53: W1 was woken, and steps for another reason, taking one of two tasks: W2 gets the token."""
+    w1 = engine.slot()
+    engine.step(w1, rest=True)
+    engine.job({A: (), B: ()}, {A, B})
+    assert engine.tokens(w1) == [1]
+    w2 = engine.slot()
+    engine.checking = False  # W2 went idle in the instant before; staged by hand
+    engine.link.command("ZADD", engine.keys("idle", PYTHON), 1, w2.id)
+    engine.link.command("HSET", engine.keys("slot", w2.id), "idle", "1")
+    engine.step(w1, want=1)
+    assert engine.tokens(w1, w2) == [0, 1]
+
+
+def test_a_slot_that_leaves_passes_its_token_on(engine: Engine) -> None:
+    """H53: the token of a slot that died goes to another idle one."""
+    w1 = engine.slot("w1")
+    engine.step(w1, rest=True)
+    engine.job({A: ()}, {A})
+    assert engine.tokens(w1) == [1]
+    w2 = engine.slot("w2")
+    engine.checking = False  # no task is left over for W2 in any real history but this one
+    engine.link.command("ZADD", engine.keys("idle", PYTHON), 1, w2.id)
+    engine.link.command("HSET", engine.keys("slot", w2.id), "idle", "1")
+    engine.unregister(w1)
+    assert engine.tokens(w2) == [1]
+
+
+def test_leaving_the_idle_set_without_a_lease(engine: Engine) -> None:
+    """H54: a slot that got work in another queue asks for nothing here, and is not idle here."""
+    w1 = engine.slot()
+    engine.step(w1, rest=True)
+    engine.step(w1, want=0)
+    assert idle(engine) == set()
+
+
+def test_a_restricted_task_wakes_a_slot_that_may_run_it(engine: Engine) -> None:
+    """H55: a gpu task wakes the gpu slot, not the other; and only that one gets it."""
+    cpu, gpu = engine.slot("c"), engine.slot("g", ("gpu",))
+    engine.step(cpu, rest=True)
+    engine.step(gpu, rest=True)
+    engine.job({A: ()}, {A}, hard={A: ("gpu",)})
+    assert engine.tokens(cpu, gpu) == [0, 1]
+    assert engine.step(cpu, rest=True).lease is None
+    assert engine.step(gpu).tasks == [A]
+
+
+def test_a_lease_that_came_back_wakes(engine: Engine) -> None:
+    """H55: hand-back makes work too."""
+    w1, w2 = engine.slot("w1"), engine.slot("w2")
+    engine.job({A: ()}, {A})
+    engine.step(w1)
+    engine.step(w2, rest=True)
+    engine.unregister(w1)
+    assert engine.tokens(w2) == [1]
+
+
+def test_a_large_input_keeps_its_user_for_its_holder(engine: Engine) -> None:
+    """Soft tags: W2 is told when to look again, and takes over when the wait is over."""
+    w1, w2 = engine.slot("w1"), engine.slot("w2")
+    job = engine.job({A: (), B: (A,), C: ()}, {B, C}, chunk=1)
+    assert engine.step(w1).tasks == [A]
+    assert engine.step(w2).tasks == [C]
+    assert engine.finish(w1, A, apart={A}, want=0).lease is None
+    answer = engine.finish(w2, C)
+    assert answer.lease is None
+    assert answer.retry > 0
+    engine.link.command("HSET", engine.keys("job", job), "patience", "0")
+    assert engine.step(w2).tasks == [B]
+
+
+def test_the_set_of_a_slot_that_left_is_everyones(engine: Engine) -> None:
+    """H56: a dead owner's tasks do not wait for it."""
+    w1, w2 = engine.slot("w1"), engine.slot("w2")
+    engine.job({A: (), B: (A,)}, {B}, chunk=1)
+    engine.step(w1)
+    engine.finish(w1, A, apart={A}, want=0)
+    engine.unregister(w1)
+    assert engine.step(w2).tasks == [B]
+
+
+def test_the_holder_of_a_large_input_takes_its_user_first(engine: Engine) -> None:
+    """W1 holds A; among C, which anybody may run, and A's user D, it gets D."""
+    w1 = engine.slot()
+    engine.job({A: (), B: (), C: (), D: (A,)}, {B, C, D}, chunk=1)
+    assert engine.step(w1).tasks == [A]
+    assert engine.finish(w1, A, apart={A}).tasks == [D]
+
+
+def test_a_higher_priority_comes_first(engine: Engine) -> None:
+    """Among jobs: priority, whatever came earlier."""
+    w1 = engine.slot()
+    low = engine.job({A: (), B: ()}, {A, B}, chunk=1)
+    high = engine.job({A: (), B: ()}, {A, B}, chunk=1, priority=3)
+    lease = engine.step(w1).lease
+    assert lease is not None
+    assert lease.job == high
+    assert low != high
+
+
+def test_jobs_take_turns(engine: Engine) -> None:
+    """H59: of equal priority the least recently served; one task does not wait behind a million."""
+    w1 = engine.slot()
+    jobs = [engine.job({A: (), B: (), C: ()}, {A, B, C}, chunk=1) for _ in range(2)]
+    served = []
+    for _ in range(4):
+        lease = (
+            engine.step(w1).lease
+            if w1.lease is None
+            else engine.finish(w1, w1.lease.tasks[0]).lease
+        )
+        assert lease is not None
+        served.append(lease.job)
+    assert set(served[:2]) == set(jobs)
+    assert set(served[2:]) == set(jobs)
+
+
+def test_a_fair_share_caps_a_chunk(engine: Engine) -> None:
+    """Two slots, 16 tasks: the first gets a quarter, however much it wants."""
+    w1 = engine.slot("w1")
+    engine.slot("w2")
+    engine.job(dict.fromkeys(range(16), ()), set(range(16)))
+    assert engine.step(w1, want=1000).tasks == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("chunk", "expected"), [(3, 3), (-1, 8)])
+def test_a_chunk_size_is_kept(engine: Engine, chunk: int, expected: int) -> None:
+    """``chunk_size=k`` gives k, -1 spreads evenly over the slots."""
+    w1 = engine.slot("w1")
+    engine.slot("w2")
+    engine.job(dict.fromkeys(range(16), ()), set(range(16)), chunk=chunk)
+    assert len(engine.step(w1).tasks) == expected
+
+
+def test_tasks_of_a_job_not_known_come_one_by_one(engine: Engine) -> None:
+    """H13: `want` was measured on another job; here a task may take an hour."""
+    w1 = engine.slot()
+    engine.job(dict.fromkeys(range(16), ()), set(range(16)))
+    assert engine.step(w1, known="another").tasks == [0]
+
+
+def test_another_pythons_job_is_not_leased(engine: Engine) -> None:
+    """Pickled functions need the same minor version."""
+    w1 = engine.slot()
+    engine.job({A: ()}, {A}, python="python3.9")
+    assert engine.step(w1, rest=True).lease is None
