@@ -361,6 +361,8 @@ def test_a_cluster_ends_with_its_process(how: str) -> None:
     wait_until(lambda: not Path(told["url"].removeprefix("unix://")).parent.exists())
 
 
+# From Python 3.12 on; the threads are OpenBLAS's, and the child takes no lock of theirs.
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_forked_child_leaves_the_cluster_to_its_parent(cluster: LocalCluster) -> None:
     """Its close ends nothing, and it cannot scale what is not its own."""
     child = os.fork()
