@@ -8,6 +8,8 @@ Lua scripts name the keys that they use in their header (``-- keys:``), and the 
 
 from __future__ import annotations
 
+import re
+
 __all__ = ["PATTERNS", "Keys", "check_queue_name"]
 
 #: name -> (pattern behind the prefix, what the key holds). ``%s`` are filled in order.
@@ -87,6 +89,14 @@ class Keys:
     def __init__(self, queue: str) -> None:
         self.queue = check_queue_name(queue)
         self.prefix = f"redisq:{{{queue}}}:"
+
+    def pattern(self) -> str:
+        r"""Return the glob that finds the keys of this queue and of no other.
+
+        >>> print(Keys("a*").pattern())
+        redisq:{a\*}:*
+        """
+        return re.sub(r"([*?\[\]\\^-])", r"\\\1", self.prefix) + "*"
 
     def __call__(self, name: str, *parts: object) -> str:
         """Return the name of the key `name` of PATTERNS, with `parts` filled in."""

@@ -190,7 +190,7 @@ class Queue:
                 time.sleep(0.02)
             cursor = b"0"
             while True:
-                pattern = self.keys.prefix.replace("[", r"\[") + "*"
+                pattern = self.keys.pattern()
                 cursor, found = link.command("SCAN", cursor, "MATCH", pattern, "COUNT", 500)
                 if found:
                     link.command("UNLINK", *found)

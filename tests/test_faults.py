@@ -280,6 +280,14 @@ def test_removal_is_told(
     assert link.command("KEYS", "redisq:{test}:*") == []
 
 
+def test_the_removal_of_a_queue_spares_others(queue: Queue, link: Link) -> None:
+    """A name that reads as a pattern removes only its own keys."""
+    link.command("SET", Keys("tests")("queue"), "1")
+    link.command("SET", Keys("te*")("queue"), "1")
+    Queue("te*", queue.url).remove()
+    assert link.command("KEYS", "*") == [Keys("tests")("queue").encode()]
+
+
 def test_a_worker_of_two_queues_leaves_only_the_removed_one(
     queue: Queue, start_worker: Callable[..., WorkerProcess], link: Link
 ) -> None:
