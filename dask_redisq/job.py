@@ -27,7 +27,7 @@ from dask_redisq.graph import BLOCK, Plan
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.monitor import Monitor, sweep
-from dask_redisq.status import able_workers
+from dask_redisq.registry import able_workers
 from dask_redisq.verdict import as_exception
 from dask_redisq.versions import python_tag
 

@@ -20,6 +20,7 @@ from dask_redisq.graph import plan_graph
 from dask_redisq.job import Job, JobOptions
 from dask_redisq.keys import Keys, check_queue_name
 from dask_redisq.link import Link, redact
+from dask_redisq.registry import list_workers
 from dask_redisq.server_check import warn_about_server
 from dask_redisq.settings import setting
 
@@ -137,7 +138,7 @@ class Queue:
     def workers(self) -> list[dict[str, Any]]:
         """Return one row per living worker: id, name, host, pid, versions, tags, slots."""
         with self._link() as link:
-            return status.list_workers(link, self.keys)
+            return list_workers(link, self.keys)
 
     def stats(self) -> dict[str, int]:
         """Return counts: waiting, ready, running, finished (only grows), workers, slots."""

@@ -79,7 +79,10 @@ def start_slot(
     """
     page = Page()
     life_read, life_write = os.pipe()
-    command = [sys.executable, "-m", "dask_redisq.slot", "--slot", slot]
+    # As this process was started: without -P, a hashlib.py in the working directory would be
+    # imported instead of the library's, and no slot would ever come up.
+    safe = ["-P"] if sys.flags.safe_path else []
+    command = [sys.executable, *safe, "-m", "dask_redisq.slot", "--slot", slot]
     command += ["--page", str(page.fd), "--life", str(life_read), "--where", where]
     command += [word for queue in queues for word in ("--queue", queue)]
     command += [word for tag in tags for word in ("--tag", tag)]

@@ -1,38 +1,13 @@
-"""The read-only picture of a queue: workers and counts. Nothing here changes anything."""
+"""The read-only picture of a queue: it changes nothing, and no job or worker needs it."""
 
 from __future__ import annotations
-
-from collections.abc import Iterable
-from typing import Any
 
 from dask_redisq.codec import unpack
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
+from dask_redisq.registry import list_workers
 
-__all__ = ["able_workers", "counts", "list_workers"]
-
-
-def _text(thing: Any) -> Any:
-    if isinstance(thing, bytes):
-        return thing.decode()
-    if isinstance(thing, list):
-        return [_text(x) for x in thing]
-    if isinstance(thing, dict):
-        return {_text(k): _text(v) for k, v in thing.items()}
-    return thing
-
-
-def list_workers(link: Link, keys: Keys) -> list[dict[str, Any]]:
-    """Return one row per worker whose alive key is there, with its slots."""
-    found = link.command("HGETALL", keys("workers"))
-    rows = []
-    for worker, info in zip(found[::2], found[1::2], strict=True):
-        name = worker.decode()
-        if not link.command("EXISTS", keys("alive", name)):
-            continue
-        slots = link.command("SMEMBERS", keys("worker_slots", name))
-        rows.append({"id": name, **_text(unpack(info)), "slots": sorted(_text(list(slots)))})
-    return sorted(rows, key=lambda row: (row["name"], row["id"]))
+__all__ = ["counts"]
 
 
 def counts(link: Link, keys: Keys) -> dict[str, int]:
@@ -63,32 +38,3 @@ def counts(link: Link, keys: Keys) -> dict[str, int]:
         "workers": len(workers),
         "slots": sum(len(row["slots"]) for row in workers),
     }
-
-
-def able_workers(
-    link: Link, keys: Keys, python: str, wanted: Iterable[frozenset[str]]
-) -> str | None:
-    """Return what is lacking to run tasks of this Python and these restrictions; None if nothing.
-
-    Parameters
-    ----------
-    python : str
-        The tag of the client's Python.
-    wanted : iterable of frozenset of str
-        For each restriction, the tags of which a slot must carry one.
-    """
-    rows = list_workers(link, keys)
-    if not rows:
-        start = f"dask-redisq-worker {keys.queue} --url URL"
-        return f"queue {keys.queue!r} has no workers. Start some: {start}"
-    fitting = [set(row["tags"]) for row in rows if python in row["tags"]]
-    if not fitting:
-        others = sorted({row["python"] for row in rows})
-        return (
-            f"queue {keys.queue!r} has workers of Python {', '.join(others)}, and this client is "
-            f"{python}: pickled functions need the same minor version"
-        )
-    for tags in wanted:
-        if not any(tags & carried for carried in fitting):
-            return f"no worker of queue {keys.queue!r} carries any of the tags {sorted(tags)}"
-    return None

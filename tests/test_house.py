@@ -27,7 +27,8 @@ LAYERS: list[tuple[str, ...]] = [
     ("verdict",),
     # one connection, and what is read and written over it
     ("link",),
-    ("server", "server_check", "monitor", "memory", "status", "slot_process"),
+    ("server", "server_check", "monitor", "memory", "registry", "slot_process"),
+    ("status",),
     # the roles: a job's client, a slot, a worker
     ("job", "slot", "supervisor"),
     # the doors
