@@ -134,22 +134,25 @@ def _may_be_large(thing: Any) -> bool:
     return kind in (list, tuple, dict, set, frozenset) and len(thing) >= MANY_ITEMS
 
 
-class _PickleAround(pickle.Pickler):
-    """A pickler that leaves large objects out; for blocks that are large without them."""
+class _Around:
+    """Leaves large objects out of a pickle; for blocks that are large without them."""
 
     constants: _Constants
+    left_out: list[str]
 
     def persistent_id(self, thing: Any) -> str | None:
-        return self.constants.keep_object(thing) if _may_be_large(thing) else None
+        digest = self.constants.keep_object(thing) if _may_be_large(thing) else None
+        if digest is not None:
+            self.left_out.append(digest)
+        return digest
 
 
-class _CloudPickleAround(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
-    """The same by `cloudpickle`."""
+class _PickleAround(_Around, pickle.Pickler):
+    pass
 
-    constants: _Constants
 
-    def persistent_id(self, thing: Any) -> str | None:
-        return self.constants.keep_object(thing) if _may_be_large(thing) else None
+class _CloudPickleAround(_Around, cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
+    pass
 
 
 class BlockEncoder:
@@ -174,42 +177,44 @@ class BlockEncoder:
         Exception
             Whatever pickling raises, `TypeError` for a lock for instance.
         """
-        data, digests = self._pickle(block, around=False)
+        data, buffers, objects = self._pickle(block, around=False)
         if len(data) > LARGE:
             # Something without a buffer of its own is large: text, a list, an object. Looking at
             # every object costs a Python call for each; only blocks of this size pay for it.
-            data, digests = self._pickle(block, around=True)
-        return pack([data, digests]), digests
+            data, buffers, objects = self._pickle(block, around=True)
+        return pack([data, buffers]), buffers + objects
 
-    def _pickle(self, block: Block, *, around: bool) -> tuple[bytes, list[str]]:
+    def _pickle(self, block: Block, *, around: bool) -> tuple[bytes, list[str], list[str]]:
         if not self._by_cloudpickle:
             try:
-                data, digests = self._pickle_by(_PickleAround if around else pickle.Pickler, block)
+                packed = self._pickle_by(_PickleAround if around else pickle.Pickler, block)
             except Exception:
                 # cloudpickle can, or its error says why not. A lambda comes again in
                 # each block, so pickle is not tried again for this job.
                 self._by_cloudpickle = True
             else:
-                if b"__main__" not in data:
-                    return data, digests
+                if b"__main__" not in packed[0]:
+                    return packed
                 self._by_cloudpickle = True
         return self._pickle_by(_CloudPickleAround if around else cloudpickle.Pickler, block)
 
-    def _pickle_by(self, kind: Any, block: Block) -> tuple[bytes, list[str]]:
-        digests: list[str] = []
+    def _pickle_by(self, kind: Any, block: Block) -> tuple[bytes, list[str], list[str]]:
+        buffers: list[str] = []
+        objects: list[str] = []
 
         def keep(buffer: pickle.PickleBuffer) -> bool:
             with buffer.raw() as view:
                 small = view.nbytes < LARGE
             if not small:
-                digests.append(self._constants.keep_buffer(buffer))
+                buffers.append(self._constants.keep_buffer(buffer))
             return small  # true: it stays inside the pickle
 
         stream = io.BytesIO()
         pickler = kind(stream, protocol=_PROTOCOL, buffer_callback=keep)
-        pickler.constants = self._constants
+        if isinstance(pickler, _Around):
+            pickler.constants, pickler.left_out = self._constants, objects
         pickler.dump(tuple(block))
-        return stream.getvalue(), digests
+        return stream.getvalue(), buffers, objects
 
 
 class _Unpickler(pickle.Unpickler):

@@ -45,7 +45,7 @@ QUIET = 5.0
 AHEAD = 2
 #: Seconds between two renewals of the keys that large values have; each lives for a day.
 RENEW = 6 * 3600
-#: Milliseconds that staged counters wait for create.
+#: Milliseconds that staged counters wait for create, and constants for their block.
 STAGED = 600_000
 _ATTEMPT = 24
 
@@ -108,7 +108,10 @@ class Job:
         except BaseException:
             self._abandon()
             raise
-        sweep(self.link, self.keys, self.id)
+        if not sweep(self.link, self.keys, self.id):
+            # All outputs are here, and edges are still to be counted: nobody needs them now.
+            self.cancel("its outputs arrived")
+            sweep(self.link, self.keys, self.id)
         return {key: values[task] for key, task in self.plan.outputs.items()}
 
     # -- submit -------------------------------------------------------------------------
@@ -181,7 +184,7 @@ class Job:
                 return  # what happened is told by gather
 
     def _store_constant(self, digest: str, data: bytes) -> None:
-        self.link.send("SET", self.keys("const", self.id, digest), data, "EX", 24 * 3600)
+        self.link.send("SET", self.keys("const", self.id, digest), data, "PX", STAGED)
 
     def _unpicklable(self, first: int, nodes: list[Any], why: Exception) -> Exception:
         """Return the error that names which task of a block cannot be pickled."""

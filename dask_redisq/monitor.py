@@ -77,7 +77,8 @@ class Monitor:
             sweep(self.link, self.keys, job.decode())
 
 
-def sweep(link: Link, keys: Keys, job: str) -> None:
-    """Remove all keys of an ended job, slice by slice."""
-    while link.call("sweep", keys, job=job) == 0:
+def sweep(link: Link, keys: Keys, job: str) -> bool:
+    """Remove all keys of an ended job, slice by slice; false if it still runs."""
+    while (answer := link.call("sweep", keys, job=job)) == 0:
         pass
+    return bool(answer > 0)

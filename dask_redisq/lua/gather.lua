@@ -53,6 +53,12 @@ for first = 1, #tasks, 1000 do
     answer[#answer + 1] = records[i - first + 1]
   end
 end
-if entries == 0 and state == 'running' then redis.call('HSET', key.job(job), 'waiting', '1') end
+if entries == 0 and state == 'running' then
+  if redis.call('EXISTS', key.settle(job)) == 1 then
+    give_news(job) -- edges are left to count, and this call may be the only one that does
+  else
+    redis.call('HSET', key.job(job), 'waiting', '1')
+  end
+end
 renew_job(job)
 return cmsgpack.pack(answer)

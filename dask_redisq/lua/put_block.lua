@@ -1,5 +1,5 @@
 -- Store a block of pickled tasks; those that waited only for it become ready.
--- keys: job blocks wait consts
+-- keys: job blocks wait consts const
 -- args: job number first count payload consts
 -- returns: the state of the job ('' when it is gone)
 --@include numbers
@@ -21,6 +21,7 @@ end
 write_counters(key.wait(arg.job), ids, waits)
 for _, digest in ipairs(cmsgpack.unpack(arg.consts)) do
   redis.call('SADD', key.consts(arg.job), digest)
+  redis.call('PEXPIRE', key.const(arg.job, digest), DAY) -- born with an expiry of minutes
 end
 make_ready(arg.job, ready, '')
 renew_job(arg.job)

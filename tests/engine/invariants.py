@@ -149,7 +149,8 @@ class JobView:
         self.alone = {int(t) for t in state.members("alone", job)}
         self.log = [unpack(entry) for entry in state.get("log", job) or ()]
         acked = int(self.meta.get("acked", b"0"))
-        self.delivered = {t for entry in self.log[:acked] for t in entry}
+        delivered = {t for entry in self.log[:acked] for t in entry}
+        self.awaited = graph.outputs - delivered
         self.used: Counter[int] = Counter()
         self.fed: Counter[int] = Counter()
         for piece in state.get("settle", job) or ():
@@ -160,7 +161,7 @@ class JobView:
     def needs(self, task: int) -> int:
         """Return how often the value of a task is still to be used."""
         users = sum(u not in self.finished for u in self.graph.users[task])
-        return users + (task in self.graph.outputs - self.delivered) + self.used[task]
+        return users + (task in self.awaited) + self.used[task]
 
 
 def _counters(text: bytes | None, n: int) -> tuple[int, ...]:
@@ -303,7 +304,7 @@ def _check_values(state: State, job: str, view: JobView) -> None:
     for task in view.finished - view.values.keys():
         open_users = set(view.graph.users[task]) - view.finished
         assert not open_users, f"task {task} has no value, and {open_users} need it"
-        assert task not in view.graph.outputs - view.delivered, f"output {task} has no value"
+        assert task not in view.awaited, f"output {task} has no value"
     others = state.keys("value", job, "", "")[:-1]
     for name, ttl in state.ttl.items():
         if name.startswith(others) and name not in named:

@@ -99,7 +99,8 @@ local function take_from(job, slot, tags, fresh)
     + #fresh - fresh.from + 1
   local count = chunk_size(job, tonumber(meta[2]), backlog)
   local careful = redis.call('EXISTS', key.alone(job)) == 1
-  if fresh.from <= #fresh and not careful and redis.call('EXISTS', key.tagged(job, slot)) == 0 then
+  -- The short way, unless tasks wait in tagged sets: own ones, or another's for too long.
+  if fresh.from <= #fresh and not careful and redis.call('EXISTS', key.sets(job)) == 0 then
     local tasks = first_of(fresh, count)
     if #tasks < count then
       for _, task in ipairs((pop(job, key.ready(job), count - #tasks, false))) do
