@@ -1,0 +1,147 @@
+"""The random worlds can fail: with one rule switched off they find what it is there for.
+
+A simulator that stays green with a rule switched off is not looking. Each test patches a copy
+of the Lua files; a patch that no longer fits fails too.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from driver import Engine
+from redis.exceptions import ResponseError
+from world import World
+
+import dask_redisq
+from dask_redisq import scripts
+from dask_redisq.keys import Keys
+from dask_redisq.link import Link
+
+LUA = Path(dask_redisq.__file__).parent / "lua"
+#: Worlds to look at, and what happens in each.
+SEEDS, EVENTS = 300, 60
+
+
+class Patch(NamedTuple):
+    """One change of one Lua file."""
+
+    file: str
+    old: str
+    new: str
+
+
+ABLATIONS = {
+    "R1, a component is accepted whole": Patch(
+        "lib/finish.lua",
+        "if plan.finished[task] or plan.done[task] then return false end",
+        "if plan.done[task] then return false end",
+    ),
+    "R2, an accepted task leaves ready sets and leases": Patch(
+        "lib/finish.lua", "if not current then evict(job, plan) end", ""
+    ),
+    "R3, what may have run before runs alone": Patch(
+        "lib/leases.lua", "if begun(task, i) then", "if false then"
+    ),
+    "R6, the same call has the same answer": Patch(
+        "step.lua", "if seq == tonumber(state[1]) then return state[2] end", ""
+    ),
+    "R6, an older call is refused": Patch(
+        "step.lua", "if seq < tonumber(state[1]) then", "if false then"
+    ),
+    "R6, a new call ends the old lease": Patch(
+        "step.lua", "if state[3] and registered then", "if false then"
+    ),
+    "R6, renew compares the leases": Patch(
+        "renew.lua", "if stored[2] and seq > tonumber(stored[1]) then", "if stored[2] then"
+    ),
+    "R7, a value is true when it was seen": Patch(
+        "lib/finish.lua",
+        "return type(value) == 'string' or redis.call('EXISTS', key.value(job, task, attempt)) == 1",
+        "return true",
+    ),
+    "R7, a refused value is deleted unless it won": Patch(
+        "lib/finish.lua",
+        "if not record or string.sub(record, 2, 1 + ATTEMPT) ~= attempt then",
+        "do",
+    ),
+    "R9, nobody is charged for a finished task": Patch(
+        "unregister.lua", "if read_bits(key.finished(job), {task})[task] then return end", ""
+    ),
+    "R11, unregister returns the lease": Patch(
+        "lib/leases.lua", "if state[2] then end_lease(", "if false then end_lease("
+    ),
+    "R11, the unregistered do not lease": Patch(
+        "step.lua",
+        "local registered = redis.call('SISMEMBER', key.slots(), slot) == 1",
+        "local registered = true\n"
+        "if not state[4] then state = {0, '', false, cmsgpack.pack({'python'})} end",
+    ),
+    "R16, sending is not freeing": Patch(
+        "gather.lua",
+        "local acked = tonumber(meta[3])",
+        "local acked, asked = tonumber(meta[3]), cursor\ncursor = redis.call('LLEN', key.log(job))",
+    ),
+    "R17, a block counts once": Patch(
+        "put_block.lua",
+        "if redis.call('HSETNX', key.blocks(arg.job), arg.number, arg.payload) == 0 then return state end",
+        "redis.call('HSET', key.blocks(arg.job), arg.number, arg.payload)",
+    ),
+    "R18, a call leaves the idle sets": Patch("step.lua", "  leave_idle(slot)\n", ""),
+    "R18, what becomes ready wakes": Patch(
+        "lib/ready.lua", "    wake_for(job, 0, #tasks)\n", ""
+    ),
+    "R18, only the registered are woken": Patch(
+        "lib/leases.lua", "  leave_idle(slot)\n", ""
+    ),
+    "R18, a job with nothing ready is not active": Patch(
+        "lib/ready.lua", "redis.call('ZREM', key.active(), job)", ""
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture
+def patched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """A copy of the Lua files that the loader reads instead of the package's."""
+    folder = tmp_path / "lua"
+    shutil.copytree(LUA, folder)
+    monkeypatch.setattr(scripts, "_folder", lambda: folder)
+    _forget()
+    yield folder
+    _forget()
+
+
+def _forget() -> None:
+    scripts.load.cache_clear()
+    scripts._library.cache_clear()
+
+
+def find_fault(link: Link, keys: Keys, *, rash: bool = False) -> str | None:
+    """Return what the first faulty world says, None if all are well."""
+    for seed in range(SEEDS):
+        link.command("FLUSHALL")
+        try:
+            World(Engine(link, keys, seed=seed), seed, rash=rash).run(EVENTS)
+        except (AssertionError, ResponseError) as error:
+            return f"seed {seed}: {error}"
+    return None
+
+
+@pytest.mark.parametrize("rule", ABLATIONS)
+def test_a_rule_switched_off_is_missed(link: Link, keys: Keys, patched: Path, rule: str) -> None:
+    """Without the rule some world goes wrong."""
+    file, old, new = ABLATIONS[rule]
+    text = (patched / file).read_text()
+    assert text.count(old) == 1, f"the ablation of {rule!r} does not fit {file} any more"
+    (patched / file).write_text(text.replace(old, new))
+    assert find_fault(link, keys) is not None
+
+
+def test_keeping_a_result_before_its_verdict_is_missed(link: Link, keys: Keys) -> None:
+    """R8, H9: the answer then holds two runs of one task."""
+    fault = find_fault(link, keys, rash=True)
+    assert fault is not None
+    assert "two runs" in fault
