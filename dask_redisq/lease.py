@@ -202,9 +202,11 @@ class LeaseRun:
         """Tell whether to report now and hand the rest of the lease back, instead of `task`."""
         if not self.go_on():
             return True
+        if self._edges > EDGES:
+            return True  # no call counts more, whatever the chunk size
         if self.lease.chunk != 0:
             return False
-        if elapsed > 2 * self.pace.budget or self._edges > EDGES:
+        if elapsed > 2 * self.pace.budget:
             return True
         return not self._known(task)
 

@@ -113,7 +113,7 @@ class Slot:
             try:
                 return self._serve()
             except _Wake:
-                continue  # the signal came just when the wait was over; nothing is in hand
+                self.link.close()  # the signal came just when the wait was over: nothing is in hand
 
     def _serve(self) -> None:
         at, fruitless, report = 0, 0, _Report()
@@ -152,7 +152,8 @@ class Slot:
             if not self.stopping:
                 self.link.command("BLPOP", *lists, max(0.01, milliseconds / 1000))
         except _Wake:
-            pass
+            # The BLPOP may be under way: its reply, 5 s from now, is not that of the next call.
+            self.link.close()
         finally:
             self._waiting = False
 
@@ -301,6 +302,8 @@ def _die_with_parent(life: int) -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
     def watch() -> None:
+        # A signal that this thread took would not interrupt the main thread's wait.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
         os.read(life, 1)
         os._exit(1)
 
