@@ -146,7 +146,6 @@ class Job:
             patience=int(self.options.locality_wait * 1000),
             client_lease=self._lease,
             hard=pack([list(tags) for tags in hard]),
-            settings=b"",
         )
         self._upload_blocks()
         self.link.send_call("seal", self.keys, job=self.id)

@@ -14,21 +14,14 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from dask_redisq.codec import Block, dumps_value, pack
+from dask_redisq.pace import EDGES, Pace
 from dask_redisq.task import kind_of, run_task
 
-__all__ = ["BUDGET", "Batch", "Lease", "LeaseRun", "Pace", "Published"]
+__all__ = ["EDGES", "Batch", "Lease", "LeaseRun", "Published"]
 
-#: Seconds of work that a lease should hold.
-BUDGET = 0.05
-#: Tasks of a kind are short if they take less than this share of the budget.
-SHORT = 0.2
-#: Edges that one call to the server may count.
-EDGES = 2000
 #: Bytes of values inside one call, and of one value inside a call.
 INLINE_TOTAL = 256 * 1024
 INLINE = 64 * 1024
-#: Work worth less than a round trip is not divided further, in seconds.
-WORTH = 0.001
 
 
 class Lease(NamedTuple):
@@ -73,59 +66,11 @@ class Batch:
     failed: tuple[int, BaseException] | None = None
     unpublished: tuple[int, str] | None = None
 
-
-class Pace:
-    """How long tasks take, by kind and by lease: from it come chunk sizes.
-
-    `want` is for tasks of the job it was measured on; see step.lua.
-    """
-
-    def __init__(self, budget: float = BUDGET) -> None:
-        self.budget = budget
-        self.job = ""
-        self._kinds: dict[str, float] = {}
-        self._unit: float | None = None
-        self._edges = 1.0
-
-    def __repr__(self) -> str:
-        return f"<Pace {len(self._kinds)} kinds, want {self.want}>"
-
-    def know(self, kind: str) -> bool:
-        """Tell whether a task of this kind ran here."""
-        return kind in self._kinds
-
-    def short(self, kind: str) -> bool:
-        """Tell whether tasks of this kind are known to be short."""
-        return self._kinds.get(kind, self.budget) < SHORT * self.budget
-
-    def ran(self, kind: str, seconds: float) -> None:
-        """Note how long one task took."""
-        mean = self._kinds.get(kind)
-        self._kinds[kind] = seconds if mean is None else mean + 0.2 * (seconds - mean)
-
-    def leased(self, job: str, tasks: int, seconds: float, edges: int) -> None:
-        """Note how long a lease of `tasks` tasks took, with what followed from them."""
-        if job != self.job:
-            self.job, self._unit = job, None
-        unit = seconds / tasks
-        self._unit = unit if self._unit is None else self._unit + 0.5 * (unit - self._unit)
-        self._edges = max(1.0, edges / tasks)
-
-    def surprised(self) -> None:
-        """Ask for one task next: its kind is not known."""
-        self._unit = None
-
-    @property
-    def want(self) -> int:
-        """How many tasks fill the budget, and what one call may report."""
-        if self._unit is None:
-            return 1
-        return max(1, int(min(self.budget / max(self._unit, 1e-6), EDGES / self._edges)))
-
-    @property
-    def floor(self) -> int:
-        """How many tasks are worth a round trip."""
-        return 1 if self._unit is None else max(1, int(WORTH / max(self._unit, 1e-6)))
+    def drop_group_of(self, task: int) -> None:
+        """Report nothing of the group that `task` is in: its values get no verdict."""
+        dropped = {t for g in self.groups if task in g[1] for t in g[1]}
+        self.groups = [g for g in self.groups if task not in g[1]]
+        self.published = [p for p in self.published if p.task not in dropped]
 
 
 class LeaseRun:
@@ -286,12 +231,14 @@ class LeaseRun:
         budget = [INLINE_TOTAL]
         lone: dict[Any, list[Any]] = {}
         for tasks in self._components():
+            before = len(batch.published)
             try:
                 if len(tasks) == 1:
                     self._report_lone(batch, lone, tasks[0], budget)
                 else:
                     self._report_component(batch, tasks, budget)
             except _NotPublishable as error:
+                del batch.published[before:]  # without a group they get no verdict
                 batch.unpublished = batch.unpublished or (error.task, error.why)
         return batch
 

@@ -21,9 +21,10 @@ from typing import Any
 from dask_redisq.codec import pack, unpack
 from dask_redisq.errors import ValueTooLarge
 from dask_redisq.keys import Keys
-from dask_redisq.lease import Batch, Lease, LeaseRun, Pace, Published
+from dask_redisq.lease import Batch, Lease, LeaseRun, Published
 from dask_redisq.link import Link
 from dask_redisq.memory import JobMemory, SlotMemory
+from dask_redisq.pace import Pace
 from dask_redisq.page import Page
 from dask_redisq.remote_error import pack_error
 
@@ -184,7 +185,8 @@ class Slot:
         )
         status, refused, leased, retry = unpack(answer)
         self.page.rest()
-        self._keep_accepted(report, refused)
+        if status != b"stale":  # refused whole: nothing of it was judged
+            self._keep_accepted(report, refused)
         queue.idle = not leased and rest and more
         if not leased:
             return None, retry, status.decode()
@@ -270,12 +272,12 @@ class Slot:
     def _store_apart(self, queue: _Queue, lease: Lease, batch: Batch) -> None:
         """Write large values before the call that makes them count; each is born with an expiry."""
         attempt = f"{self.slot}{lease.seq:08x}"
-        for published in batch.published:
+        for published in list(batch.published):
             if published.inline:
                 continue
             if len(published.data) > MOST_BYTES:
                 batch.failed = batch.failed or (published.task, _too_large(published))
-                batch.groups = [g for g in batch.groups if published.task not in g[1]]
+                batch.drop_group_of(published.task)
                 continue
             name = queue.keys("value", lease.job, published.task, attempt)
             self.link.send("SET", name, published.data, "PX", UNSEEN)

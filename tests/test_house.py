@@ -21,7 +21,7 @@ PACKAGE = "dask_redisq"
 #: in it. The root, with the public names, comes last: no module may import from it.
 LAYERS: list[tuple[str, ...]] = [
     # plain: words, settings, decisions without I/O
-    ("_defaults", "errors", "keys", "keeper", "order", "cache", "page", "task", "versions"),
+    ("_defaults", "errors", "keys", "keeper", "order", "cache", "pace", "page", "task", "versions"),
     ("settings", "scripts", "codec"),
     ("remote_error", "graph", "lease", "dask_input"),
     ("verdict",),

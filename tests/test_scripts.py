@@ -38,11 +38,7 @@ def test_a_script_is_whole(name: str, link: Link, keys: Keys) -> None:
     text = (LUA / f"{name}.lua").read_text()
     libraries = "".join(p.read_text() for p in (LUA / "lib").iterdir())
     used = set(re.findall(r"\barg\.(\w+)", text))
-    assert (
-        used
-        <= set(script.args)
-        <= used | set(re.findall(r"\barg\.(\w+)", libraries)) | {"settings"}
-    )
+    assert used <= set(script.args) <= used | set(re.findall(r"\barg\.(\w+)", libraries))
     assert script.returns
     assert link.command("SCRIPT", "LOAD", script.text).decode() == script.sha
     assert keys("queue") == "redisq:{test}:queue"

@@ -22,7 +22,10 @@ for _, worker in ipairs(redis.call('HKEYS', key.workers())) do
     dead[#dead + 1] = worker
   end
 end
-for _, job in ipairs(redis.call('ZRANGE', key.jobs(), 0, 99)) do
+-- A hundred jobs a look; where it begins moves on with the clock, so that each has its turn.
+local jobs = math.max(1, redis.call('ZCARD', key.jobs()))
+local first = math.floor(now_ms() / tonumber(arg.interval)) * 100 % jobs
+for _, job in ipairs(redis.call('ZRANGE', key.jobs(), first, first + 99)) do
   local state = redis.call('HGET', key.job(job), 'state')
   if redis.call('EXISTS', key.client(job)) == 0 then
     if state == 'running' then

@@ -161,7 +161,7 @@ class Engine:
         self.call(
             "create", job=job, n=n, block=block, blocks=self._blocks(job), epoch=self.epochs[job], chunk=chunk,
             priority=priority, python=python, allowed=allowed, patience=patience, client_lease=LONG,
-            hard=pack(restrictions), settings=b"",
+            hard=pack(restrictions),
         )  # fmt: skip
         return job
 
