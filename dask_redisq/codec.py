@@ -73,9 +73,8 @@ class Block(NamedTuple):
 
     Attributes
     ----------
-    nodes : list
-        ``(func, args, kwargs)``, whose arguments name inputs as ``TaskRef(number)``; or
-        ``(node, names)``: a Dask graph node, and the names under which it reads its inputs.
+    tasks : list
+        As `dask_redisq.task.run_task` takes them.
     inputs : list of tuple of int
         Numbers of the tasks whose values a task needs, each once.
     users : list of tuple of int
@@ -86,7 +85,7 @@ class Block(NamedTuple):
         Task number -> the tags of which a slot must carry one.
     """
 
-    nodes: list[Any]
+    tasks: list[Any]
     inputs: list[tuple[int, ...]]
     users: list[tuple[int, ...]]
     outputs: frozenset[int]

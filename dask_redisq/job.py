@@ -167,14 +167,14 @@ class Job:
             try:
                 payload, digests = encoder.encode(block)
             except Exception as why:
-                raise self._unpicklable(first, block.nodes, why) from why
+                raise self._unpicklable(first, block.tasks, why) from why
             self.link.send_call(
                 "put_block",
                 self.keys,
                 job=self.id,
                 number=number,
                 first=first,
-                count=len(block.nodes),
+                count=len(block.tasks),
                 payload=payload,
                 consts=pack(digests),
             )
@@ -185,11 +185,11 @@ class Job:
     def _store_constant(self, digest: str, data: bytes) -> None:
         self.link.send("SET", self.keys("const", self.id, digest), data, "PX", STAGED)
 
-    def _unpicklable(self, first: int, nodes: list[Any], why: Exception) -> Exception:
+    def _unpicklable(self, first: int, tasks: list[Any], why: Exception) -> Exception:
         """Return the error that names which task of a block cannot be pickled."""
-        for i, node in enumerate(nodes):
+        for i, task in enumerate(tasks):
             try:
-                dumps(node)
+                dumps(task)
             except Exception as error:
                 return TaskNotSerializable(
                     f"{self._name(first + i)} cannot be sent to a worker: its function or an "

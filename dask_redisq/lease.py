@@ -10,18 +10,21 @@ or the lower part of a tree costs no round trip and no serialisation at all.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from dask_redisq.codec import Block, dumps_value, pack
+from dask_redisq.batch import Batch, Published
+from dask_redisq.codec import Block, dumps_value
+from dask_redisq.errors import ValueTooLarge
 from dask_redisq.pace import EDGES, Pace
 from dask_redisq.task import kind_of, run_task
 
-__all__ = ["EDGES", "Batch", "Lease", "LeaseRun", "Published"]
+__all__ = ["Lease", "LeaseRun"]
 
 #: Bytes of values inside one call, and of one value inside a call.
 INLINE_TOTAL = 256 * 1024
 INLINE = 64 * 1024
+#: The server's limit for one string, less some room.
+MOST_BYTES = 512 * 2**20 - 1024
 
 
 class Lease(NamedTuple):
@@ -34,43 +37,6 @@ class Lease(NamedTuple):
     alone: bool
     tasks: list[int]
     seq: int
-
-
-class Published(NamedTuple):
-    """A value that goes to the server: inside the call, or stored apart beforehand."""
-
-    task: int
-    value: Any
-    data: bytes
-    inline: bool
-
-
-@dataclass
-class Batch:
-    """What a slot reports of a lease.
-
-    Attributes
-    ----------
-    groups : list
-        Components, as lua/lib/finish.lua describes them.
-    published : list of Published
-        The values that the server, or another slot, will see.
-    failed : tuple, optional
-        The task that raised, and what.
-    unpublished : tuple, optional
-        The task whose result does not pickle, and why.
-    """
-
-    groups: list[Any] = field(default_factory=list)
-    published: list[Published] = field(default_factory=list)
-    failed: tuple[int, BaseException] | None = None
-    unpublished: tuple[int, str] | None = None
-
-    def drop_group_of(self, task: int) -> None:
-        """Report nothing of the group that `task` is in: its values get no verdict."""
-        dropped = {t for g in self.groups if task in g[1] for t in g[1]}
-        self.groups = [g for g in self.groups if task not in g[1]]
-        self.published = [p for p in self.published if p.task not in dropped]
 
 
 class LeaseRun:
@@ -122,6 +88,7 @@ class LeaseRun:
         self._edges = 0
         self._last_edges: Any = None
         self._most = lease.chunk if lease.chunk > 0 else 1 << 30
+        self._room = INLINE_TOTAL
 
     # -- running --------------------------------------------------------------------
 
@@ -160,7 +127,7 @@ class LeaseRun:
 
     def _node(self, task: int) -> Any:
         size = self.lease.block
-        return self.blocks[task // size].nodes[task % size]
+        return self.blocks[task // size].tasks[task % size]
 
     def _run_tree(self, first: int, position: int, started: float, now: float) -> float:
         """Run a task, then what became possible by it, depth first; return the time."""
@@ -227,19 +194,23 @@ class LeaseRun:
 
     def report(self) -> Batch:
         """Return what was made, as components with their outer edges."""
-        batch = Batch(failed=self.failed)
-        budget = [INLINE_TOTAL]
-        lone: dict[Any, list[Any]] = {}
+        batch, size = Batch(), self.lease.block
+        batch.failed = self.failed
         for tasks in self._components():
-            before = len(batch.published)
+            first = tasks[0]
+            block, i = self.blocks[first // size], first % size
+            inputs, users = block.inputs[i], block.users[i]
             try:
-                if len(tasks) == 1:
-                    self._report_lone(batch, lone, tasks[0], budget)
+                if len(tasks) == 1 and len(inputs) + len(users) <= EDGES:
+                    value, output = self._publish(first), first in block.outputs
+                    batch.add_lone(first, inputs, users, value, output=output)
                 else:
-                    self._report_component(batch, tasks, budget)
-            except _NotPublishable as error:
-                del batch.published[before:]  # without a group they get no verdict
-                batch.unpublished = batch.unpublished or (error.task, error.why)
+                    self._report_component(batch, tasks)
+            except _NotPublishable as error:  # without a group its tasks get no verdict
+                if isinstance(error.why, ValueTooLarge):
+                    batch.failed = batch.failed or (error.task, error.why)
+                else:
+                    batch.unpublished = batch.unpublished or (error.task, str(error.why))
         return batch
 
     def _components(self) -> list[list[int]]:
@@ -259,27 +230,7 @@ class LeaseRun:
             of[task] = group
         return [sorted(g) for g in {id(g): g for g in of.values()}.values()]
 
-    def _report_lone(
-        self, batch: Batch, lone: dict[Any, list[Any]], task: int, budget: list[int]
-    ) -> None:
-        size = self.lease.block
-        block, i = self.blocks[task // size], task % size
-        inputs, users, output = block.inputs[i], block.users[i], task in block.outputs
-        if len(inputs) + len(users) > EDGES:
-            self._report_component(batch, [task], budget)
-            return
-        value = self._publish(batch, task, budget)
-        edges = (inputs, users, output)
-        group = lone.get(edges)
-        if group is None:
-            group = lone[edges] = [
-                0, [], _once(inputs), _once(users), [], [], [], int(output), []
-            ]  # fmt: skip
-            batch.groups.append(group)
-        group[1].append(task)
-        group[5].append(value)
-
-    def _report_component(self, batch: Batch, tasks: list[int], budget: list[int]) -> None:
+    def _report_component(self, batch: Batch, tasks: list[int]) -> None:
         size, inside = self.lease.block, set(tasks)
         inputs: dict[int, int] = {}
         users: dict[int, int] = {}
@@ -297,49 +248,32 @@ class LeaseRun:
                 outputs.append(task)
             if outside or task in block.outputs:
                 published.append(task)
-        values = [self._publish(batch, task, budget) for task in published]
-        first_in, first_out, more = _slices(inputs, users)
-        batch.groups.append([
-            1, tasks, first_in, first_out, published, values,
-            [uses.get(t, 0) for t in published], outputs, more,
-        ])  # fmt: skip
+        values = [self._publish(task) for task in published]
+        batch.add_component(
+            tasks, inputs, users, values, [uses.get(t, 0) for t in published], outputs
+        )
 
-    def _publish(self, batch: Batch, task: int, budget: list[int]) -> bytes | int:
+    def _publish(self, task: int) -> Published:
         value = self.values[task]
         try:
             data = dumps_value(value)
         except Exception as why:
             text = f"it is a {type(value).__module__}.{type(value).__qualname__}: {why}"
             raise _NotPublishable(task, text) from why
-        inline = len(data) <= INLINE and len(data) <= budget[0]
+        size = len(data)
+        if size > MOST_BYTES:
+            text = f"the result takes {size:,} bytes; the server holds at most {MOST_BYTES:,} "
+            raise _NotPublishable(task, ValueTooLarge(f"{text}in one value: return smaller parts"))
+        inline = size <= INLINE and size <= self._room
         if inline:
-            budget[0] -= len(data)
-        batch.published.append(Published(task, value, data, inline))
-        return data if inline else len(data)
+            self._room -= size
+        return Published(task, value, data, inline)
 
 
 class _NotPublishable(Exception):
-    """The result of a task cannot be pickled."""
+    """The result of a task does not pickle, or no server would hold it."""
 
-    def __init__(self, task: int, why: str) -> None:
+    def __init__(self, task: int, why: str | ValueTooLarge) -> None:
         super().__init__(task, why)
         self.task = task
         self.why = why
-
-
-def _once(tasks: tuple[int, ...]) -> list[int]:
-    return [x for task in tasks for x in (task, 1)]
-
-
-def _slices(
-    inputs: dict[int, int], users: dict[int, int]
-) -> tuple[list[int], list[int], list[bytes]]:
-    """Return edges for one call, and the rest as packed slices for lua/lib/settle.lua."""
-    flat_in = [x for pair in sorted(inputs.items()) for x in pair]
-    flat_out = [x for pair in sorted(users.items()) for x in pair]
-    if len(flat_in) + len(flat_out) <= 2 * EDGES:
-        return flat_in, flat_out, []
-    step = 2 * EDGES
-    more = [pack([flat_in[i : i + step], [], b""]) for i in range(0, len(flat_in), step)]
-    more += [pack([[], flat_out[i : i + step], b""]) for i in range(0, len(flat_out), step)]
-    return [], [], more

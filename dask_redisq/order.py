@@ -15,7 +15,11 @@ __all__ = ["depth_first"]
 K = TypeVar("K", bound=Hashable)
 
 
-def depth_first(roots: Iterable[K], inputs_of: Callable[[K], Sequence[K]]) -> list[K]:
+def depth_first(
+    roots: Iterable[K],
+    inputs_of: Callable[[K], Sequence[K]],
+    name: Callable[[K], object] = lambda key: key,
+) -> list[K]:
     """Return `roots` and all that they need, each behind all of its own inputs.
 
     Parameters
@@ -24,6 +28,8 @@ def depth_first(roots: Iterable[K], inputs_of: Callable[[K], Sequence[K]]) -> li
         Keys to start from, most urgent first.
     inputs_of : callable
         Key -> the keys that it needs, each once, in the order in which they should be made.
+    name : callable, optional
+        Key -> what an error calls it.
 
     Raises
     ------
@@ -37,38 +43,30 @@ def depth_first(roots: Iterable[K], inputs_of: Callable[[K], Sequence[K]]) -> li
     """
     order: list[K] = []
     done: set[K] = set()
-    opened: set[K] = set()
+    path: dict[K, None] = {}  # keys from a root to where the walk is
     for root in roots:
         stack = [root]
         while stack:
             key = stack[-1]
-            if key in done:
-                stack.pop()
-                continue
-            missing = [k for k in inputs_of(key) if k not in done]
-            if not missing:
+            if key not in done and key not in path:
+                missing = [k for k in inputs_of(key) if k not in done]
+                if missing:
+                    path[key] = None
+                    if not path.keys().isdisjoint(missing):
+                        raise _cycle(list(path), missing, name)
+                    missing.reverse()
+                    stack += missing
+                    continue
+            stack.pop()
+            if key not in done:
+                path.pop(key, None)
                 done.add(key)
                 order.append(key)
-                stack.pop()
-                continue
-            if key in opened:  # its inputs were all walked, and one is still open
-                raise RuntimeError(f"Cycle detected in Dask graph: {_cycle(key, inputs_of, done)}")
-            opened.add(key)
-            for k in missing:
-                if k in opened:
-                    raise RuntimeError(
-                        f"Cycle detected in Dask graph: {_cycle(k, inputs_of, done)}"
-                    )
-            missing.reverse()
-            stack.extend(missing)
     return order
 
 
-def _cycle(start: K, inputs_of: Callable[[K], Sequence[K]], done: set[K]) -> str:
-    """Return the keys of a cycle through unfinished keys, from `start` on, for a message."""
-    path = [start]
-    while True:
-        key = next(k for k in inputs_of(path[-1]) if k not in done)
-        if key in path:
-            return " -> ".join(repr(k) for k in [*path[path.index(key) :], key])
-        path.append(key)
+def _cycle(path: list[K], missing: list[K], name: Callable[[K], object]) -> RuntimeError:
+    """Return the error for a path whose last key needs one of `missing`, which is on it."""
+    first = next(k for k in missing if k in path)
+    cycle = [repr(name(k)) for k in [*path[path.index(first) :], first]]
+    return RuntimeError(f"Cycle detected in Dask graph: {' -> '.join(cycle)}")

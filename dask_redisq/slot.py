@@ -18,10 +18,10 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from dask_redisq.batch import Batch
 from dask_redisq.codec import pack, unpack
-from dask_redisq.errors import ValueTooLarge
 from dask_redisq.keys import Keys
-from dask_redisq.lease import Batch, Lease, LeaseRun, Published
+from dask_redisq.lease import Lease, LeaseRun
 from dask_redisq.link import Link
 from dask_redisq.memory import JobMemory, SlotMemory
 from dask_redisq.pace import Pace
@@ -34,8 +34,6 @@ __all__ = ["Slot", "main"]
 RECHECK = 5
 #: Seconds after which a slot of several queues turns to the next one.
 TURN = 1.0
-#: The server's limit for one string, less some room.
-MOST_BYTES = 512 * 2**20 - 1024
 #: A value that nobody accepted is gone after this many ms.
 UNSEEN = 600_000
 
@@ -176,7 +174,7 @@ class Slot:
             seq=queue.seq,
             job=report.job,
             epoch=report.epoch,
-            batch=pack(report.batch.groups) if report.job else b"",
+            batch=report.batch.pack() if report.job else b"",
             failure=report.failure,
             known=self.pace.job,
             want=self.pace.want if more else 0,
@@ -272,26 +270,14 @@ class Slot:
     def _store_apart(self, queue: _Queue, lease: Lease, batch: Batch) -> None:
         """Write large values before the call that makes them count; each is born with an expiry."""
         attempt = f"{self.slot}{lease.seq:08x}"
-        for published in list(batch.published):
-            if published.inline:
-                continue
-            if len(published.data) > MOST_BYTES:
-                batch.failed = batch.failed or (published.task, _too_large(published))
-                batch.drop_group_of(published.task)
-                continue
-            name = queue.keys("value", lease.job, published.task, attempt)
-            self.link.send("SET", name, published.data, "PX", UNSEEN)
+        for published in batch.published:
+            if not published.inline:
+                name = queue.keys("value", lease.job, published.task, attempt)
+                self.link.send("SET", name, published.data, "PX", UNSEEN)
         self.link.receive_all()
 
     def _failure(self, task: int, error: BaseException) -> bytes:
         return pack([task, "raised", pack_error(error, self.where)])
-
-
-def _too_large(published: Published) -> ValueTooLarge:
-    return ValueTooLarge(
-        f"the result takes {len(published.data):,} bytes; the server holds at most {MOST_BYTES:,} "
-        "in one value: return smaller parts"
-    )
 
 
 def _die_with_parent(life: int) -> None:

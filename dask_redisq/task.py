@@ -4,47 +4,72 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from types import FunctionType
 from typing import Any
 
-from dask._task_spec import Task, TaskRef
+from dask._task_spec import GraphNode, Task
 
-__all__ = ["kind_of", "run_task"]
+__all__ = ["kind_of", "run_node", "run_task"]
 
 
-def run_task(node: Any, values: Mapping[Any, Any]) -> Any:
-    """Run a task of `dask_redisq.codec.Block.nodes`; return its value, or raise what it raises.
+def run_task(task: Any, values: Mapping[int, Any]) -> Any:
+    """Run a task; return its value, or raise what it raises.
 
     Parameters
     ----------
-    node : tuple
-        ``(func, args)``, ``(func, args, kwargs)`` or ``(node, names, data, None)``.
+    task : tuple
+        ``(func, inputs)``: each argument is the value of a task, by number;
+        ``(func, args, where)``: so are those at the places `where`, the others are constants;
+        ``(func, args, where, names)``: the last arguments are keywords, with these names.
     values : Mapping
         Task number -> value, for each input of the task.
 
     Examples
     --------
-    >>> from dask._task_spec import TaskRef
-    >>> run_task((pow, (TaskRef(7), 2)), {7: 5})
+    >>> run_task((pow, (7, 8)), {7: 5, 8: 2})
     25
+    >>> run_task((round, (7, 1), (0,), ("ndigits",)), {7: 2.34})
+    2.3
     """
-    if len(node) == 2:
-        func, args = node
-        return func(*[values[a.key] if type(a) is TaskRef else a for a in args])
-    if len(node) == 3:
-        func, args, kwargs = node
-        args = [values[a.key] if type(a) is TaskRef else a for a in args]
-        return func(
-            *args, **{k: values[a.key] if type(a) is TaskRef else a for k, a in kwargs.items()}
-        )
-    graph_node, names, data, _ = node
-    return graph_node({**data, **{name: values[number] for name, number in names.items()}})
+    if len(task) == 2:
+        return task[0](*[values[number] for number in task[1]])
+    func, args, where = task[:3]
+    args = list(args)
+    for place in where:
+        args[place] = values[args[place]]
+    if len(task) == 3:
+        return func(*args)
+    names = task[3]
+    first = len(args) - len(names)
+    return func(*args[:first], **dict(zip(names, args[first:], strict=True)))
 
 
-def kind_of(node: Any) -> str:
+def run_node(node: GraphNode, names: tuple[Any, ...], data: dict[Any, Any], *values: Any) -> Any:
+    """Run a node of a Dask graph that holds other nodes, and reads its inputs by their keys.
+
+    Parameters
+    ----------
+    node : GraphNode
+        What to run.
+    names : tuple
+        The keys of its inputs.
+    data : dict
+        Key -> constant, for the rest of what it reads.
+    values : object
+        The values of `names`, in their order.
+    """
+    return node({**data, **dict(zip(names, values, strict=True))})
+
+
+def kind_of(task: Any) -> str:
     """Return the name of what a task runs: tasks of one kind are taken to last alike."""
-    func = node[0]
+    func = task[0]
+    if func is run_node:
+        func = task[1][0]
     if isinstance(func, Task):
         func = func.func
     while isinstance(func, partial):
         func = func.func
+    if type(func) is FunctionType:
+        return func.__qualname__
     return getattr(func, "__qualname__", "") or type(func).__qualname__

@@ -23,7 +23,8 @@ LAYERS: list[tuple[str, ...]] = [
     # plain: words, settings, decisions without I/O
     ("_defaults", "errors", "keys", "keeper", "order", "cache", "pace", "page", "task", "versions"),
     ("settings", "scripts", "codec"),
-    ("remote_error", "graph", "lease", "dask_input"),
+    ("remote_error", "graph", "batch", "dask_input"),
+    ("lease",),
     ("verdict",),
     # one connection, and what is read and written over it
     ("link",),

@@ -19,7 +19,7 @@ if cursor > acked then
   for _, entry in ipairs(redis.call('LRANGE', key.log(job), acked, cursor - 1)) do
     for _, task in ipairs(cmsgpack.unpack(entry)) do delivered[task] = 1 end
   end
-  local edges = decide_edges(job, delivered, {}, {})
+  local edges = decide_edges(job, sorted_pairs(delivered), {}, {})
   write_edges(job, edges)
   free_values(job, edges.consumers.zero)
   redis.call('HSET', key.job(job), 'acked', cursor)

@@ -11,18 +11,18 @@
 local state = redis.call('HGET', key.job(arg.job), 'state') or ''
 if state ~= 'running' then return state end
 if redis.call('HSETNX', key.blocks(arg.job), arg.number, arg.payload) == 0 then return state end
-local ids, ready = {}, {}
-for task = arg.first, arg.first + arg.count - 1 do ids[#ids + 1] = task end
-local waits = read_counters(key.wait(arg.job), ids)
-for i, task in ipairs(ids) do
-  waits[i] = waits[i] - 1
-  if waits[i] == 0 then ready[#ready + 1] = task end
+local each = {}
+for task = arg.first, arg.first + arg.count - 1 do
+  each[#each + 1] = task
+  each[#each + 1] = 1
 end
-write_counters(key.wait(arg.job), ids, waits)
+local waits = subtract(key.wait(arg.job), each)
+if waits.torn then redis.call('HSET', key.job(arg.job), 'damaged', '1') end
+write_counters(key.wait(arg.job), waits)
 for _, digest in ipairs(cmsgpack.unpack(arg.consts)) do
   redis.call('SADD', key.consts(arg.job), digest)
   redis.call('PEXPIRE', key.const(arg.job, digest), DAY) -- born with an expiry of minutes
 end
-make_ready(arg.job, ready, '')
+make_ready(arg.job, waits.zero, '')
 renew_job(arg.job)
 return state

@@ -26,7 +26,8 @@ end
 -- Decide. Nothing is written before all of this was read and checked.
 local job, refused, plan = arg.job, {}, nil
 local attempt = string.sub(slot, 1, 16) .. string.format('%08x', seq - 1)
-local groups = job ~= '' and cmsgpack.unpack(arg.batch) or {}
+local batch = job ~= '' and cmsgpack.unpack(arg.batch) or {{}, {}, {}}
+local groups = batch[1]
 local meta = redis.call('HMGET', key.job(job), 'state', 'epoch')
 local lease_packed = state[3] == job and job ~= '' and redis.call('HGET', key.leases(job), slot)
 local held = lease_packed and cmsgpack.unpack(lease_packed)
@@ -34,12 +35,12 @@ local current = registered and held and held[1] == seq - 1
 local alive = meta[1] == 'running' and meta[2] == arg.epoch
 local touched = alive
 if alive then
-  plan = decide_batch(job, groups, attempt)
+  plan = decide_batch(job, batch, attempt)
   refused = plan.refused
 else
   plan = {done = {}, accepted = {}}
   for _, group in ipairs(groups) do
-    for _, task in ipairs(group[2]) do refused[#refused + 1] = task end
+    for _, task in ipairs(group[TASKS]) do refused[#refused + 1] = task end
   end
 end
 -- A late failure never counts, as a late success may: W2 raises in A while W1's late result of A
@@ -95,7 +96,6 @@ local found, retry = false, 0
 local fresh = {from = 1}
 if alive and redis.call('HEXISTS', key.job(job), 'hard:1') == 0 then
   for _, task in ipairs(ready.free) do fresh[#fresh + 1] = task end
-  table.sort(fresh)
 elseif alive then
   make_ready(job, ready.free, '')
 end

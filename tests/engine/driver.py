@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import random
 import struct
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from invariants import UNSEEN, Graph, State, check
 
-from dask_redisq import lease as worker_side
 from dask_redisq.codec import pack, unpack
 from dask_redisq.keys import Keys
 from dask_redisq.lease import Lease
 from dask_redisq.link import Link
+from dask_redisq.pace import EDGES
 
 __all__ = ["PYTHON", "Answer", "Engine", "Gathered", "Slot"]
 
@@ -287,7 +288,7 @@ class Engine:
             job = slot.lease.job if slot.lease else ""
         args = {
             "slot": slot.id, "seq": slot.seq, "job": job, "epoch": self.epochs.get(job, ""),
-            "batch": pack(list(groups)) if job else b"",
+            "batch": pack(batch_of(groups)) if job else b"",
             "failure": pack([failure[0], "raised", failure[1]]) if failure else b"",
             "known": self.known if known is None else known, "want": want, "floor": floor, "rest": int(rest),
         }  # fmt: skip
@@ -324,7 +325,6 @@ class Engine:
         job, attempt = slot.lease.job, slot.attempt
         values = tasks if isinstance(tasks, Mapping) else dict.fromkeys(tasks, b"value")
         graph, out = self.graphs[job], list[Any]()
-        shared: dict[Any, list[Any]] = {}
 
         def publish(task: int) -> bytes | int:
             if task not in apart:
@@ -333,22 +333,20 @@ class Engine:
             self.link.command("SET", name, values[task], "PX", UNSEEN)
             return len(values[task])
 
+        lone: list[Any] = [0, [], [], [], []]
         for component in components(graph, values):
-            first, edges = (
-                component[0],
-                len(graph.inputs[component[0]]) + len(graph.users[component[0]]),
-            )
-            if len(component) > 1 or edges > worker_side.EDGES:
+            first = component[0]
+            edges = len(graph.inputs[first]) + len(graph.users[first])
+            if len(component) > 1 or edges > EDGES:
                 out.append(_linked(graph, component, publish))
                 continue
-            # Lone tasks with the same edges, a fan-out, are one group.
-            same = (graph.inputs[first], graph.users[first], first in graph.outputs)
-            if same not in shared:
-                inputs, users = ([x for t in some for x in (t, 1)] for some in same[:2])
-                shared[same] = [0, [], inputs, users, [], [], [], int(same[2]), []]
-                out.append(shared[same])
-            shared[same][1].append(first)
-            shared[same][5].append(publish(first))
+            lone[1].append(first)
+            lone[2].append(publish(first))
+            lone[3] += [first] * (first in graph.outputs)
+            lone[4] += [1, graph.inputs[first], graph.users[first]]
+        if lone[1]:
+            lone[4] = pack(lone[4])
+            out.append(lone)
         return out
 
     def _new_id(self, size: int) -> str:
@@ -384,10 +382,39 @@ def _linked(graph: Graph, tasks: list[int], publish: Any) -> list[Any]:
     outputs = [t for t in tasks if t in graph.outputs]
     published = [t for t in tasks if t in graph.outputs or not inside.issuperset(graph.users[t])]
     uses = [len(inside.intersection(graph.users[t])) for t in published]
-    first_in, first_out, more = worker_side._slices(inputs, users)
-    return [
-        1, tasks, first_in, first_out, published, [publish(t) for t in published], uses, outputs, more,
-    ]  # fmt: skip
+    values = [publish(t) for t in published]
+    flat_in, flat_out = _pairs(inputs), _pairs(users)
+    more = []
+    if len(inputs) + len(users) > EDGES:
+        more = [
+            pack([flat_in[i : i + 2 * EDGES], [], b""]) for i in range(0, len(flat_in), 2 * EDGES)
+        ]
+        more += [
+            pack([[], flat_out[i : i + 2 * EDGES], b""]) for i in range(0, len(flat_out), 2 * EDGES)
+        ]
+        flat_in = flat_out = []
+    return [1, tasks, values, outputs, pack([flat_in, flat_out]), published, uses, more]
+
+
+def _pairs(counts: Mapping[int, int]) -> list[int]:
+    return [x for task in sorted(counts) for x in (task, counts[task])]
+
+
+def batch_of(groups: Iterable[list[Any]]) -> list[Any]:
+    """Return groups with the sum of their edges, as step takes them."""
+    inputs, users = Counter[int](), Counter[int]()
+    groups = list(groups)
+    for kind, _, _, _, edges, *rest in groups:
+        if kind == 0:
+            for count, its_inputs, its_users in zip(*[iter(unpack(edges))] * 3, strict=True):
+                for _ in range(count):
+                    inputs.update(its_inputs)
+                    users.update(its_users)
+            continue
+        for total, flat in zip((inputs, users), unpack(edges), strict=True):
+            total.update(dict(zip(flat[::2], flat[1::2], strict=True)))
+        inputs.update({t: n for t, n in zip(rest[0], rest[1], strict=True) if n})
+    return [groups, _pairs(inputs), _pairs(users)]
 
 
 def _is_late(script: str, answer: Any) -> bool:

@@ -127,7 +127,7 @@ def test_a_finished_user_is_not_counted_again(engine: Engine) -> None:
     engine.link.command("DEL", engine.keys("ready", job), engine.keys("active"))
     engine.link.command("HSET", engine.keys("leases", job), w1.id, pack([w1.seq, [A]]))
     engine.link.command("HSET", engine.keys("slot", w1.id), "job", job)
-    again = [[0, [A], [], [B, 1, C, 1], [], [b"x"], [], 0, []]]
+    again = [[0, [A], [b"x"], [], pack([1, [], [B, C]])]]
     assert engine.step(w1, again, job=job).tasks == [C]
     assert "damaged" not in view(engine, job).meta
     assert view(engine, job).wait[B] == 0
@@ -220,9 +220,20 @@ def test_a_task_named_twice_counts_once(engine: Engine) -> None:
     job = engine.job({A: (), B: ()}, {A, B})
     engine.step(w1, floor=1000)
     groups = engine.groups(w1, [A, B])
-    twice = [groups[0], [0, [B], [], [], [], [b"again"], [], 1, []]]
+    twice = [groups[0], [0, [B], [b"again"], [B], pack([1, [], []])]]
     assert engine.step(w1, twice).refused == [B]
     assert view(engine, job).finished == {A, B}
+
+
+def test_a_component_that_names_a_task_twice_is_refused_whole(engine: Engine) -> None:
+    """H14: counted twice, the number of finished tasks would reach the end too early."""
+    w1 = engine.slot()
+    job = engine.job({A: (), B: (A,), C: ()}, {B, C})
+    engine.step(w1)
+    component = engine.groups(w1, [A, B])[0]
+    component[1] = [A, B, B]
+    assert set(engine.step(w1, [component]).refused) == {A, B}
+    assert view(engine, job).finished == set()
 
 
 def test_nothing_is_written_when_a_batch_cannot_be_read(engine: Engine) -> None:

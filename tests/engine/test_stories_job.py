@@ -8,8 +8,8 @@ from invariants import JobView
 
 from dask_redisq.cache import ValueCache
 from dask_redisq.keys import Keys
-from dask_redisq.lease import EDGES
 from dask_redisq.link import Link
+from dask_redisq.pace import EDGES
 
 A, B, C, D = range(4)
 

@@ -6,46 +6,32 @@
 -- tasks only. A was re-run after its value was lost; B finished long ago; counting A -> B again
 -- would wrap B's counter and later make a finished task ready.
 
-local function ids_of(map)
-  local ids, n = {}, 0
-  for id in pairs(map) do
-    n = n + 1
-    ids[n] = id
-  end
-  return ids
+-- Return the map `sum` (id -> count) as pairs by rising ids.
+local function sorted_pairs(sum)
+  local ids, out = {}, {}
+  for id in pairs(sum) do ids[#ids + 1] = id end
+  table.sort(ids)
+  for i, id in ipairs(ids) do out[2 * i - 1], out[2 * i] = id, sum[id] end
+  return out
 end
 
--- Take `pairs_` = {id, count, id, count, ...} times `factor` into the map `sum`.
-local function add_pairs(sum, pairs_, factor)
-  for i = 1, #pairs_, 2 do
-    sum[pairs_[i]] = (sum[pairs_[i]] or 0) + factor * pairs_[i + 1]
-  end
-end
-
--- Subtract the map `minus` from the counters under `name`; `damaged` if one would go below 0.
-local function subtract(name, minus)
-  local ids = ids_of(minus)
-  local values, zero, damaged = read_counters(name, ids), {}, false
-  for i, id in ipairs(ids) do
-    local left = values[i] - minus[id]
-    if left < 0 then damaged, left = true, 0 end
-    values[i] = left
-    if left == 0 then zero[#zero + 1] = id end
-  end
-  return {ids = ids, values = values, zero = zero, damaged = damaged}
-end
-
--- Decide what `users` (task -> edges into it) and `inputs` (task -> uses of it) come to.
+-- Decide what `users` (pairs of a task and edges into it) and `inputs` (a task and uses of it),
+-- both by rising tasks, come to. `done` holds tasks that this same script is about to finish.
 --
--- `done` holds tasks that this same script is about to finish.
+-- Counters of finished tasks mean nothing: an inner edge was never counted. So the bits are read
+-- for those few that come to 0, and only an unfinished task becomes ready, or shows damage.
 local function decide_edges(job, inputs, users, done)
-  local open = {}
-  local ids = ids_of(users)
-  local finished = read_bits(key.finished(job), ids)
-  for _, id in ipairs(ids) do
-    if not finished[id] and not done[id] then open[id] = users[id] end
+  local wait, consumers = subtract(key.wait(job), users), subtract(key.consumers(job), inputs)
+  local finished = read_bits(key.finished(job), wait.zero)
+  local damaged = wait.torn or consumers.torn or #consumers.below > 0
+  for _, task in ipairs(wait.below) do
+    damaged = damaged or not (finished[task] or done[task])
   end
-  return {wait = subtract(key.wait(job), open), consumers = subtract(key.consumers(job), inputs)}
+  local ready = {}
+  for _, task in ipairs(wait.zero) do
+    if not finished[task] and not done[task] then ready[#ready + 1] = task end
+  end
+  return {wait = wait, consumers = consumers, ready = ready, damaged = damaged}
 end
 
 -- Drop the values of tasks that nobody needs any more.
@@ -66,12 +52,10 @@ local function free_values(job, tasks)
   end
 end
 
--- Write what decide_edges gave; return the tasks that became ready.
+-- Write what decide_edges gave; return the tasks that became ready, by rising numbers.
 local function write_edges(job, edges)
-  if edges.wait.damaged or edges.consumers.damaged then
-    redis.call('HSET', key.job(job), 'damaged', '1')
-  end
-  write_counters(key.wait(job), edges.wait.ids, edges.wait.values)
-  write_counters(key.consumers(job), edges.consumers.ids, edges.consumers.values)
-  return edges.wait.zero
+  if edges.damaged then redis.call('HSET', key.job(job), 'damaged', '1') end
+  write_counters(key.wait(job), edges.wait)
+  write_counters(key.consumers(job), edges.consumers)
+  return edges.ready
 end

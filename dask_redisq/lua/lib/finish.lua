@@ -7,13 +7,18 @@
 -- (A -> B) in one lease and was presumed dead; W2 ran A again, and another user of A saw that
 -- result. Were W1's B accepted without its A, one answer would hold two runs of A.
 --
--- A group is {kind, tasks, inputs, users, published, values, uses, outputs, more}:
---   kind 0: each task is a component of its own, all with the same edges (a fan-out is one group)
---   kind 1: all tasks are one component
---   inputs, users: {task, edges, ...} to tasks outside the component
---   published, values: the tasks with a value, and it; a number is the size of one stored apart
---   uses: how often each published value was used inside the component
---   outputs: tasks that the client waits for; more: further edges, as slices for settle
+-- A batch is {groups, inputs, users}. Its inputs and users are pairs {task, edges, ...} by rising
+-- tasks: the edges of all groups together, so that a batch accepted whole, as nearly every one
+-- is, costs the server no sum. A group is a list; its fields by place:
+--   KIND 0: each task is a component of its own; 1: all tasks are one component
+--   TASKS, VALUES: a value is its pickle, or the size of one stored apart
+--   OUTPUTS: tasks that the client waits for
+--   EDGES: packed. Kind 0: {count, inputs, users, ...}, for so many tasks in turn each the edges
+--     of one, as tasks. Kind 1: {inputs, users}, as pairs, to tasks outside the component
+-- and of kind 1:
+--   PUBLISHED: the tasks that VALUES are of; USES: how often each is used inside the component
+--   MORE: further edges, as slices for settle
+local KIND, TASKS, VALUES, OUTPUTS, EDGES, PUBLISHED, USES, MORE = 1, 2, 3, 4, 5, 6, 7, 8
 local ATTEMPT = 24
 
 local function value_seen(job, task, value, attempt)
@@ -25,82 +30,145 @@ local function accept_task(plan, task)
   plan.accepted[#plan.accepted + 1] = task
 end
 
--- Note an accepted value. One that is stored apart draws the tasks that need it to this slot.
-local function publish(plan, group, task, value)
-  local n = #plan.names + 1
-  plan.names[n], plan.values[n] = task, value
-  if type(value) ~= 'string' then
-    plan.big = true
-    for i = 1, #group[4], 2 do plan.large_input[group[4][i]] = true end
+-- Call `visit(i, inputs, users)` for each task of a group of kind 0.
+local function each_lone(group, visit)
+  local runs, i = cmsgpack.unpack(group[EDGES]), 0
+  for run = 1, #runs, 3 do
+    for _ = 1, runs[run] do
+      i = i + 1
+      visit(i, runs[run + 1], runs[run + 2])
+    end
+  end
+end
+
+-- Note the users of values that are stored apart: this slot is near to what they need.
+local function note_large(plan, group)
+  local large = {}
+  for i, value in ipairs(group[VALUES]) do
+    if type(value) ~= 'string' then large[i] = true end
+  end
+  if not next(large) then return end
+  plan.big = true
+  if group[KIND] == 1 then
+    local users = cmsgpack.unpack(group[EDGES])[2]
+    for i = 1, #users, 2 do plan.large_input[users[i]] = true end
+    return
+  end
+  each_lone(group, function(i, _, users)
+    if large[i] then
+      for _, user in ipairs(users) do plan.large_input[user] = true end
+    end
+  end)
+end
+
+local function note_outputs(plan, group)
+  for _, task in ipairs(group[OUTPUTS]) do
+    if plan.done[task] and not plan.told[task] then
+      plan.told[task] = true
+      plan.outputs[#plan.outputs + 1] = task
+    end
   end
 end
 
 -- Each task by itself. Most chunks are one such group, so no table is made per task.
 local function decide_lone(job, plan, group, attempt)
-  local values, before = group[6], #plan.accepted
-  for i, task in ipairs(group[2]) do
-    local value = values[i]
+  local n, names, values = #plan.names, plan.names, plan.values
+  for i, task in ipairs(group[TASKS]) do
+    local value = group[VALUES][i]
     if not plan.finished[task] and not plan.done[task] and value_seen(job, task, value, attempt) then
       accept_task(plan, task)
-      publish(plan, group, task, value)
-      if group[8] == 1 then plan.outputs[#plan.outputs + 1] = task end
+      n = n + 1
+      names[n], values[n] = task, value
     else
       plan.refused[#plan.refused + 1] = task
+      plan.out[group] = plan.out[group] or {}
+      plan.out[group][i] = true
     end
-  end
-  -- None accepted, none counted: a count of 0 would find a user at 0 and make it ready again.
-  local accepted = #plan.accepted - before
-  if accepted > 0 then
-    add_pairs(plan.inputs, group[3], accepted)
-    add_pairs(plan.users, group[4], accepted)
   end
 end
 
 local function acceptable(job, plan, group, attempt)
-  for _, task in ipairs(group[2]) do
-    if plan.finished[task] or plan.done[task] then return false end
+  local named = {}
+  for _, task in ipairs(group[TASKS]) do
+    if plan.finished[task] or plan.done[task] or named[task] then return false end
+    named[task] = true
   end
-  for i, task in ipairs(group[5]) do
-    if not value_seen(job, task, group[6][i], attempt) then return false end
+  for i, task in ipairs(group[PUBLISHED]) do
+    if not value_seen(job, task, group[VALUES][i], attempt) then return false end
   end
   return true
 end
 
 local function decide_component(job, plan, group, attempt)
   if not acceptable(job, plan, group, attempt) then
-    for _, task in ipairs(group[2]) do plan.refused[#plan.refused + 1] = task end
+    for _, task in ipairs(group[TASKS]) do plan.refused[#plan.refused + 1] = task end
+    plan.out[group] = true
     return
   end
-  for _, task in ipairs(group[2]) do accept_task(plan, task) end
-  for i, task in ipairs(group[5]) do
-    publish(plan, group, task, group[6][i])
-    if group[7][i] > 0 then plan.inputs[task] = (plan.inputs[task] or 0) + group[7][i] end
+  for _, task in ipairs(group[TASKS]) do accept_task(plan, task) end
+  for i, task in ipairs(group[PUBLISHED]) do
+    local n = #plan.names + 1
+    plan.names[n], plan.values[n] = task, group[VALUES][i]
+    plan.inside[task] = group[USES][i]
   end
-  add_pairs(plan.inputs, group[3], 1)
-  add_pairs(plan.users, group[4], 1)
-  for _, task in ipairs(group[8]) do plan.outputs[#plan.outputs + 1] = task end
-  for _, slice in ipairs(group[9]) do plan.more[#plan.more + 1] = slice end
+  for _, slice in ipairs(group[MORE]) do plan.more[#plan.more + 1] = slice end
 end
 
--- Read everything, write nothing: what of `groups` is accepted, and what follows from it.
-local function decide_batch(job, groups, attempt)
+local function add(sum, task, count) sum[task] = (sum[task] or 0) + count end
+
+local function add_pairs(sum, pairs_)
+  for i = 1, #pairs_, 2 do add(sum, pairs_[i], pairs_[i + 1]) end
+end
+
+-- Return the inputs and users of the accepted components of a batch that was refused in part.
+--
+-- None accepted, none counted: a count of 0 would find a user at 0 and make it ready again.
+local function sum_accepted(plan, groups)
+  local inputs, users = {}, {}
+  for _, group in ipairs(groups) do
+    local out = plan.out[group] or {}
+    if group[KIND] == 0 then
+      each_lone(group, function(i, its_inputs, its_users)
+        if not out[i] then
+          for _, task in ipairs(its_inputs) do add(inputs, task, 1) end
+          for _, task in ipairs(its_users) do add(users, task, 1) end
+        end
+      end)
+    elseif out ~= true then
+      local edges = cmsgpack.unpack(group[EDGES])
+      add_pairs(inputs, edges[1])
+      add_pairs(users, edges[2])
+      for i, task in ipairs(group[PUBLISHED]) do
+        if group[USES][i] > 0 then add(inputs, task, group[USES][i]) end
+      end
+    end
+  end
+  return sorted_pairs(inputs), sorted_pairs(users)
+end
+
+-- Read everything, write nothing: what of `batch` is accepted, and what follows from it.
+local function decide_batch(job, batch, attempt)
+  local groups, inputs, users = batch[1], batch[2], batch[3]
   local named = {}
   for _, group in ipairs(groups) do
-    for _, task in ipairs(group[2]) do named[#named + 1] = task end
+    for _, task in ipairs(group[TASKS]) do named[#named + 1] = task end
   end
   local plan = {
     finished = read_bits(key.finished(job), named), done = {}, accepted = {}, refused = {},
-    inputs = {}, users = {}, names = {}, values = {}, outputs = {}, more = {},
+    out = {}, inside = {}, names = {}, values = {}, outputs = {}, told = {}, more = {},
     large_input = {}, big = false,
   }
   for _, group in ipairs(groups) do
-    if group[1] == 0 then
+    if group[KIND] == 0 then
       decide_lone(job, plan, group, attempt)
     else
       decide_component(job, plan, group, attempt)
     end
+    if plan.out[group] ~= true then note_outputs(plan, group) end
+    note_large(plan, group)
   end
-  plan.edges = decide_edges(job, plan.inputs, plan.users, plan.done)
+  if #plan.refused > 0 then inputs, users = sum_accepted(plan, groups) end
+  plan.edges = decide_edges(job, inputs, users, plan.done)
   plan.uses = read_counters(key.consumers(job), plan.names)
   return plan
 end
@@ -134,7 +202,7 @@ end
 
 -- Keep the published values that somebody still needs; drop the others at once.
 local function keep_values(job, plan, attempt)
-  local fields, n, inside = {}, 0, plan.inputs
+  local fields, n, inside = {}, 0, plan.inside
   for i, task in ipairs(plan.names) do
     local value = plan.values[i]
     local apart = type(value) ~= 'string'
@@ -160,9 +228,9 @@ end
 -- "finished already, drop it" must not delete the value that won.
 local function drop_refused(job, groups, plan, attempt)
   for _, group in ipairs(groups) do
-    local tasks = group[1] == 0 and group[2] or group[5]
+    local tasks = group[KIND] == 0 and group[TASKS] or group[PUBLISHED]
     for i, task in ipairs(tasks) do
-      if type(group[6][i]) ~= 'string' and not plan.done[task] then
+      if type(group[VALUES][i]) ~= 'string' and not plan.done[task] then
         local record = redis.call('HGET', key.values(job), task)
         if not record or string.sub(record, 2, 1 + ATTEMPT) ~= attempt then
           redis.call('UNLINK', key.value(job, task, attempt))

@@ -2,8 +2,10 @@
 --
 -- Tasks of one chunk are mostly neighbours, so their bits and counters are one window of the
 -- string: GETRANGE and SETRANGE of it cost 0.2 us a task where BITFIELD costs 0.9. Scattered
--- tasks go through BITFIELD, 200 operations a call (unpack ends at 8,000 items).
+-- ones are read by BITFIELD, 200 operations a call (unpack ends at 8,000 items).
 local BATCH = 200
+-- Counters that are copied along rather than skipped by one more call.
+local GAP = 2048
 
 local function span(ids)
   local low, high = ids[1], ids[1]
@@ -71,7 +73,7 @@ end
 local function read_counters(name, ids)
   if #ids == 0 then return {} end
   local low, high = span(ids)
-  if high - low > 4 * #ids + 16 then
+  if high - low > GAP + 64 * #ids then
     return bitfield(name, ids, function(op, i)
       op[#op + 1] = 'GET'; op[#op + 1] = 'u32'; op[#op + 1] = '#' .. ids[i]
     end)
@@ -85,17 +87,52 @@ local function read_counters(name, ids)
   return out
 end
 
--- Write counters that read_counters gave and the caller changed.
-local function write_counters(name, ids, values)
-  if #ids == 0 then return end
-  local low, high = span(ids)
-  if high - low + 1 == #ids then
-    local words = {}
-    for i, id in ipairs(ids) do words[id - low + 1] = struct.pack('>I4', values[i]) end
-    redis.call('SETRANGE', name, 4 * low, table.concat(words))
-    return
+-- Subtract within one window of counters: those of pairs_[first], .., pairs_[last].
+local function subtract_window(window, pairs_, first, last, left)
+  local sub, pack, read = string.sub, struct.pack, struct.unpack
+  local low, out, n, at = pairs_[first], {}, 0, 1
+  for i = first, last, 2 do
+    local id = pairs_[i]
+    local from = 4 * (id - low) + 1
+    local count = read('>I4', window, from) - pairs_[i + 1]
+    if count <= 0 then
+      left.zero[#left.zero + 1] = id
+      if count < 0 then left.below[#left.below + 1], count = id, 0 end
+    end
+    if from > at then
+      n = n + 1
+      out[n] = sub(window, at, from - 1)
+    end
+    n = n + 1
+    out[n] = pack('>I4', count)
+    at = from + 4
   end
-  bitfield(name, ids, function(op, i)
-    op[#op + 1] = 'SET'; op[#op + 1] = 'u32'; op[#op + 1] = '#' .. ids[i]; op[#op + 1] = values[i]
-  end)
+  left.writes[#left.writes + 1] = {4 * low, table.concat(out)}
+end
+
+-- Decide what `pairs_` = {id, count, id, count, ...}, by rising ids, leave of the counters.
+--
+-- Returns {writes = for write_counters, zero = ids that come to 0, below = those of them that
+-- would go below, torn = counters are missing}. Windows are spliced, 1 us an id: a
+-- BITFIELD GET and SET cost 4.
+local function subtract(name, pairs_)
+  local left, first = {writes = {}, zero = {}, below = {}, torn = false}, 1
+  while first <= #pairs_ do
+    local last = first
+    while last + 2 < #pairs_ and pairs_[last + 2] - pairs_[last] <= GAP do last = last + 2 end
+    local from, to = 4 * pairs_[first], 4 * pairs_[last] + 3
+    local window = redis.call('GETRANGE', name, from, to)
+    if #window == to - from + 1 then
+      subtract_window(window, pairs_, first, last, left)
+    else
+      left.torn = true
+    end
+    first = last + 2
+  end
+  return left
+end
+
+-- Write what subtract decided.
+local function write_counters(name, left)
+  for _, write in ipairs(left.writes) do redis.call('SETRANGE', name, write[1], write[2]) end
 end

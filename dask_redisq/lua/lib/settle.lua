@@ -13,10 +13,7 @@ local function settle_some(job)
     local slice = redis.call('LPOP', key.settle(job))
     if not slice then return end
     local inputs, users, tag = unpack(cmsgpack.unpack(slice))
-    local used, fed = {}, {}
-    add_pairs(used, inputs, 1)
-    add_pairs(fed, users, 1)
-    local edges = decide_edges(job, used, fed, {})
+    local edges = decide_edges(job, inputs, users, {})
     local ready = write_edges(job, edges)
     free_values(job, edges.consumers.zero)
     make_ready(job, ready, tag)
