@@ -27,7 +27,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("verdict",),
     # one connection, and what is read and written over it
     ("link",),
-    ("server", "server_check", "monitor", "memory", "registry", "slot_process"),
+    ("server", "server_check", "monitor", "memory", "registry", "control", "slot_process"),
     ("status",),
     # the roles: a job's client, a slot, a worker
     ("job", "slot", "supervisor"),
