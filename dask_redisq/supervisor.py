@@ -196,7 +196,7 @@ class Supervisor:
 
     def _listen(self, wake_read: int, now: float) -> None:
         """Wait for a signal, a child's end, or a word from the server."""
-        self.words.ask(self.keys)
+        self.words.ask(self.keys, now)
         due = [self._next_beat, now + TICK]
         due += [p.child.kill_at for p in self.places if p.child and p.child.kill_at]
         due += [p.start_at for p in self.places if not p.child]
@@ -207,12 +207,14 @@ class Supervisor:
             selector.select(max(0.0, min(due) - time.monotonic()))
         with contextlib.suppress(BlockingIOError):
             os.read(wake_read, 4096)
-        for word in self.words.read():
+        words = self.words.read()
+        for word in words:
             self._obey(word)
+        self.words.delete(self.link, words)
 
     def _obey(self, word: Word) -> None:
-        """Do what a control word says."""
-        if word.verb == "stop":
+        """Do what a control word says; a word that comes twice changes nothing the second time."""
+        if word.verb == "stop" and word.keys in self.keys:
             logger.info("queue %s was removed", word.keys.queue)
             self._leave_queue(word.keys)
         elif word.verb == "cancel":
@@ -221,8 +223,7 @@ class Supervisor:
                 # Whatever its page says now: the answer that gave it the lease may still be under
                 # way. The slot looks before it begins, and the page is read again after GRACE.
                 if child is not None and child.slot == word.slot:
-                    child.page.stop(word.job.encode())
-                    child.kill_at, child.kill_job = time.monotonic() + GRACE, word.job.encode()
+                    child.cancel(word.job.encode(), time.monotonic() + GRACE)
 
     def _leave_queue(self, keys: Keys) -> None:
         """Leave one queue; without any the worker ends."""

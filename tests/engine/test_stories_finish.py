@@ -6,7 +6,7 @@ import pytest
 from driver import Engine, Slot
 from invariants import JobView
 
-from dask_redisq.codec import pack, unpack
+from dask_redisq.codec import pack
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 
@@ -209,7 +209,7 @@ def test_a_failure_by_the_current_lease_ends_the_job(engine: Engine) -> None:
     found = engine.gather(job)
     assert (found.state, found.error) == ("failed", [b"raised", B, b"boom", w1.id.encode()])
     (word,) = engine.state().get("control", "w2")
-    assert unpack(word) == [b"cancel", w2.id.encode(), job.encode()]
+    assert word == {b"verb": b"cancel", b"slot": w2.id.encode(), b"job": job.encode()}
     assert engine.step(w2, engine.groups(w2, [C])).refused == [C]
     engine.sweep(job)
 
