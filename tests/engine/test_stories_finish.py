@@ -9,6 +9,7 @@ from invariants import JobView
 from dask_redisq.codec import pack
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
+from dask_redisq.record import read_record
 
 A, B, C, D, E = range(5)
 
@@ -146,6 +147,18 @@ def test_a_value_that_nobody_needs_any_more_is_not_kept(
     engine.finish(w1, A, apart=apart)
     assert view(engine, job).values == {}
     assert not [name for name in engine.state().content if ":value:" in name]
+
+
+def test_a_record_tells_where_a_value_is_and_who_made_it(engine: Engine) -> None:
+    """Slots and clients read with one function what the engine wrote, large values and small ones."""
+    w1 = engine.slot()
+    job = engine.job({A: (), B: ()}, {A, B})
+    engine.step(w1, floor=1000)
+    attempt = w1.attempt
+    engine.finish(w1, A, B, apart={A}, want=0)
+    values = view(engine, job).values
+    assert read_record(values[A]) == (None, attempt)
+    assert read_record(values[B]) == (b"value", attempt)
 
 
 def test_a_replay_after_fencing_does_not_delete_the_winner(engine: Engine) -> None:
