@@ -42,7 +42,8 @@ class Queue:
     name : str, optional
         Text without braces; by default the setting ``redisq.queue``.
     url : str, optional
-        ``redis://``, ``rediss://`` or ``unix://PATH``; by default the setting ``redisq.url``, and
+        ``redis://``, ``rediss://`` or ``unix://PATH``, with options of redis-py such as
+        ``?ssl_ca_certs=/PATH/ca.crt``; by default the setting ``redisq.url``, and
         without that the private server of this process, started at the first use.
 
     Raises

@@ -22,7 +22,7 @@ from typing import Any
 
 from dask_redisq.codec import pack
 from dask_redisq.control import ControlWords, Word
-from dask_redisq.errors import ServerUnavailable
+from dask_redisq.errors import ServerRefused, ServerUnavailable
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link, redact
 from dask_redisq.monitor import Monitor
@@ -160,6 +160,9 @@ class Supervisor:
                 self.link.connect()
                 warn_about_server(self.link, logger)
                 return True
+            except ServerRefused as error:
+                logger.error("%s", error)  # noqa: TRY400 - a traceback says no more
+                return False
             except ServerUnavailable as error:
                 if not said:
                     logger.warning("%s; trying for %.0f s", error, self.options.death_timeout)

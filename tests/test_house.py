@@ -22,7 +22,7 @@ PACKAGE = "dask_redisq"
 LAYERS: list[tuple[str, ...]] = [
     # plain: words, settings, decisions without I/O
     ("_defaults", "errors", "keys", "keeper", "order", "cache", "pace", "page", "task", "versions"),
-    ("settings", "scripts", "codec", "record"),
+    ("settings", "scripts", "codec", "record", "tls"),
     ("remote_error", "graph", "lease", "dask_input"),
     ("verdict",),
     # one connection, and what is read and written over it
