@@ -12,6 +12,7 @@ __all__ = [
     "NoServerError",
     "NoWorkersError",
     "RedisqError",
+    "ServerRefused",
     "ServerUnavailable",
     "TaskNotSerializable",
     "ValueTooLarge",
@@ -32,6 +33,10 @@ class ServerUnavailable(RedisqError, ConnectionError):
 
     It is a `ConnectionError` too, so that code which retries on those works.
     """
+
+
+class ServerRefused(ServerUnavailable):
+    """The server is there, but a password or a certificate is wrong: waiting does not help."""
 
 
 class NoWorkersError(RedisqError, TimeoutError):

@@ -27,6 +27,7 @@ from dask_redisq.graph import BLOCK, Plan
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.monitor import Monitor, sweep
+from dask_redisq.record import read_record
 from dask_redisq.registry import able_workers
 from dask_redisq.verdict import as_exception
 from dask_redisq.versions import python_tag
@@ -47,7 +48,6 @@ AHEAD = 2
 RENEW = 6 * 3600
 #: Milliseconds that staged counters wait for create, and constants for their block.
 STAGED = 600_000
-_ATTEMPT = 24
 
 
 @dataclass(frozen=True)
@@ -252,13 +252,11 @@ class Job:
                 continue
             if not record:
                 raise JobFailed(f"the value of {self._name(task)} is gone from the server")
-            if record[:1] == b"i":
-                data = record[1 + _ATTEMPT :]
-            else:
-                attempt = record[1 : 1 + _ATTEMPT].decode()
+            data, attempt = read_record(record)
+            if data is None:
                 data = self.link.command("GET", self.keys("value", self.id, task, attempt))
-                if data is None:
-                    raise JobFailed(f"the value of {self._name(task)} is gone from the server")
+            if data is None:
+                raise JobFailed(f"the value of {self._name(task)} is gone from the server")
             try:
                 values[task] = loads(data)
             except Exception as error:

@@ -23,7 +23,7 @@ PATTERNS: dict[str, tuple[str, str]] = {
     "workers": ("workers", "hash: worker -> msgpack of what it told about itself"),
     "alive": ("alive:%s", "string with expiry, one per worker: it was here a moment ago"),
     "worker_slots": ("worker:%s:slots", "set: the registered slots of a worker"),
-    "control": ("control:%s", "list: words for a worker's supervisor (stop, cancel)"),
+    "control": ("control:%s", "stream: words for a worker's supervisor, until it obeyed"),
     "slots": ("slots", "set: all registered slots"),
     "slot": ("slot:%s", "hash: worker, tags, seq, answer, job of its lease, idle"),
     "idle": ("idle:%s", "zset: slots that carry this tag and wait for work -> since (ms)"),

@@ -30,8 +30,9 @@ from redis.exceptions import TimeoutError as ServerTimeoutError
 from redis.retry import Retry
 
 from dask_redisq import scripts
-from dask_redisq.errors import ServerUnavailable
+from dask_redisq.errors import ServerRefused, ServerUnavailable
 from dask_redisq.keys import Keys
+from dask_redisq.tls import tls_fault, tls_hint
 
 __all__ = ["Link", "redact", "with_password"]
 
@@ -60,7 +61,8 @@ def redact(url: str) -> str:
     if parts.password is not None:
         before, _, host = base.rpartition("@")
         base = f"{before.rpartition(':')[0]}:***@{host}"
-    options = [(k, "***" if k == "password" else v) for k, v in parse_qsl(query)]
+    # ssl_password too, which opens the file of ssl_keyfile
+    options = [(k, "***" if k.endswith("password") else v) for k, v in parse_qsl(query)]
     return base + mark + urlencode(options, safe="*/")
 
 
@@ -80,6 +82,12 @@ def with_password(url: str, password: str) -> str:
     return url.replace(parts.netloc, secret, 1)
 
 
+def _tls_options(url: str) -> dict[str, Any]:
+    """Return what redis-py before 6 must be told, if the URL does not: compare the host's name."""
+    options = dict(parse_qsl(urlsplit(url).query))
+    return {} if options.get("ssl_cert_reqs") == "none" else {"ssl_check_hostname": True}
+
+
 class Link:
     """A held connection to one server; not for two threads at a time.
 
@@ -93,7 +101,9 @@ class Link:
     Raises
     ------
     ServerUnavailable
-        From any call, when the server does not answer for `patience` seconds, or refuses us.
+        From any call, when the server does not answer for `patience` seconds.
+    ServerRefused
+        At once, when it refuses us, or we its certificate.
     """
 
     def __init__(self, url: str, patience: float | None = 30.0) -> None:
@@ -102,6 +112,7 @@ class Link:
         self.pid = os.getpid()
         #: time.monotonic() since when the connection was never lost; None before the first.
         self.unbroken_since: float | None = None
+        self._tls = url.startswith("rediss:")
         tcp: dict[str, Any] = {"socket_connect_timeout": CONNECT_TIMEOUT, "socket_keepalive": True}
         pool = ConnectionPool.from_url(
             url,
@@ -109,6 +120,7 @@ class Link:
             retry=Retry(NoBackoff(), 0),
             socket_timeout=REPLY_TIMEOUT,
             **({} if url.startswith("unix:") else tcp),
+            **(_tls_options(url) if self._tls else {}),
         )
         self._connection: Any = pool.make_connection()
         self._pending: deque[tuple[Any, ...]] = deque()
@@ -159,9 +171,8 @@ class Link:
                     if self.unbroken_since is None:
                         self._connect_and_resend()
                     replies.append(self._receive_one())
-                except _REFUSED as error:
-                    raise ServerUnavailable(f"{redact(self.url)} refuses us: {error}") from error
-                except _AWAY as error:
+                except (*_REFUSED, *_AWAY) as error:
+                    self._give_up_if_refused(error)
                     first_try = self.unbroken_since is None and not replies
                     self._lose()
                     self._give_up_if_over(error, started, first_try=first_try)
@@ -208,13 +219,14 @@ class Link:
         Raises
         ------
         ServerUnavailable
-            If the server does not answer, or refuses us.
+            If the server does not answer; `ServerRefused` if it refuses us, or we it.
         """
         try:
             self._connection.connect()
         except (RedisError, OSError) as error:
             self._lose()
-            raise ServerUnavailable(f"no answer from {redact(self.url)}: {error}") from error
+            self._give_up_if_refused(error)
+            raise ServerUnavailable(f"no answer from {self._described(error)}") from error
         self.unbroken_since = time.monotonic()
 
     def _connect_and_resend(self) -> None:
@@ -250,11 +262,21 @@ class Link:
         for words in self._pending:
             self._connection.send_command(*words)
 
+    def _give_up_if_refused(self, error: BaseException) -> None:
+        if isinstance(error, _REFUSED):
+            raise ServerRefused(f"{redact(self.url)} refuses us: {error}") from error
+        fault = tls_fault(error) if self._tls else None
+        if fault is not None:
+            raise ServerRefused(f"no TLS with {redact(self.url)}: {fault}") from error
+
+    def _described(self, error: BaseException) -> str:
+        return f"{redact(self.url)}: {error}{tls_hint(error) if self._tls else ''}"
+
     def _give_up_if_over(self, error: BaseException, started: float, *, first_try: bool) -> None:
         waited = time.monotonic() - started
         if self.patience is not None and waited >= self.patience:
             raise ServerUnavailable(
-                f"no answer from {redact(self.url)} for {waited:.0f} s: {error}"
+                f"no answer for {waited:.0f} s from {self._described(error)}"
             ) from error
         if first_try:
             logger.debug("no answer from %s, trying again: %s", redact(self.url), error)

@@ -9,6 +9,7 @@ from dask_redisq.cache import ValueCache
 from dask_redisq.codec import Block, PackedBlock, loads
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
+from dask_redisq.record import read_record
 
 __all__ = ["JobMemory", "MissingInput", "SlotMemory"]
 
@@ -18,8 +19,6 @@ JOBS = 8
 BLOCKS = 256
 #: Fields in one HMGET.
 FIELDS = 2000
-#: Characters of an attempt's name in a record: see lua/lib/finish.lua.
-_ATTEMPT = 24
 
 
 class MissingInput(Exception):
@@ -107,19 +106,20 @@ class SlotMemory:
         """
         values = {t: self.values.get(t) for t in tasks if t in self.values}
         wanted = [t for t in tasks if t not in values]
-        apart: list[tuple[int, bytes]] = []
+        apart: list[tuple[int, str]] = []
         for first in range(0, len(wanted), FIELDS):
             some = wanted[first : first + FIELDS]
             records = self._link.command("HMGET", keys("values", job), *some)
             for task, record in zip(some, records, strict=True):
                 if record is None:
                     continue
-                if record[:1] == b"i":
-                    self._enter(values, task, record[1 + _ATTEMPT :])
+                data, attempt = read_record(record)
+                if data is None:
+                    apart.append((task, attempt))
                 else:
-                    apart.append((task, record[1 : 1 + _ATTEMPT]))
+                    self._enter(values, task, data)
         for task, attempt in apart:
-            data = self._link.command("GET", keys("value", job, task, attempt.decode()))
+            data = self._link.command("GET", keys("value", job, task, attempt))
             if data is not None:
                 self._enter(values, task, data)
         return values

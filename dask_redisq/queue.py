@@ -1,4 +1,4 @@
-"""A queue as its users see it: compute on it, look at it, remove it."""
+"""A queue as its users see it: compute on it, look at it, remove it, close it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import dask
 from dask.typing import Key
@@ -42,7 +42,8 @@ class Queue:
     name : str, optional
         Text without braces; by default the setting ``redisq.queue``.
     url : str, optional
-        ``redis://``, ``rediss://`` or ``unix://PATH``; by default the setting ``redisq.url``, and
+        ``redis://``, ``rediss://`` or ``unix://PATH``, with options of redis-py such as
+        ``?ssl_ca_certs=/PATH/ca.crt``; by default the setting ``redisq.url``, and
         without that the private server of this process, started at the first use.
 
     Raises
@@ -54,9 +55,11 @@ class Queue:
     --------
     >>> import dask
     >>> import dask_redisq as redisq
-    >>> queue = redisq.Queue("jobs")
-    >>> dask.compute(dask.delayed(sum)([1, 2]), scheduler=queue.get)  # doctest: +SKIP
+    >>> with redisq.Queue("jobs") as queue:  # doctest: +SKIP
+    ...     dask.compute(dask.delayed(sum)([1, 2]), scheduler=queue.get)
     (3,)
+
+    Without the ``with`` block its connections are closed by `close`, or when it is garbage.
     """
 
     def __init__(self, name: str | None = None, url: str | None = None) -> None:
@@ -65,6 +68,7 @@ class Queue:
         self._url = url
         self._links: list[Link] = []
         weakref.finalize(self, _close, self._links)
+        self._closed = 0  # how often
         self._lock = threading.Lock()
         self._checked = False
 
@@ -198,6 +202,35 @@ class Queue:
                 if cursor == b"0":
                     return
 
+    # -- close ---------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Close the connections that this object holds for its next calls.
+
+        The queue itself stays, with its workers and jobs: see `remove`. A call that is under way
+        in another thread goes on, and its connection is closed when it ends. Any number of
+        closes are as good as one, and a later call connects again.
+
+        Examples
+        --------
+        >>> import dask_redisq as redisq
+        >>> queue = redisq.Queue("jobs")
+        >>> queue.stats()["workers"]  # doctest: +SKIP
+        4
+        >>> queue.close()
+        """
+        with self._lock:
+            self._closed += 1
+            idle = self._links.copy()
+            self._links.clear()
+        _close(idle)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     # -- connections -----------------------------------------------------------------------
 
     @contextmanager
@@ -205,6 +238,7 @@ class Queue:
         """Lend a held connection; each thread that is inside a call has its own."""
         url = self.url
         with self._lock:
+            closed = self._closed
             link = None
             while self._links and link is None:
                 link = self._links.pop()
@@ -221,14 +255,15 @@ class Queue:
             yield link
         finally:
             with self._lock:
-                if len(self._links) < KEEP:
+                keep = len(self._links) < KEEP and closed == self._closed
+                if keep:
                     self._links.append(link)
-                else:
-                    link.close()
+            if not keep:
+                link.close()
 
 
 def _close(links: list[Link]) -> None:
-    """Close the idle connections of a queue that is garbage."""
+    """Close idle connections of a queue that is closed, or garbage."""
     while links:
         links.pop().close()
 

@@ -58,6 +58,12 @@ class SlotProcess:
             self.stopping = True
             self.process.terminate()
 
+    def cancel(self, job: bytes, kill_at: float) -> None:
+        """Ask it to begin no further task of `job`; note when to kill it if one still runs."""
+        if job != self.kill_job:  # told again, it has no longer for it
+            self.page.stop(job)
+            self.kill_at, self.kill_job = kill_at, job
+
     def kill(self) -> None:
         """End it now, and wait until it is gone."""
         self.process.kill()

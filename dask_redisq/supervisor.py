@@ -20,8 +20,9 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from dask_redisq.codec import pack, unpack
-from dask_redisq.errors import ServerUnavailable
+from dask_redisq.codec import pack
+from dask_redisq.control import ControlWords, Word
+from dask_redisq.errors import ServerRefused, ServerUnavailable
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link, redact
 from dask_redisq.monitor import Monitor
@@ -98,12 +99,11 @@ class Supervisor:
         self.worker = secrets.token_hex(8)  # new at each start: pids and host names come again
         self.keys = [Keys(name) for name in options.queues]
         self.link = Link(options.url, patience=None)
-        self.words = Link(options.url, patience=None)
+        self.words = ControlWords(options.url, self.worker)
         self.monitors = [Monitor(self.link, k, self.worker) for k in self.keys]
         self.places = [_Place() for _ in range(options.nworkers)]
         self.stopping = False
         self.signals = 0
-        self._asked = False
         self._next_beat = 0.0
         self._tags = tuple(
             dict.fromkeys([python_tag(), options.name, socket.gethostname(), *options.tags])
@@ -160,6 +160,9 @@ class Supervisor:
                 self.link.connect()
                 warn_about_server(self.link, logger)
                 return True
+            except ServerRefused as error:
+                logger.error("%s", error)  # noqa: TRY400 - a traceback says no more
+                return False
             except ServerUnavailable as error:
                 if not said:
                     logger.warning("%s; trying for %.0f s", error, self.options.death_timeout)
@@ -196,55 +199,34 @@ class Supervisor:
 
     def _listen(self, wake_read: int, now: float) -> None:
         """Wait for a signal, a child's end, or a word from the server."""
-        self._ask_for_words()
+        self.words.ask(self.keys, now)
         due = [self._next_beat, now + TICK]
         due += [p.child.kill_at for p in self.places if p.child and p.child.kill_at]
         due += [p.start_at for p in self.places if not p.child]
         with selectors.DefaultSelector() as selector:
             selector.register(wake_read, selectors.EVENT_READ)
-            if self._asked and self.words.unbroken_since is not None:
+            if self.words.listening:
                 selector.register(self.words, selectors.EVENT_READ)
             selector.select(max(0.0, min(due) - time.monotonic()))
         with contextlib.suppress(BlockingIOError):
             os.read(wake_read, 4096)
-        self._read_words()
+        words = self.words.read()
+        for word in words:
+            self._obey(word)
+        self.words.delete(self.link, words)
 
-    def _ask_for_words(self) -> None:
-        """Have a BLPOP on the control lists under way, on a connection of its own."""
-        if self._asked or not self.keys:
-            return
-        try:
-            if self.words.unbroken_since is None:
-                self.words.connect()
-        except ServerUnavailable:
-            return  # the link that beats waits for the server; the next turn tries again
-        self.words.send("BLPOP", *[k("control", self.worker) for k in self.keys], 5)
-        self._asked = True
-
-    def _read_words(self) -> None:
-        if not self._asked or not self.words.reply_ready():
-            return
-        self._asked = False
-        reply = self.words.read_now()
-        if reply is not None:
-            name, word = reply
-            self._obey(name.decode(), unpack(word))
-
-    def _obey(self, name: str, word: list[bytes]) -> None:
-        """Do what a control word says."""
-        verb, slot, job = (part.decode() for part in word)
-        if verb == "stop":
-            keys = next(k for k in self.keys if k("control", self.worker) == name)
-            logger.info("queue %s was removed", keys.queue)
-            self._leave_queue(keys)
-        elif verb == "cancel":
+    def _obey(self, word: Word) -> None:
+        """Do what a control word says; a word that comes twice changes nothing the second time."""
+        if word.verb == "stop" and word.keys in self.keys:
+            logger.info("queue %s was removed", word.keys.queue)
+            self._leave_queue(word.keys)
+        elif word.verb == "cancel":
             for place in self.places:
                 child = place.child
                 # Whatever its page says now: the answer that gave it the lease may still be under
                 # way. The slot looks before it begins, and the page is read again after GRACE.
-                if child is not None and child.slot == slot:
-                    child.page.stop(job.encode())
-                    child.kill_at, child.kill_job = time.monotonic() + GRACE, job.encode()
+                if child is not None and child.slot == word.slot:
+                    child.cancel(word.job.encode(), time.monotonic() + GRACE)
 
     def _leave_queue(self, keys: Keys) -> None:
         """Leave one queue; without any the worker ends."""

@@ -170,7 +170,7 @@ def test_a_wrong_password_is_an_error_at_once(link: Link) -> None:
     link.command("CONFIG", "SET", "requirepass", "right")
     try:
         queue = Queue("test", f"{link.url}?password=wrongwrong")
-        with pytest.raises(redisq.ServerUnavailable, match=r"(?i)password") as info:
+        with pytest.raises(redisq.ServerRefused, match=r"(?i)password") as info:
             queue.get({"x": (inc, 1)}, "x")
         assert "wrongwrong" not in str(info.value) + repr(queue)
     finally:
@@ -181,6 +181,7 @@ def test_a_password_is_never_shown() -> None:
     """In no form of URL."""
     assert redact("redis://:pw@host:1/0") == "redis://:***@host:1/0"
     assert redact("rediss://me:pw@host/0") == "rediss://me:***@host/0"
+    assert redact("rediss://host?ssl_password=pw") == "rediss://host?ssl_password=***"
     assert redact("unix:///tmp/s?db=1&password=pw") == "unix:///tmp/s?db=1&password=***"
     assert with_password("redis://host:1/0", "p/w") == "redis://:p%2Fw@host:1/0"
     assert redact(with_password("unix:///tmp/s", "pw")) == "unix:///tmp/s?password=***"

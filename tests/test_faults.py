@@ -17,6 +17,7 @@ import psutil
 import pytest
 from conftest import HERE, WorkerProcess, is_gone, wait_until
 from dask.utils_test import inc
+from proxy import LossyProxy
 
 import dask_redisq as redisq
 from dask_redisq.keys import Keys
@@ -280,6 +281,53 @@ def test_removal_is_told(
     assert worker.wait(2.0) == 0
     assert time.monotonic() - started < 2.0
     assert link.command("KEYS", "redisq:{test}:*") == []
+
+
+def test_a_word_of_removal_whose_reply_was_lost_is_heard(
+    queue: Queue, start_worker: Callable[..., WorkerProcess], link: Link, tmp_socket: Path
+) -> None:
+    """The connection breaks between the server's answer and the worker: it leaves all the same."""
+    with LossyProxy(tmp_socket, queue.url, lost=[b":control:", b"stop"]) as proxy:
+        worker = start_worker("test", "--nworkers", "1", url=proxy.url)
+        queue.wait_for_workers(1, timeout=20)
+        queue.remove()
+        assert worker.wait(2.0) == 0
+        assert proxy.losses == 1
+    assert link.command("KEYS", "redisq:{test}:*") == []
+
+
+def test_a_word_of_cancellation_whose_reply_was_lost_is_heard(
+    queue: Queue, start_worker: Callable[..., WorkerProcess], tmp_path: Path, tmp_socket: Path
+) -> None:
+    """A running task of a job that failed is ended, though the word for it was lost on the way."""
+    log, gate = tmp_path / "log", tmp_path / "gate"
+
+    def fail(log: Path) -> None:
+        while len(pids(log)) < 1:
+            time.sleep(0.005)
+        raise ValueError("first")
+
+    with LossyProxy(tmp_socket, queue.url, lost=[b":control:", b"cancel"]) as proxy:
+        start_worker("test", "--nworkers", "2", url=proxy.url)
+        queue.wait_for_workers(2, timeout=20)
+        with pytest.raises(ValueError, match="first"):
+            queue.get({"long": (log_and_wait, log, gate), "bad": (fail, log)}, ["long", "bad"])
+        wait_until(lambda: not _busy(pids(log)), timeout=5)
+        assert proxy.losses == 1
+
+
+def test_a_word_of_removal_that_comes_twice_is_obeyed_once(
+    queue: Queue, start_worker: Callable[..., WorkerProcess], link: Link, keys: Keys
+) -> None:
+    """Two clients remove one queue at the same time; its worker leaves in good order."""
+    worker = start_worker("test", "--nworkers", "1")
+    queue.wait_for_workers(1, timeout=20)
+    psutil.Process(worker.pid).suspend()
+    for _ in range(2):
+        assert link.call("stop_workers", keys, reason="it was removed") == 1
+    psutil.Process(worker.pid).resume()
+    assert worker.wait(2.0) == 0
+    assert worker.output().count("was removed") == 1
 
 
 def test_the_removal_of_a_queue_spares_others(queue: Queue, link: Link) -> None:

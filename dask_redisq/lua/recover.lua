@@ -11,17 +11,18 @@
 if not redis.call('SET', key.monitor(), arg.who, 'NX', 'PX', arg.interval) then
   return cmsgpack.pack({0, {}, {}})
 end
-local dead, ended = {}, {}
+local dead, ended, tokens = {}, {}, 0
 for _, worker in ipairs(redis.call('HKEYS', key.workers())) do
   if redis.call('EXISTS', key.alive(worker)) == 0 and #dead < 20 then
     for _, slot in ipairs(redis.call('SMEMBERS', key.worker_slots(worker))) do
-      unregister(slot, function() return true end)
+      tokens = tokens + unregister(slot, function() return true end)
     end
     redis.call('HDEL', key.workers(), worker)
     redis.call('DEL', key.worker_slots(worker), key.control(worker))
     dead[#dead + 1] = worker
   end
 end
+pass_on(tokens)
 -- A hundred jobs a look; where it begins moves on with the clock, so that each has its turn.
 local jobs = math.max(1, redis.call('ZCARD', key.jobs()))
 local first = math.floor(now_ms() / tonumber(arg.interval)) * 100 % jobs

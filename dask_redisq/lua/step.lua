@@ -1,5 +1,5 @@
 -- Finish a slot's lease and give it the next: one round trip per chunk.
--- keys: queue slots slot job finished leases wake idle active
+-- keys: queue slots slot job finished leases wake idle
 -- args: slot seq job epoch batch failure known want floor rest
 -- returns: msgpack {status, refused tasks, lease or false, look again in ms}
 --@include finish
@@ -105,6 +105,8 @@ if tonumber(arg.want) > 0 then
 else
   make_ready(job, first_of(fresh, #fresh), '')
 end
+if tonumber(arg.want) == 0 then spare = math.max(spare, 1) end
+pass_on(spare) -- before the slot is idle itself: it has looked
 if found then
   redis.call('HSET', key.slot(slot), 'job', found[1])
 elseif arg.rest == '1' then
@@ -114,9 +116,6 @@ elseif arg.rest == '1' then
     redis.call('PEXPIRE', key.idle(tag), DAY)
   end
   redis.call('HSET', key.slot(slot), 'idle', '1')
-end
-if spare > 0 and redis.call('EXISTS', key.active()) == 1 then
-  for _, tag in ipairs(tags) do if wake(tag, spare) > 0 then break end end
 end
 local answer = cmsgpack.pack({'ok', refused, found, retry})
 redis.call('HSET', key.slot(slot), 'seq', seq, 'answer', answer)

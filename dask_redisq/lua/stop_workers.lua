@@ -1,7 +1,8 @@
 -- Tell every registered worker of the queue to leave it, and cancel its jobs.
--- keys: workers control jobs job
+-- keys: workers jobs job
 -- args: reason
 -- returns: how many workers are still registered
+--@include control
 --@include ending
 for _, job in ipairs(redis.call('ZRANGE', key.jobs(), 0, -1)) do
   if redis.call('HGET', key.job(job), 'state') == 'running' then
@@ -9,8 +10,5 @@ for _, job in ipairs(redis.call('ZRANGE', key.jobs(), 0, -1)) do
   end
 end
 local workers = redis.call('HKEYS', key.workers())
-for _, worker in ipairs(workers) do
-  redis.call('RPUSH', key.control(worker), cmsgpack.pack({'stop', '', ''}))
-  redis.call('PEXPIRE', key.control(worker), 3600 * 1000)
-end
+for _, worker in ipairs(workers) do tell_worker(worker, 'stop', '', '') end
 return #workers

@@ -27,9 +27,11 @@ local function charge(job, task)
 end
 
 if arg.slot == '' then
+  local tokens = 0
   for _, slot in ipairs(redis.call('SMEMBERS', key.worker_slots(arg.worker))) do
-    unregister(slot, function() return true end)
+    tokens = tokens + unregister(slot, function() return true end)
   end
+  pass_on(tokens)
   redis.call('HDEL', key.workers(), arg.worker)
   redis.call('DEL', key.alive(arg.worker), key.worker_slots(arg.worker), key.control(arg.worker))
   return 'ok'
@@ -39,6 +41,7 @@ local stored = redis.call('HMGET', key.slot(arg.slot), 'seq', 'job')
 local job, begun, position = stored[2], tonumber(arg.begun), tonumber(arg.position)
 -- The slot died with a step under way: the lease here is not the one that it was running.
 local known = tonumber(stored[1]) == tonumber(arg.seq)
-unregister(arg.slot, function(_, i) return known and i <= position + 1 end)
+local tokens = unregister(arg.slot, function(_, i) return known and i <= position + 1 end)
 if job and known and begun >= 0 and arg.death ~= '' then charge(job, begun) end
+pass_on(tokens)
 return 'ok'

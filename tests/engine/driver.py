@@ -219,9 +219,9 @@ class Engine:
 
     # -- slots ------------------------------------------------------------------------
 
-    def slot(self, worker: str = "w", tags: tuple[str, ...] = ()) -> Slot:
+    def slot(self, worker: str = "w", tags: tuple[str, ...] = (), *, python: str = PYTHON) -> Slot:
         """Register a new slot of a worker."""
-        slot = Slot(self._new_id(8), worker, (PYTHON, worker, *tags))
+        slot = Slot(self._new_id(8), worker, (python, worker, *tags))
         self.register(slot)
         return slot
 
@@ -253,6 +253,12 @@ class Engine:
             "unregister", worker=slot.worker, slot=slot.id, seq=seq, begun=begun, position=position, death=death,
         )  # fmt: skip
 
+    def leave(self, worker: str) -> None:
+        """Let a worker leave with all its slots, which have ended."""
+        self.call(
+            "unregister", worker=worker, slot="", seq=-1, begun=-1, position=-1, death=b"",
+        )  # fmt: skip
+
     def die(self, slot: Slot, begun: int, position: int = 0) -> None:
         """Let a slot die in a task."""
         self.unregister(slot, begun=begun, position=position, death=pack([slot.worker, -9]))
@@ -266,6 +272,10 @@ class Engine:
     def tokens(self, *slots: Slot) -> list[int]:
         """Return how many wake tokens each slot has."""
         return [int(self.link.command("LLEN", self.keys("wake", slot.id))) for slot in slots]
+
+    def pop_token(self, slot: Slot) -> None:
+        """Let a slot wake up by its token; it has not stepped yet."""
+        assert self.link.command("LPOP", self.keys("wake", slot.id)) is not None
 
     # -- steps ------------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ local read = {
   hash = function(name) return redis.call('HGETALL', name) end,
   set = function(name) return redis.call('SMEMBERS', name) end,
   list = function(name) return redis.call('LRANGE', name, 0, -1) end,
+  stream = function(name) return redis.call('XRANGE', name, '-', '+') end,
   zset = function(name) return redis.call('ZRANGE', name, 0, -1, 'WITHSCORES') end,
 }
 local out = {}
@@ -122,6 +123,8 @@ def _python_form(kind: bytes, content: Any) -> Any:
         return {k.decode(): float(v) for k, v in zip(content[::2], content[1::2], strict=True)}
     if kind == b"set":
         return {x.decode() for x in content}
+    if kind == b"stream":
+        return [dict(zip(fields[::2], fields[1::2], strict=True)) for _, fields in content]
     return content
 
 

@@ -6,9 +6,10 @@ import pytest
 from driver import Engine, Slot
 from invariants import JobView
 
-from dask_redisq.codec import pack, unpack
+from dask_redisq.codec import pack
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
+from dask_redisq.record import read_record
 
 A, B, C, D, E = range(5)
 
@@ -148,6 +149,18 @@ def test_a_value_that_nobody_needs_any_more_is_not_kept(
     assert not [name for name in engine.state().content if ":value:" in name]
 
 
+def test_a_record_tells_where_a_value_is_and_who_made_it(engine: Engine) -> None:
+    """Slots and clients read with one function what the engine wrote, large values and small ones."""
+    w1 = engine.slot()
+    job = engine.job({A: (), B: ()}, {A, B})
+    engine.step(w1, floor=1000)
+    attempt = w1.attempt
+    engine.finish(w1, A, B, apart={A}, want=0)
+    values = view(engine, job).values
+    assert read_record(values[A]) == (None, attempt)
+    assert read_record(values[B]) == (b"value", attempt)
+
+
 def test_a_replay_after_fencing_does_not_delete_the_winner(engine: Engine) -> None:
     """H8: W1's step was accepted, its reply lost, W1 unregistered; the step comes again and is refused."""
     w1 = engine.slot()
@@ -209,7 +222,7 @@ def test_a_failure_by_the_current_lease_ends_the_job(engine: Engine) -> None:
     found = engine.gather(job)
     assert (found.state, found.error) == ("failed", [b"raised", B, b"boom", w1.id.encode()])
     (word,) = engine.state().get("control", "w2")
-    assert unpack(word) == [b"cancel", w2.id.encode(), job.encode()]
+    assert word == {b"verb": b"cancel", b"slot": w2.id.encode(), b"job": job.encode()}
     assert engine.step(w2, engine.groups(w2, [C])).refused == [C]
     engine.sweep(job)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from driver import PYTHON, Engine
+from driver import PYTHON, Engine, Slot
 
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
@@ -20,6 +20,14 @@ def engine(link: Link, keys: Keys) -> Engine:
 def idle(engine: Engine, tag: str = PYTHON) -> set[str]:
     """Return who waits under a tag."""
     return engine.state().members("idle", tag)
+
+
+def fall_idle(engine: Engine, *slots: Slot) -> None:
+    """Let the slots find nothing, one after another; the first is woken first."""
+    for age, slot in enumerate(reversed(slots)):
+        assert engine.step(slot, rest=True).lease is None
+        for tag in slot.tags:  # two calls may come in the same millisecond
+            engine.link.command("ZINCRBY", engine.keys("idle", tag), -1000 * age, slot.id)
 
 
 def test_a_ready_task_wakes_one_idle_slot(engine: Engine) -> None:
@@ -74,6 +82,62 @@ def test_a_slot_that_leaves_passes_its_token_on(engine: Engine) -> None:
     assert engine.tokens(w2) == [1]
 
 
+@pytest.mark.parametrize("how", ["step", "unregister", "leave", "vanish"])
+def test_a_token_in_the_hand_of_a_slot_that_leaves_is_not_lost(engine: Engine, how: str) -> None:
+    """H53: W1 popped its token and was stopped in that instant; W2 does not sleep to its re-check."""
+    w1, w2 = engine.slot("w1"), engine.slot("w2")
+    fall_idle(engine, w1, w2)
+    engine.job({A: ()}, {A})
+    engine.pop_token(w1)
+    if how == "step":
+        engine.step(w1, want=0)
+    elif how == "unregister":
+        engine.die(w1, begun=-1)
+    elif how == "leave":
+        engine.leave("w1")
+    else:
+        assert engine.lose_worker("w1") == ["w1"]
+    assert engine.tokens(w2) == [1]
+
+
+def test_a_worker_that_leaves_may_have_many_tokens_in_hand(engine: Engine) -> None:
+    """H53: its two slots popped one each; two others are woken for the two tasks."""
+    leaving = [engine.slot("w1"), engine.slot("w1")]
+    others = [engine.slot("w2") for _ in range(3)]
+    fall_idle(engine, *leaving, *others)
+    engine.job({A: (), B: ()}, {A, B})
+    for slot in leaving:
+        engine.pop_token(slot)
+    engine.leave("w1")
+    assert sorted(engine.tokens(*others)) == [0, 1, 1]
+
+
+@pytest.mark.parametrize("popped", [True, False])
+def test_a_token_for_a_restricted_task_is_passed_on_to_an_able_slot(
+    engine: Engine, popped: bool
+) -> None:
+    """H53, H55: gpu slot W1 leaves, its token in hand or not: cpu slot W2, idle for longer, is no help."""
+    cpu, w1, w3 = engine.slot("w2"), engine.slot("w1", ("gpu",)), engine.slot("w3", ("gpu",))
+    fall_idle(engine, cpu, w1, w3)
+    engine.job({A: ()}, {A}, hard={A: ("gpu",)})
+    assert engine.tokens(cpu, w1, w3) == [0, 1, 0]
+    if popped:
+        engine.pop_token(w1)
+    engine.step(w1, want=0)
+    assert engine.tokens(cpu, w3) == [0, 1]
+
+
+def test_a_slot_that_leaves_wakes_nobody_in_vain(engine: Engine) -> None:
+    """Nothing is ready, or nothing that the idle may run."""
+    w1, cpu = engine.slot("w1"), engine.slot("w2")
+    fall_idle(engine, cpu)
+    engine.step(w1, want=0)
+    engine.job({A: ()}, {A}, hard={A: ("gpu",)})
+    engine.job({A: ()}, {A}, python="python3.9")
+    engine.unregister(w1)
+    assert engine.tokens(cpu) == [0]
+
+
 def test_leaving_the_idle_set_without_a_lease(engine: Engine) -> None:
     """H54: a slot that got work in another queue asks for nothing here, and is not idle here."""
     w1 = engine.slot()
@@ -91,6 +155,20 @@ def test_a_restricted_task_wakes_a_slot_that_may_run_it(engine: Engine) -> None:
     assert engine.tokens(cpu, gpu) == [0, 1]
     assert engine.step(cpu, rest=True).lease is None
     assert engine.step(gpu).tasks == [A]
+
+
+@pytest.mark.parametrize("others", [1, 230])
+def test_a_restricted_task_wakes_no_slot_of_another_python(engine: Engine, others: int) -> None:
+    """H55: gpu slots of Python 3.9, idle for longer, could not run it, and the able one would sleep on."""
+    engine.checking = others == 1  # each check reads the whole state
+    old = [engine.slot("old", ("gpu",), python="python3.9") for _ in range(others)]
+    able = engine.slot("new", ("gpu",))
+    fall_idle(engine, *old, able)
+    engine.job({A: (), B: ()}, {A, B}, hard={A: ("gpu",), B: ("gpu",)})
+    engine.check()
+    assert engine.tokens(able) == [1]
+    assert sum(engine.tokens(*old)) == 0
+    assert idle(engine, "gpu") == {slot.id for slot in old}
 
 
 def test_a_lease_that_came_back_wakes(engine: Engine) -> None:

@@ -1,6 +1,7 @@
 -- End a job: one state, that every script looks at first; removal comes later, in slices.
--- keys: active job settle control slot leases
+-- keys: active job settle slot leases
 --@include client
+--@include control
 
 -- Give a job its last state and tell its client and the supervisors of its running tasks.
 local function end_job(job, state, reason)
@@ -9,10 +10,7 @@ local function end_job(job, state, reason)
   local slots = redis.call('HKEYS', key.leases(job))
   for _, slot in ipairs(slots) do
     local worker = redis.call('HGET', key.slot(slot), 'worker')
-    if worker then
-      redis.call('RPUSH', key.control(worker), cmsgpack.pack({'cancel', slot, job}))
-      redis.call('PEXPIRE', key.control(worker), 3600 * 1000)
-    end
+    if worker then tell_worker(worker, 'cancel', slot, job) end
   end
   tell_client(job)
 end

@@ -24,9 +24,12 @@ local function end_lease(job, slot, done, begun)
   if redis.call('HGET', key.job(job), 'state') == 'running' then make_ready(job, left, '') end
 end
 
--- Forget a slot: its lease goes back, its ready set becomes everyone's, its tokens are passed on.
+-- Forget a slot: its lease goes back, its ready set becomes everyone's.
+--
+-- Returns how many tokens to pass on, once for all slots that are gone: those that it had, or
+-- one that may have been in its hand.
 local function unregister(slot, begun)
-  if redis.call('SREM', key.slots(), slot) == 0 then return end
+  if redis.call('SREM', key.slots(), slot) == 0 then return 0 end
   local state = redis.call('HMGET', key.slot(slot), 'worker', 'job')
   leave_idle(slot)
   local tokens = redis.call('LLEN', key.wake(slot))
@@ -39,12 +42,7 @@ local function unregister(slot, begun)
     end
   end
   if state[2] then end_lease(state[2], slot, {}, begun) end
-  local tags = redis.call('HGET', key.slot(slot), 'tags')
   redis.call('DEL', key.slot(slot), key.wake(slot))
   if state[1] then redis.call('SREM', key.worker_slots(state[1]), slot) end
-  if tokens > 0 and tags then
-    for _, tag in ipairs(cmsgpack.unpack(tags)) do
-      if wake(tag, tokens) >= tokens then break end
-    end
-  end
+  return math.max(tokens, 1)
 end

@@ -21,19 +21,25 @@ local function leave_idle(slot)
   for _, tag in ipairs(cmsgpack.unpack(state[2])) do redis.call('ZREM', key.idle(tag), slot) end
 end
 
--- Wake up to `count` idle slots that carry `tag`; return how many were woken.
-local function wake(tag, count)
-  local woken = 0
+-- Wake up to `count` idle slots that carry `tag` and run `python`; return how many were woken.
+local function wake(tag, python, count)
+  local woken, passed = 0, 0
   while woken < count do
-    local found = redis.call('ZRANGE', key.idle(tag), 0, math.min(count - woken, 100) - 1)
+    local some = tag == python and math.min(count - woken, 100) or 100
+    local found = redis.call('ZRANGE', key.idle(tag), passed, passed + some - 1)
     if #found == 0 then break end
     for _, slot in ipairs(found) do
-      redis.call('ZREM', key.idle(tag), slot)
-      if redis.call('SISMEMBER', key.slots(), slot) == 1 then
-        leave_idle(slot)
-        redis.call('RPUSH', key.wake(slot), '1')
-        redis.call('PEXPIRE', key.wake(slot), TOKEN_LIFE)
-        woken = woken + 1
+      if woken == count then break end
+      if tag ~= python and not redis.call('ZSCORE', key.idle(python), slot) then
+        passed = passed + 1 -- it waits for tasks of another Python
+      else
+        redis.call('ZREM', key.idle(tag), slot)
+        if redis.call('SISMEMBER', key.slots(), slot) == 1 then
+          leave_idle(slot)
+          redis.call('RPUSH', key.wake(slot), '1')
+          redis.call('PEXPIRE', key.wake(slot), TOKEN_LIFE)
+          woken = woken + 1
+        end
       end
     end
   end
@@ -42,13 +48,37 @@ end
 
 -- Wake a slot for each of `count` tasks under restriction `number` (0: none) of a job.
 local function wake_for(job, number, count)
+  local python = redis.call('HGET', key.job(job), 'python')
   if number == 0 then
-    wake(redis.call('HGET', key.job(job), 'python'), count)
+    wake(python, python, count)
     return
   end
   for _, tag in ipairs(cmsgpack.unpack(redis.call('HGET', key.job(job), 'hard:' .. number))) do
-    count = count - wake(tag, count)
+    count = count - wake(tag, python, count)
     if count <= 0 then return end
+  end
+end
+
+-- Wake others for what a slot that takes nothing, or is gone, was woken for: `count` tokens.
+--
+-- W1 pops its token and is stopped in that instant: its task stays ready, and W2 sleeps to its
+-- re-check. What a token was for is not known, so each set that holds tasks gets a slot, in vain at
+-- worst. A hundred jobs at most, since each of them costs.
+local function pass_on(count)
+  if count == 0 then return end
+  for _, job in ipairs(redis.call('ZRANGE', key.active(), 0, 99)) do
+    if redis.call('HGET', key.job(job), 'state') == 'running' then
+      local common = redis.call('ZCARD', key.ready(job))
+      for _, set in ipairs(redis.call('ZRANGE', key.sets(job), 0, -1)) do
+        local number, tasks = string.match(set, '^hard:(%d+)$'), redis.call('ZCARD', key.tagged(job, set))
+        if number then
+          wake_for(job, tonumber(number), math.min(count, tasks))
+        else
+          common = common + tasks
+        end
+      end
+      wake_for(job, 0, math.min(count, common))
+    end
   end
 end
 

@@ -1,0 +1,115 @@
+"""A proxy between a worker and its server that loses one reply."""
+
+from __future__ import annotations
+
+import selectors
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Thread
+from types import TracebackType
+from typing import Self
+
+__all__ = ["LossyProxy"]
+
+
+class LossyProxy:
+    """Passes everything on, but for the first reply that holds certain bytes.
+
+    Parameters
+    ----------
+    path : Path
+        Where it listens.
+    server : str
+        URL of the server behind it, ``unix://PATH``.
+    lost : sequence of bytes
+        What the reply that is lost holds, each of them.
+    silently : bool, default False
+        Leave that connection open, and let nothing more through, as a firewall does that
+        forgot it; otherwise it is closed.
+    """
+
+    def __init__(
+        self, path: Path, server: str, lost: Sequence[bytes], *, silently: bool = False
+    ) -> None:
+        self.url = f"unix://{path}"
+        #: How many replies were lost.
+        self.losses = 0
+        self._server = server.removeprefix("unix://")
+        self._lost, self._silently = lost, silently
+        self._peers: dict[socket.socket, socket.socket] = {}
+        self._from_server: set[socket.socket] = set()
+        self._dead: list[socket.socket] = []
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self._end, self._end_seen = socket.socketpair()
+        self._selector = selectors.DefaultSelector()
+        for source in (self._listener, self._end_seen):
+            self._selector.register(source, selectors.EVENT_READ)
+        self._thread = Thread(target=self._run)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._end.close()
+        self._thread.join()
+        for source in [*self._peers, *self._dead, self._listener, self._end_seen]:
+            source.close()
+        self._selector.close()
+
+    def _run(self) -> None:
+        while True:
+            for ready, _ in self._selector.select():
+                source = ready.fileobj
+                if source is self._end_seen:
+                    return
+                if source is self._listener:
+                    self._accept()
+                elif source in self._peers:
+                    assert isinstance(source, socket.socket)
+                    self._pass_on(source)
+
+    def _accept(self) -> None:
+        client, _ = self._listener.accept()
+        server = socket.socket(socket.AF_UNIX)
+        server.connect(self._server)
+        self._from_server.add(server)
+        for one, other in ((client, server), (server, client)):
+            self._peers[one] = other
+            self._selector.register(one, selectors.EVENT_READ)
+
+    def _pass_on(self, source: socket.socket) -> None:
+        try:
+            data = source.recv(1 << 20)
+            if (
+                source in self._from_server
+                and not self.losses
+                and all(x in data for x in self._lost)
+            ):
+                self.losses += 1
+                self._drop(source, close=not self._silently)
+            elif data:
+                self._peers[source].sendall(data)
+            else:
+                self._drop(source, close=True)
+        except OSError:
+            self._drop(source, close=True)
+
+    def _drop(self, source: socket.socket, *, close: bool) -> None:
+        """Forget a connection and its other half."""
+        for end in (source, self._peers[source]):
+            del self._peers[end]
+            self._from_server.discard(end)
+            self._selector.unregister(end)
+            if close:
+                end.close()
+            else:
+                self._dead.append(end)

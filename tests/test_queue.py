@@ -1,0 +1,62 @@
+"""The connections of a queue: held between calls, and closed when its user says so."""
+
+from __future__ import annotations
+
+from threading import Thread
+
+import pytest
+from conftest import wait_until
+
+import dask_redisq as redisq
+from dask_redisq.codec import pack
+from dask_redisq.keys import Keys
+from dask_redisq.link import Link
+from dask_redisq.queue import Queue
+
+
+def clients(link: Link) -> set[str]:
+    """Return the ids of the server's connections."""
+    lines = link.command("CLIENT", "LIST").decode().splitlines()
+    return {line.split()[0] for line in lines}
+
+
+def test_a_closed_queue_holds_no_connection(queue: Queue, link: Link) -> None:
+    """Closing again is nothing; a later call connects again."""
+    before = clients(link)
+    for _ in range(2):
+        queue.stats()
+        held = clients(link) - before
+        assert len(held) == 1
+        queue.close()
+        queue.close()
+        wait_until(lambda: not held & clients(link))  # noqa: B023 - it is over by then
+
+
+def test_the_end_of_a_with_block_closes_a_queue(link: Link) -> None:
+    """Also when the block ends with an error."""
+    before = clients(link)
+    queue = Queue("test", link.url)
+    with queue:
+        queue.stats()
+        held = clients(link) - before
+        assert len(held) == 1
+    wait_until(lambda: not held & clients(link))
+    with pytest.raises(redisq.NoWorkersError), queue:
+        queue.wait_for_workers(1, timeout=0)
+    wait_until(lambda: clients(link) <= before)
+
+
+def test_a_call_under_way_outlives_the_close_and_its_connection_does_not(
+    queue: Queue, link: Link, keys: Keys
+) -> None:
+    """Another thread waits for workers: it gets its answer, then nothing is held."""
+    before = clients(link)
+    waiting = Thread(target=queue.wait_for_workers, args=(1,))
+    waiting.start()
+    wait_until(lambda: clients(link) - before)
+    held = clients(link) - before
+    queue.close()
+    assert held <= clients(link)
+    link.call("register", keys, worker="w", info=b"", expiry=60_000, slot="s", tags=pack([]))
+    waiting.join()
+    wait_until(lambda: not held & clients(link))
