@@ -159,8 +159,9 @@ def _slot_ids(worker: WorkerProcess) -> list[str]:
 def test_slots_end_with_their_supervisor(queue: Queue, workers: WorkerProcess) -> None:
     """SIGKILL of the supervisor alone: its slots are gone within a second; fault row 5."""
     slots = workers.slots()
-    running = {queue.get({"pid": (os.getpid,)}, "pid")}
-    wait_until(lambda: running.add(queue.get({"pid": (os.getpid,)}, "pid")) or len(running) == 2)
+    running: set[int] = set()
+    while len(running) < 2:  # both have started
+        running.add(queue.get({"pid": (os.getpid,)}, "pid"))
     os.kill(workers.pid, signal.SIGKILL)
     wait_until(lambda: all(is_gone(slot) for slot in slots), timeout=1.0)
 
