@@ -1,5 +1,6 @@
 """The overhead per task of each peer on each shape: rounds, checks, medians."""
 
+import contextlib
 import gc
 import statistics
 import time
@@ -7,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import psutil
 from dask.local import get_sync
 
 from benchmarks.peers import Get
@@ -14,6 +16,9 @@ from benchmarks.shapes import SHAPES, Graph, Shape
 
 #: What redisq may cost, as a multiple of a peer's time on the same graph.
 OVERHEAD_BARS = {"sync": 1.3, "processes": 0.6, "distributed": 1 / 40}
+
+#: Seconds of quiet before a call is timed.
+QUIET = 0.2
 
 
 @dataclass(frozen=True)
@@ -153,6 +158,30 @@ def _call(row: Row, peer: str, get: Get, expected: Any, settings: Settings) -> N
 def timed(get: Get, graph: Graph, **kwargs: Any) -> tuple[float, Any]:
     """Run the graph, and return the seconds from submit to the last output, and the outputs."""
     gc.collect()  # the last call's garbage is not this one's cost
+    _rest()
     start = time.perf_counter()
     result = get(graph.dsk, graph.keys, **kwargs)
     return time.perf_counter() - start, result
+
+
+def _rest() -> None:
+    """Wait until the processes of all peers are quiet, at most 10 s.
+
+    distributed goes on for up to a second after it has answered, forgetting the tasks; on two
+    cores that took a third off the speed of whoever came next.
+    """
+    everyone = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    deadline, busy = time.monotonic() + 10, True
+    while busy and time.monotonic() < deadline:
+        before = _cpu_seconds(everyone)
+        time.sleep(QUIET)
+        busy = _cpu_seconds(everyone) - before > 0.1 * QUIET
+
+
+def _cpu_seconds(processes: Iterable[psutil.Process]) -> float:
+    total = 0.0
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Any
 
 __all__ = ["ValueCache"]
@@ -43,16 +44,21 @@ class ValueCache:
             self._values.clear()
             self.bytes = 0
 
-    def get(self, task: int) -> Any:
-        """Return the value of `task`; a `KeyError` if it is not here."""
-        self._values.move_to_end(task)
-        return self._values[task][0]
+    def found(self, tasks: Iterable[int]) -> dict[int, Any]:
+        """Return those values of `tasks` that are here, and note their use."""
+        values, used = self._values, self._values.move_to_end
+        found = {}
+        for task in tasks:
+            if task in values:
+                used(task)
+                found[task] = values[task][0]
+        return found
 
     def put(self, task: int, value: Any, size: int) -> None:
         """Keep a value that takes `size` bytes."""
-        if size + OVERHEAD > self.limit or task in self._values:
-            return
         size += OVERHEAD
+        if size > self.limit or task in self._values:
+            return
         self._values[task] = (value, size)
         self.bytes += size
         while self.bytes > self.limit:

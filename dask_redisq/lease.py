@@ -10,13 +10,14 @@ or the lower part of a tree costs no round trip and no serialisation at all.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import chain
 from typing import Any, NamedTuple
 
 from dask_redisq.batch import Batch, Published
 from dask_redisq.codec import Block, dumps_value
 from dask_redisq.errors import ValueTooLarge
 from dask_redisq.pace import EDGES, Pace
-from dask_redisq.task import kind_of, run_task
+from dask_redisq.task import kind_of, run_node, run_task
 
 __all__ = ["Lease", "LeaseRun"]
 
@@ -83,8 +84,9 @@ class LeaseRun:
         self.go_on = go_on
         self.made: dict[int, None] = {}
         self.failed: tuple[int, BaseException] | None = None
-        self._open: set[int] = set()
-        self._missing: dict[int, int] = {}
+        self._missing: dict[int, int] = {}  # user of what was made -> inputs that it still lacks
+        self._last_func: Any = None
+        self._last_kind = ""
         self._edges = 0
         self._last_edges: Any = None
         self._most = lease.chunk if lease.chunk > 0 else 1 << 30
@@ -123,7 +125,7 @@ class LeaseRun:
         return not self._known(task)
 
     def _known(self, task: int) -> bool:
-        return self.pace.know(kind_of(self._node(task)))
+        return self.pace.know(self._kind(self._node(task)))
 
     def _node(self, task: int) -> Any:
         size = self.lease.block
@@ -132,7 +134,6 @@ class LeaseRun:
     def _run_tree(self, first: int, position: int, started: float, now: float) -> float:
         """Run a task, then what became possible by it, depth first; return the time."""
         todo = [first]
-        pace = self.pace
         while todo:
             task = todo.pop()
             node = self._node(task)
@@ -145,34 +146,42 @@ class LeaseRun:
                 self.failed = (task, error)
                 return self.clock()
             before, now = now, self.clock()
-            pace.ran(kind_of(node), now - before)
+            self.pace.ran(self._kind(node), now - before)
             self.made[task] = None
-            todo.extend(self._followers(task))
+            todo += self._followers(task)
         return now
+
+    def _kind(self, node: Any) -> str:
+        """Return the kind of a task; neighbours mostly run the same function."""
+        if node[0] is not self._last_func or node[0] is run_node:
+            self._last_func, self._last_kind = node[0], kind_of(node)
+        return self._last_kind
 
     def _followers(self, task: int) -> list[int]:
         """Return the tasks whose last missing input is `task`, the most urgent one last."""
-        size = self.lease.block
+        size, missing = self.lease.block, self._missing
         block = self.blocks[task // size]
         users = block.users[task % size]
         edges = (block.inputs[task % size], users)
-        if edges != self._last_edges:  # a fan-out is reported as one group
+        if edges != self._last_edges:  # a fan-out is reported as one run
             self._last_edges = edges
             self._edges += len(edges[0]) + len(users)
-        self._open.discard(task)
         found = []
         for user in users:
-            self._open.add(user)
-            missing = self._missing.get(user)
-            if missing is None:
+            left = missing.get(user)
+            if left is None:
                 its_block = self.blocks.get(user // size)
-                missing = len(its_block.inputs[user % size]) if its_block is not None else -1
-            self._missing[user] = missing - 1
-            if missing == 1:
+                left = len(its_block.inputs[user % size]) if its_block is not None else -1
+            missing[user] = left - 1
+            if left == 1:
                 found.append(user)
         if len(found) > 1:
             found.sort(reverse=True)
         return found
+
+    def _only_follower(self, task: int) -> bool:
+        """Tell whether nothing but `task` could follow from all that was made here."""
+        return all(user == task or user in self.made for user in self._missing)
 
     def _may_follow(self, task: int, node: Any, elapsed: float) -> bool:
         """Tell whether a task whose inputs were all made here may run here at once.
@@ -188,23 +197,18 @@ class LeaseRun:
             return False
         if elapsed > self.pace.budget or self._edges > EDGES:
             return False
-        return self.pace.short(kind_of(node)) or self._open == {task}
+        return self.pace.short(self._kind(node)) or self._only_follower(task)
 
     # -- reporting ------------------------------------------------------------------
 
     def report(self) -> Batch:
         """Return what was made, as components with their outer edges."""
-        batch, size = Batch(), self.lease.block
+        batch = Batch()
         batch.failed = self.failed
-        for tasks in self._components():
-            first = tasks[0]
-            block, i = self.blocks[first // size], first % size
-            inputs, users = block.inputs[i], block.users[i]
+        lone, linked = self._components()
+        for tasks in chain(([task] for task in lone), linked):
             try:
-                if len(tasks) == 1 and len(inputs) + len(users) <= EDGES:
-                    value, output = self._publish(first), first in block.outputs
-                    batch.add_lone(first, inputs, users, value, output=output)
-                else:
+                if len(tasks) > 1 or not self._report_lone(batch, tasks[0]):
                     self._report_component(batch, tasks)
             except _NotPublishable as error:  # without a group its tasks get no verdict
                 if isinstance(error.why, ValueTooLarge):
@@ -213,22 +217,34 @@ class LeaseRun:
                     batch.unpublished = batch.unpublished or (error.task, str(error.why))
         return batch
 
-    def _components(self) -> list[list[int]]:
-        """Return the made tasks, those linked by inner values together, each list in order."""
-        size, made = self.lease.block, self.made
+    def _components(self) -> tuple[list[int], list[list[int]]]:
+        """Return the made tasks: those by themselves, and those that inner values link."""
+        size, blocks, made = self.lease.block, self.blocks, self.made.keys()
         of: dict[int, list[int]] = {}
         for task in made:
-            group = [task]
-            for i in self.blocks[task // size].inputs[task % size]:
-                if i in made and of[i] is not group:
-                    other = of[i]
+            inputs = blocks[task // size].inputs[task % size]
+            if made.isdisjoint(inputs):
+                continue
+            group = of.setdefault(task, [task])
+            for i in made & inputs:
+                other = of.setdefault(i, [i])
+                if other is not group:
                     if len(other) > len(group):
                         other, group = group, other
-                    group.extend(other)
-                    for t in other:
-                        of[t] = group
-            of[task] = group
-        return [sorted(g) for g in {id(g): g for g in of.values()}.values()]
+                    group += other
+                    of.update(dict.fromkeys(other, group))
+        lone = [task for task in made if task not in of]
+        return lone, [sorted(g) for g in {id(g): g for g in of.values()}.values()]
+
+    def _report_lone(self, batch: Batch, task: int) -> bool:
+        """Report a task by itself; false if it has too many edges for that."""
+        size = self.lease.block
+        block, i = self.blocks[task // size], task % size
+        inputs, users = block.inputs[i], block.users[i]
+        if len(inputs) + len(users) > EDGES:
+            return False
+        batch.add_lone(task, inputs, users, self._publish(task), output=task in block.outputs)
+        return True
 
     def _report_component(self, batch: Batch, tasks: list[int]) -> None:
         size, inside = self.lease.block, set(tasks)

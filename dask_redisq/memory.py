@@ -104,7 +104,7 @@ class SlotMemory:
 
         A wide fan-in is read in slices, and a value that is stored apart by itself.
         """
-        values = {t: self.values.get(t) for t in tasks if t in self.values}
+        values = self.values.found(tasks)
         wanted = [t for t in tasks if t not in values]
         apart: list[tuple[int, str]] = []
         for first in range(0, len(wanted), FIELDS):

@@ -195,7 +195,7 @@ def test_a_cache_serves_one_epoch_of_one_job() -> None:
     cache = ValueCache(limit=2000)
     cache.turn_to("job", "one")
     cache.put(A, "a", 100)
-    assert cache.get(A) == "a"
+    assert cache.found([A]) == {A: "a"}
     cache.turn_to("job", "one")
     assert A in cache
     cache.turn_to("job", "two")
