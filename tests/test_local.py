@@ -125,6 +125,7 @@ def test_a_worker_that_does_not_drain_in_time_is_killed(
 ) -> None:
     """Its slots go with it, in the middle of a task."""
     worker = start(1)
+    wait_until(psutil.Process(worker.pid).children)  # a slot is registered before it starts
     (slot,) = psutil.Process(worker.pid).children()
     begun = tmp_path / "begun"
     client = subprocess.Popen([sys.executable, "-c", CLIENT, queue.url, str(begun)])
