@@ -19,6 +19,7 @@ from dask_redisq.errors import (
     ValueTooLarge,
     WorkerDied,
 )
+from dask_redisq.future import Future
 from dask_redisq.local import LocalCluster, start_local_workers
 from dask_redisq.queue import Queue, enable, get
 
@@ -27,6 +28,7 @@ __all__ = [
     "get",
     "enable",
     "Queue",
+    "Future",
     # on this machine
     "LocalCluster",
     "start_local_workers",

@@ -108,6 +108,41 @@ class Plan:
             counts[task] += 1
         return counts
 
+    def without(self, received: Mapping[int, Any]) -> Plan:
+        """Return the plan of the outputs that are still missing: fewer tasks, other numbers.
+
+        A received value that a missing output needs is a constant there, and not computed again:
+        its user has seen it, and another run might give another one.
+
+        Parameters
+        ----------
+        received : Mapping
+            Task -> value, for outputs of this plan.
+        """
+        outputs = {key: task for key, task in self.outputs.items() if task not in received}
+        needed: set[int] = set()
+        todo = list(outputs.values())
+        while todo:
+            task = todo.pop()
+            if task not in needed:
+                needed.add(task)
+                todo += [i for i in self.inputs[task] if i not in received]
+        old = sorted(needed)  # their order is as good for the rest
+        number = dict(zip(old, range(len(old)), strict=True))
+        found = {n: received[task] for n, task in self.names.items() if task in received}
+        return Plan(
+            keys=[self.keys[task] for task in old],
+            nodes=[self.nodes[task] for task in old],
+            inputs=[tuple([number[i] for i in self.inputs[t] if i in number]) for t in old],
+            users=[[number[u] for u in self.users[task] if u in number] for task in old],
+            outputs={key: number[task] for key, task in outputs.items()},
+            constants={},
+            local={},
+            names={n: number[task] for n, task in self.names.items() if task in number},
+            data={**self.data, **found},
+            restricted={number[t]: tags for t, tags in self.restricted.items() if t in number},
+        )
+
     def _packed(self, task: int) -> Any:
         """Return a task in the form of `dask_redisq.task.run_task`.
 

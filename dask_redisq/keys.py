@@ -28,8 +28,11 @@ PATTERNS: dict[str, tuple[str, str]] = {
     "slot": ("slot:%s", "hash: worker, tags, seq, answer, job of its lease, idle"),
     "idle": ("idle:%s", "zset: slots that carry this tag and wait for work -> since (ms)"),
     "wake": ("wake:%s", "list: a token wakes this slot"),
+    "tomb": ("tomb:%s", "string with expiry: msgpack [state, reason] of a job that is gone"),
     # one job: truth
-    "job": ("job:%s", "hash: state, epoch, n, finished, settings, error"),
+    "job": ("job:%s", "hash: state, epoch, n, finished, settings, error, life"),
+    "answer": ("job:%s:answer", "string: what makes the answer of a detached job from its outputs"),
+    "names": ("job:%s:names", "string: the graph key of each task of a detached job, packed"),
     "blocks": ("job:%s:blocks", "hash: block number -> pickled tasks; never changes"),
     "consts": ("job:%s:consts", "set: digests of the job's constants"),
     "const": ("job:%s:const:%s", "string: a large constant by the digest of its content"),
@@ -53,6 +56,8 @@ PATTERNS: dict[str, tuple[str, str]] = {
     # staged by the client, taken by create
     "new_wait": ("job:%s:new:wait", "the wait counters before create has seen them"),
     "new_consumers": ("job:%s:new:consumers", "the consumers counters before create has seen them"),
+    "new_answer": ("job:%s:new:answer", "the answer before create has seen it"),
+    "new_names": ("job:%s:new:names", "the names before create has seen them"),
     "new_restrict": ("job:%s:new:restrict", "the restrictions before create has seen them"),
 }
 

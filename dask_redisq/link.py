@@ -155,6 +155,12 @@ class Link:
             self._connection.send_command(*words)
         except _AWAY:
             self._lose()
+        except BaseException:
+            # Interrupted on the way: the server may have half of it, and the next command would
+            # be read as the other half.
+            self._lose()
+            self._pending.clear()
+            raise
 
     def receive_all(self, but: int = 0) -> list[Any]:
         """Return the replies to all that was sent since the last time, in order.

@@ -193,7 +193,7 @@ class _OwnQueue(Queue):
     @property
     def links(self) -> list[Link]:
         """Its idle connections."""
-        return self._links
+        return self._pool.links
 
 
 class LocalCluster:

@@ -14,7 +14,7 @@ from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.settings import setting
 
-__all__ = ["Monitor"]
+__all__ = ["Monitor", "renew_values", "sweep"]
 
 logger = logging.getLogger("dask_redisq")
 
@@ -66,7 +66,7 @@ class Monitor:
         answer = self.link.call(
             "recover", self.keys, who=self.who, interval=int(self.interval * 900)
         )
-        looked, dead, ended = unpack(answer)
+        looked, dead, ended, values = unpack(answer)
         self._looks += looked
         self._dead += len(dead)
         for worker in dead:
@@ -75,6 +75,8 @@ class Monitor:
             )
         for job in ended:
             sweep(self.link, self.keys, job.decode())
+        for job in values:
+            renew_values(self.link, self.keys, job.decode())
 
 
 def sweep(link: Link, keys: Keys, job: str) -> bool:
@@ -82,3 +84,12 @@ def sweep(link: Link, keys: Keys, job: str) -> bool:
     while (answer := link.call("sweep", keys, job=job)) == 0:
         pass
     return bool(answer > 0)
+
+
+def renew_values(link: Link, keys: Keys, job: str) -> None:
+    """Renew the expiry of a job's large values and constants, slice by slice."""
+    cursor: object = "0"
+    while True:
+        cursor = link.call("renew_values", keys, job=job, cursor=cursor)
+        if cursor in ("0", b"0"):
+            return

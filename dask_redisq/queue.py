@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Self
 
 import dask
-from dask.typing import Key
 
 from dask_redisq import status
-from dask_redisq.dask_input import plain_graph, refuse_disk_shuffle, restrictions
+from dask_redisq.compute import compute_graph, submit_detached
 from dask_redisq.errors import NoServerError, NoWorkersError
-from dask_redisq.graph import plan_graph
-from dask_redisq.job import Job, JobOptions
+from dask_redisq.future import Future, attach, cancel_job
 from dask_redisq.keys import Keys, check_queue_name
-from dask_redisq.link import Link, redact
+from dask_redisq.link import redact
+from dask_redisq.pool import Pool
 from dask_redisq.registry import list_workers
-from dask_redisq.server_check import warn_about_server
+from dask_redisq.removal import remove_queue
 from dask_redisq.settings import setting
 
 __all__ = ["Queue", "default_queue", "enable", "get"]
-
-import logging
-
-logger = logging.getLogger("dask_redisq")
-
-#: Idle connections that a queue keeps for its next calls.
-KEEP = 4
 
 
 class Queue:
@@ -66,11 +55,8 @@ class Queue:
         self.name = check_queue_name(setting("queue", name))
         self.keys = Keys(self.name)
         self._url = url
-        self._links: list[Link] = []
-        weakref.finalize(self, _close, self._links)
-        self._closed = 0  # how often
-        self._lock = threading.Lock()
-        self._checked = False
+        name = self.name  # not self, which would then be garbage only when somebody looks for it
+        self._pool = Pool(lambda: url or _server_url(name))
 
     def __repr__(self) -> str:
         where = redact(self._url or setting("url") or "the private server")
@@ -119,35 +105,135 @@ class Queue:
         RedisqError
             What went wrong otherwise: see `dask_redisq.errors`.
         """
-        options = _job_options(kwargs)
-        graph, keys, annotations = plain_graph(dsk, keys)
-        plan = plan_graph(graph, keys, setting("order", kwargs.get("order")))
-        refuse_disk_shuffle(plan.keys)
-        plan.restricted = restrictions(
-            annotations,
-            plan.keys,
-            kwargs.get("workers"),
-            others=bool(kwargs.get("allow_other_workers")),
+        return compute_graph(self._pool, self.keys, dsk, keys, kwargs)
+
+    def compute(
+        self,
+        *collections: Any,
+        detach: bool = False,
+        result_ttl: float = 86400.0,
+        traverse: bool = True,
+        optimize_graph: bool = True,
+        **kwargs: Any,
+    ) -> Any:
+        """Compute Dask collections; with `detach` leave the job to the server and its workers.
+
+        Parameters
+        ----------
+        *collections : object
+            Any number of them, also inside of lists, dicts and the like, as `dask.compute`
+            takes them.
+        detach : bool, default False
+            Return as soon as the whole graph is on the server. This process may end then; any
+            other one can `attach`. The job is as durable as the server is: kept over a restart
+            if that writes an append-only file, but for what it had not yet written.
+        result_ttl : float, default 86400
+            Seconds, counted from the end of a detached job, for which its results are kept.
+        traverse, optimize_graph : bool, default True
+            As for `dask.compute`.
+        **kwargs
+            Keywords of `get`.
+
+        Returns
+        -------
+        tuple or Future
+            What `dask.compute` returns; with `detach` a future, whose result for one collection
+            is the value alone.
+
+        Raises
+        ------
+        TypeError
+            With `detach`, if there is no collection to compute.
+
+        Examples
+        --------
+        >>> future = queue.compute(x.sum(), detach=True)  # doctest: +SKIP
+        >>> future.result()  # doctest: +SKIP
+        1000000.0
+        """
+        options = {"traverse": traverse, "optimize_graph": optimize_graph}
+        if not detach:
+            return dask.compute(*collections, scheduler=self.get, **options, **kwargs)
+        job, answer = submit_detached(
+            self._pool, self.keys, collections, result_ttl, options, kwargs
         )
-        values = dict(plan.constants)
-        if len(plan):
-            with self._link() as link:
-                values.update(Job(link, self.keys, plan, options).compute())
-        for key, node in plan.local.items():
-            values[key] = node({k: values[k] for k in node.dependencies})
-        return _nested(keys, values)
+        return Future(self._pool, self.keys, job, answer)
+
+    def attach(self, job: str) -> Future:
+        """Return the future of a detached job, in whatever process; its id is in `jobs`.
+
+        Parameters
+        ----------
+        job : str
+            The id of the future that `compute` returned.
+
+        Raises
+        ------
+        JobLost
+            If there is no such job: the server lost it, or its results expired.
+        JobCancelled
+            If somebody cancelled it.
+        RedisqError
+            If it is not detached, or its upload is not complete.
+
+        Examples
+        --------
+        >>> redisq.Queue("jobs").attach(job).result()  # doctest: +SKIP
+        1000000.0
+        """
+        return attach(self._pool, self.keys, job)
+
+    def cancel(self, job: str, reason: str | None = None) -> bool:
+        """Cancel a job: its waiting tasks never start, a running one is ended after a second.
+
+        Who waits for it gets `JobCancelled`, with the job, this process and the reason. To cancel
+        a job that has ended, or is not there, is harmless.
+
+        Parameters
+        ----------
+        job : str
+            Its id; see `jobs`.
+        reason : str, optional
+            For those who wait.
+
+        Returns
+        -------
+        bool
+            Whether it was running.
+
+        Examples
+        --------
+        >>> queue.cancel(future.id, reason="the input was wrong")  # doctest: +SKIP
+        True
+        """
+        with self._pool.lend() as link:
+            return cancel_job(link, self.keys, job, reason)
 
     # -- look ----------------------------------------------------------------------------
 
     def workers(self) -> list[dict[str, Any]]:
         """Return one row per living worker: id, name, host, pid, versions, tags, slots."""
-        with self._link() as link:
+        with self._pool.lend() as link:
             return list_workers(link, self.keys)
 
     def stats(self) -> dict[str, int]:
         """Return counts: waiting, ready, running, finished (only grows), workers, slots."""
-        with self._link() as link:
+        with self._pool.lend() as link:
             return status.counts(link, self.keys)
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """Return one row per job: id, state, sealed, detached, n, finished, created.
+
+        ``n`` counts its tasks, ``created`` is in seconds since 1970 by the server's clock, and
+        ``state`` is running, done, failed or cancelled.
+
+        Examples
+        --------
+        >>> [row["id"] for row in queue.jobs() if row["detached"]]  # doctest: +SKIP
+        ['0f343b0931126a20f133d67c2b018a3b']
+        """
+        with self._pool.lend() as link:
+            return status.jobs(link, self.keys)
 
     def wait_for_workers(self, n: int, timeout: float | None = None) -> None:
         """Wait until `n` slots are registered.
@@ -165,7 +251,7 @@ class Queue:
             If there are fewer when the time is over.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        with self._link() as link:
+        with self._pool.lend() as link:
             while True:
                 slots = link.command("SCARD", self.keys("slots"))
                 if slots >= n:
@@ -184,23 +270,8 @@ class Queue:
         Waits until the workers left, or until those that do not answer are past their expiry; at
         most `timeout` seconds.
         """
-        deadline = time.monotonic() + timeout
-        with self._link() as link:
-            link.call("stop_workers", self.keys, reason="its queue was removed")
-            while time.monotonic() < deadline:
-                workers = link.command("HKEYS", self.keys("workers"))
-                names = [self.keys("alive", w.decode()) for w in workers]
-                if not names or not link.command("EXISTS", *names):
-                    break
-                time.sleep(0.02)
-            cursor = b"0"
-            while True:
-                pattern = self.keys.pattern()
-                cursor, found = link.command("SCAN", cursor, "MATCH", pattern, "COUNT", 500)
-                if found:
-                    link.command("UNLINK", *found)
-                if cursor == b"0":
-                    return
+        with self._pool.lend() as link:
+            remove_queue(link, self.keys, timeout)
 
     # -- close ---------------------------------------------------------------------------
 
@@ -219,79 +290,13 @@ class Queue:
         4
         >>> queue.close()
         """
-        with self._lock:
-            self._closed += 1
-            idle = self._links.copy()
-            self._links.clear()
-        _close(idle)
+        self._pool.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    # -- connections -----------------------------------------------------------------------
-
-    @contextmanager
-    def _link(self) -> Iterator[Link]:
-        """Lend a held connection; each thread that is inside a call has its own."""
-        url = self.url
-        with self._lock:
-            closed = self._closed
-            link = None
-            while self._links and link is None:
-                link = self._links.pop()
-                if link.pid != os.getpid() or link.url != url:
-                    link = None  # made before a fork, or for another server
-        if link is None:
-            link = Link(url)
-        if link.unbroken_since is None:
-            link.connect()
-        if not self._checked:
-            warn_about_server(link, logger)
-            self._checked = True
-        try:
-            yield link
-        finally:
-            with self._lock:
-                keep = len(self._links) < KEEP and closed == self._closed
-                if keep:
-                    self._links.append(link)
-            if not keep:
-                link.close()
-
-
-def _close(links: list[Link]) -> None:
-    """Close idle connections of a queue that is closed, or garbage."""
-    while links:
-        links.pop().close()
-
-
-def _job_options(kwargs: dict[str, Any]) -> JobOptions:
-    """Return a job's options from keywords of `get`, then from the settings."""
-    chunk = kwargs.get("chunk_size", kwargs.get("chunksize"))
-    chunk = setting("chunk-size", chunk)
-    if chunk is not None and (chunk != int(chunk) or chunk == 0 or chunk < -1):
-        raise ValueError(
-            f"chunk_size is a number of tasks, or -1 to spread them evenly, not {chunk!r}"
-        )
-    return JobOptions(
-        chunk_size=int(chunk or 0),
-        priority=max(-4096, min(4096, int(kwargs.get("priority") or 0))),
-        allowed_failures=int(setting("allowed-failures", kwargs.get("allowed_failures"))),
-        locality_wait=setting("locality-wait", kwargs.get("locality_wait")),
-        ft_interval=setting("ft-interval", kwargs.get("ft_interval")),
-        alive_expiry=setting("alive-expiry", kwargs.get("alive_expiry")),
-        client_lease=setting("client-lease"),
-        no_workers_timeout=setting("no-workers-timeout", kwargs.get("no_workers_timeout")),
-    )
-
-
-def _nested(keys: Any, values: dict[Key, Any]) -> Any:
-    if isinstance(keys, list):
-        return tuple(_nested(key, values) for key in keys)
-    return values[keys]
 
 
 _start_private: Callable[[str], str] | None = None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from dask_redisq.codec import unpack
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.registry import list_workers
 
-__all__ = ["counts"]
+__all__ = ["counts", "jobs"]
 
 
 def counts(link: Link, keys: Keys) -> dict[str, int]:
@@ -38,3 +40,27 @@ def counts(link: Link, keys: Keys) -> dict[str, int]:
         "workers": len(workers),
         "slots": sum(len(row["slots"]) for row in workers),
     }
+
+
+def jobs(link: Link, keys: Keys) -> list[dict[str, Any]]:
+    """Return one row per job of a queue, in the order of their creation."""
+    found = link.command("ZRANGE", keys("jobs"), 0, -1, "WITHSCORES")
+    rows = []
+    for job, created in zip(found[::2], found[1::2], strict=True):
+        name = job.decode()
+        state, sealed, ttl, n, done = link.command(
+            "HMGET", keys("job", name), "state", "sealed", "ttl", "n", "finished"
+        )
+        if state is not None:
+            rows.append(
+                {
+                    "id": name,
+                    "state": state.decode(),
+                    "sealed": sealed is not None,
+                    "detached": int(ttl) > 0,
+                    "n": int(n),
+                    "finished": int(done),
+                    "created": float(created) / 1000,
+                }
+            )
+    return rows

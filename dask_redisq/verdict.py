@@ -8,10 +8,16 @@ from collections.abc import Callable, Sequence
 from dask.typing import Key
 
 from dask_redisq.codec import unpack
-from dask_redisq.errors import JobCancelled, JobFailed, TaskNotSerializable, WorkerDied
+from dask_redisq.errors import (
+    JobCancelled,
+    JobFailed,
+    JobLost,
+    TaskNotSerializable,
+    WorkerDied,
+)
 from dask_redisq.remote_error import unpack_error
 
-__all__ = ["as_exception", "how_it_ended"]
+__all__ = ["as_exception", "how_it_ended", "is_dropped", "why_gone"]
 
 
 def as_exception(reason: bytes, job: str, keys: Sequence[Key]) -> BaseException:
@@ -31,6 +37,44 @@ def as_exception(reason: bytes, job: str, keys: Sequence[Key]) -> BaseException:
     if kind == b"lost":
         payload = repr(keys[int(payload)]).encode()
     return _KINDS[kind.decode()](job, name, payload)
+
+
+def why_gone(tomb: bytes, job: str, queue: str) -> BaseException:
+    """Return the exception for a job that is not there, by the word that it left.
+
+    Parameters
+    ----------
+    tomb : bytes
+        What `lua/lib/tomb.lua` left; empty if there is nothing.
+    job, queue : str
+        Which job.
+    """
+    state, reason = unpack(tomb) if tomb else (b"", b"")
+    if state == b"cancelled":
+        return as_exception(reason, job, ())
+    told = {
+        b"expired": "its results were kept for its result_ttl, and that is over",
+        b"forgotten": "its results were given up by forget()",
+    }.get(state, "the server lost it, or its results expired after result_ttl")
+    return JobLost(f"job {job} of queue {queue!r} is gone: {told}. Submit it again")
+
+
+def is_dropped(state: str, reason: bytes) -> bool:
+    """Tell whether a job is gone though nobody wanted that: its client may submit it again.
+
+    Parameters
+    ----------
+    state : str
+        As the job has it; empty when it is not there, `reason` is its tomb then.
+    reason : bytes
+        As `as_exception` takes it.
+    """
+    if state == "":
+        if not reason:
+            return True
+        word, reason = unpack(reason)
+        state = word.decode()
+    return state == "cancelled" and bool(unpack(reason)[0] == b"client")
 
 
 def how_it_ended(code: int) -> str:

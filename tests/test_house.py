@@ -23,16 +23,18 @@ LAYERS: list[tuple[str, ...]] = [
     # plain: words, settings, decisions without I/O
     ("_defaults", "errors", "keys", "keeper", "order", "cache", "pace", "page", "task", "versions"),
     ("settings", "scripts", "codec", "record", "tls"),
-    ("remote_error", "graph", "batch", "dask_input"),
+    ("remote_error", "graph", "batch", "dask_input", "answer", "options"),
     ("lease",),
     ("verdict",),
     # one connection, and what is read and written over it
     ("link",),
     ("server", "server_check", "monitor", "memory", "registry", "control", "slot_process"),
+    ("pool", "removal", "client_lease"),
     ("status",),
     # the roles: a job's client, a slot, a worker
-    ("job", "slot", "supervisor"),
+    ("job", "slot", "supervisor", "renewer"),
     # the doors
+    ("compute", "future"),
     ("queue",),
     ("local",),
     ("embedded",),

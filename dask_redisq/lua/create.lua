@@ -1,6 +1,6 @@
 -- Make a job: its counters, settings and state; blocks follow, then seal.
--- keys: queue jobs job wait consumers restrict new_wait new_consumers new_restrict client
--- args: job n block blocks epoch chunk priority python allowed patience client_lease hard
+-- keys: queue jobs job answer names wait consumers restrict new_wait new_consumers new_restrict new_answer new_names client
+-- args: job n block blocks epoch chunk priority python allowed patience client_lease hard ttl
 -- returns: 'created', or 'exists' (a replay)
 --@include expire
 --
@@ -13,11 +13,17 @@ if redis.call('EXISTS', key.new_wait(arg.job), key.new_consumers(arg.job)) < 2 t
 end
 redis.call('RENAME', key.new_wait(arg.job), key.wait(arg.job))
 redis.call('RENAME', key.new_consumers(arg.job), key.consumers(arg.job))
+if redis.call('EXISTS', key.new_answer(arg.job), key.new_names(arg.job)) == 2 then
+  redis.call('RENAME', key.new_answer(arg.job), key.answer(arg.job))
+  redis.call('RENAME', key.new_names(arg.job), key.names(arg.job))
+end
 local time = redis.call('TIME')
 redis.call('HSET', key.job(arg.job),
   'state', 'running', 'n', arg.n, 'finished', 0, 'block', arg.block, 'blocks', arg.blocks,
   'epoch', arg.epoch, 'chunk', arg.chunk, 'priority', arg.priority, 'python', arg.python,
-  'allowed', arg.allowed, 'patience', arg.patience, 'acked', 0)
+  'allowed', arg.allowed, 'patience', arg.patience, 'acked', 0,
+  'lease', arg.client_lease, 'ttl', arg.ttl,
+  'life', first_life(tonumber(arg.client_lease), tonumber(arg.ttl)))
 if redis.call('EXISTS', key.new_restrict(arg.job)) == 1 then
   redis.call('RENAME', key.new_restrict(arg.job), key.restrict(arg.job))
   for number, tags in ipairs(cmsgpack.unpack(arg.hard)) do
@@ -25,7 +31,7 @@ if redis.call('EXISTS', key.new_restrict(arg.job)) == 1 then
   end
 end
 redis.call('ZADD', key.jobs(), time[1] * 1000 + math.floor(time[2] / 1000), arg.job)
-redis.call('SET', key.client(arg.job), '1', 'PX', arg.client_lease)
+hear_client(arg.job)
 redis.call('HSET', key.queue(), 'schema', '1')
 renew_job(arg.job)
 renew_queue()

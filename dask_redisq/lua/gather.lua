@@ -1,6 +1,6 @@
 -- Give the client of a job what finished since it last asked; its question is the receipt of the last answer.
--- keys: job log values consumers client leases settle ready sets
--- args: job cursor limit client_lease
+-- keys: job log values consumers client leases settle ready sets tomb
+-- args: job cursor limit
 -- returns: msgpack {state, error, finished, next cursor, task, record, task, record, ...}
 --@include settle
 --@include ending
@@ -8,13 +8,15 @@
 --
 -- Sending is not freeing: the reply may be lost. Entries before `cursor` have arrived, so their
 -- values go now. A client that gets nothing is entered as waiting; whoever appends wakes it.
+-- Of a detached job nothing is freed here: another reader may not have had it yet.
+-- Of a job that is gone, the error is what `lib/tomb.lua` left, or ''.
 local job, cursor = arg.job, tonumber(arg.cursor)
-local meta = redis.call('HMGET', key.job(job), 'state', 'error', 'acked', 'sealed', 'finished', 'n', 'damaged')
-if not meta[1] then return cmsgpack.pack({'', '', 0, cursor}) end
-redis.call('SET', key.client(job), '1', 'PX', arg.client_lease)
+local meta = redis.call('HMGET', key.job(job), 'state', 'error', 'acked', 'sealed', 'finished', 'n', 'damaged', 'ttl')
+if not meta[1] then return cmsgpack.pack({'', redis.call('GET', key.tomb(job)) or '', 0, cursor}) end
+hear_client(job)
 
 local acked = tonumber(meta[3])
-if cursor > acked then
+if cursor > acked and tonumber(meta[8]) == 0 then
   local delivered = {}
   for _, entry in ipairs(redis.call('LRANGE', key.log(job), acked, cursor - 1)) do
     for _, task in ipairs(cmsgpack.unpack(entry)) do delivered[task] = 1 end
@@ -60,5 +62,5 @@ if entries == 0 and state == 'running' then
     redis.call('HSET', key.job(job), 'waiting', '1')
   end
 end
-renew_job(job)
+renew_all(job)
 return cmsgpack.pack(answer)

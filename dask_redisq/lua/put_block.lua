@@ -10,6 +10,7 @@
 -- finished could be leased while its client still pickles it, or died pickling it.
 local state = redis.call('HGET', key.job(arg.job), 'state') or ''
 if state ~= 'running' then return state end
+hear_client(arg.job)
 if redis.call('HSETNX', key.blocks(arg.job), arg.number, arg.payload) == 0 then return state end
 local each = {}
 for task = arg.first, arg.first + arg.count - 1 do
@@ -21,7 +22,7 @@ if waits.torn then redis.call('HSET', key.job(arg.job), 'damaged', '1') end
 write_counters(key.wait(arg.job), waits)
 for _, digest in ipairs(cmsgpack.unpack(arg.consts)) do
   redis.call('SADD', key.consts(arg.job), digest)
-  redis.call('PEXPIRE', key.const(arg.job, digest), DAY) -- born with an expiry of minutes
+  redis.call('PEXPIRE', key.const(arg.job, digest), life_of(arg.job)) -- born with an expiry of minutes
 end
 make_ready(arg.job, waits.zero, '')
 renew_job(arg.job)

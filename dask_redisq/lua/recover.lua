@@ -1,17 +1,22 @@
 -- Look after the dead: workers without a beat lose their leases, jobs without a client end.
--- keys: workers alive worker_slots slots slot control monitor jobs job client leases
+-- keys: workers alive worker_slots slots slot control monitor jobs job client leases tomb
 -- args: who interval
--- returns: msgpack {looked (0 or 1), workers found dead, jobs ended and not yet removed}
+-- returns: msgpack {looked (0 or 1), workers found dead, jobs to remove, jobs whose values are to be renewed}
 --@include leases
 --@include ending
+--@include tomb
 --
 -- One look per interval for the whole queue, under a lock that expires: a lock that a dead
 -- monitor holds for ever was the end of recovery elsewhere. It starts from the authoritative
 -- registrations, never from an index. A vanished host charges nobody for its deaths.
+--
+-- A detached job needs its client until it is sealed: nobody else has the graph. After that it is
+-- renewed here, since its tasks may wait or run for days, and goes when its results are too old.
+local RENEW = 6 * 3600 * 1000 -- between two renewals of values, each of which lives for a day or more
 if not redis.call('SET', key.monitor(), arg.who, 'NX', 'PX', arg.interval) then
-  return cmsgpack.pack({0, {}, {}})
+  return cmsgpack.pack({0, {}, {}, {}})
 end
-local dead, ended, tokens = {}, {}, 0
+local dead, ended, values, tokens = {}, {}, {}, 0
 for _, worker in ipairs(redis.call('HKEYS', key.workers())) do
   if redis.call('EXISTS', key.alive(worker)) == 0 and #dead < 20 then
     for _, slot in ipairs(redis.call('SMEMBERS', key.worker_slots(worker))) do
@@ -27,12 +32,24 @@ pass_on(tokens)
 local jobs = math.max(1, redis.call('ZCARD', key.jobs()))
 local first = math.floor(now_ms() / tonumber(arg.interval)) * 100 % jobs
 for _, job in ipairs(redis.call('ZRANGE', key.jobs(), first, first + 99)) do
-  local state = redis.call('HGET', key.job(job), 'state')
-  if redis.call('EXISTS', key.client(job)) == 0 then
-    if state == 'running' then
-      end_job(job, 'cancelled', cmsgpack.pack({'client', -1, '', ''}))
+  local meta = redis.call('HMGET', key.job(job), 'state', 'ttl', 'sealed', 'ended', 'renewed')
+  local kept = tonumber(meta[2] or 0) > 0 and meta[3] and meta[1] ~= 'cancelled'
+  if kept and meta[1] == 'running' then
+    renew_all(job)
+    if now_ms() - tonumber(meta[5] or 0) > RENEW then
+      redis.call('HSET', key.job(job), 'renewed', now_ms())
+      values[#values + 1] = job
+    end
+  elseif kept and now_ms() >= tonumber(meta[4]) + tonumber(meta[2]) then
+    bury(job, 'expired', '')
+    ended[#ended + 1] = job
+  elseif not kept and redis.call('EXISTS', key.client(job)) == 0 then
+    if meta[1] == 'running' then
+      local reason = cmsgpack.pack({'client', -1, '', ''})
+      end_job(job, 'cancelled', reason)
+      bury(job, 'cancelled', reason)
     end
     ended[#ended + 1] = job
   end
 end
-return cmsgpack.pack({1, dead, ended})
+return cmsgpack.pack({1, dead, ended, values})

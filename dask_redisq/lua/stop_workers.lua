@@ -4,10 +4,11 @@
 -- returns: how many workers are still registered
 --@include control
 --@include ending
+--@include tomb
 for _, job in ipairs(redis.call('ZRANGE', key.jobs(), 0, -1)) do
-  if redis.call('HGET', key.job(job), 'state') == 'running' then
-    end_job(job, 'cancelled', cmsgpack.pack({'cancelled', -1, arg.reason, ''}))
-  end
+  local reason = cmsgpack.pack({'cancelled', -1, arg.reason, ''})
+  if redis.call('HGET', key.job(job), 'state') == 'running' then end_job(job, 'cancelled', reason) end
+  bury(job, 'cancelled', reason)
 end
 local workers = redis.call('HKEYS', key.workers())
 for _, worker in ipairs(workers) do tell_worker(worker, 'stop', '', '') end

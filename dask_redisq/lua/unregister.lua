@@ -18,9 +18,9 @@ local function charge(job, task)
   local records = packed and cmsgpack.unpack(packed) or {}
   records[#records + 1] = arg.death
   redis.call('HSET', key.deaths(job), task, cmsgpack.pack(records))
-  redis.call('PEXPIRE', key.deaths(job), DAY)
+  redis.call('PEXPIRE', key.deaths(job), life_of(job))
   redis.call('SADD', key.alone(job), task)
-  redis.call('PEXPIRE', key.alone(job), DAY)
+  redis.call('PEXPIRE', key.alone(job), life_of(job))
   if #records >= tonumber(redis.call('HGET', key.job(job), 'allowed')) then
     end_job(job, 'failed', cmsgpack.pack({'died', task, cmsgpack.pack(records), ''}))
   end

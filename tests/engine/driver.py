@@ -30,10 +30,11 @@ LONG = 3_600_000
 
 #: Scripts of which a second call must change nothing; sweep, gather and stop_workers work in steps.
 _REPLAYED = {
-    "cancel", "create", "put_block", "register", "renew", "report_missing", "seal", "step", "unregister",
+    "cancel", "create", "forget", "put_block", "register", "renew", "renew_client", "report_missing", "seal", "step",
+    "unregister",
 }  # fmt: skip
 #: Their answer tells the state that is there now.
-_ANSWERS_DIFFER = {"cancel", "create", "report_missing"}
+_ANSWERS_DIFFER = {"cancel", "create", "forget", "report_missing"}
 
 
 class Answer(NamedTuple):
@@ -151,6 +152,8 @@ class Engine:
         allowed: int = 3,
         patience: int = LONG,
         python: str = PYTHON,
+        ttl: int = 0,
+        lease: int = LONG,
     ) -> str:
         """Create a job of tasks 0..n-1, none of whose blocks is there yet; return its id."""
         tasks = tuple(tuple(inputs[t]) for t in range(len(inputs)))
@@ -161,8 +164,8 @@ class Engine:
         restrictions = [list(tags) for tags in graph.restrictions]
         self.call(
             "create", job=job, n=n, block=block, blocks=self._blocks(job), epoch=self.epochs[job], chunk=chunk,
-            priority=priority, python=python, allowed=allowed, patience=patience, client_lease=LONG,
-            hard=pack(restrictions),
+            priority=priority, python=python, allowed=allowed, patience=patience, client_lease=lease,
+            hard=pack(restrictions), ttl=ttl,
         )  # fmt: skip
         return job
 
@@ -197,7 +200,7 @@ class Engine:
 
     def gather(self, job: str, cursor: int = 0, limit: int = 1000) -> Gathered:
         """Ask for outputs; what lies before `cursor` has arrived."""
-        answer = self.call("gather", job=job, cursor=cursor, limit=limit, client_lease=LONG)
+        answer = self.call("gather", job=job, cursor=cursor, limit=limit)
         state, error, finished, cursor, *items = unpack(answer)
         values = dict(zip(items[::2], items[1::2], strict=True))
         return Gathered(state.decode(), unpack(error) if error else [], finished, cursor, values)
@@ -211,7 +214,7 @@ class Engine:
 
     def remove(self, job: str) -> None:
         """Cancel and sweep a job."""
-        self.call("cancel", job=job, reason="")
+        self.call("cancel", job=job, reason="", tomb="")
         self.sweep(job)
 
     def _blocks(self, job: str) -> int:
@@ -266,7 +269,7 @@ class Engine:
     def lose_worker(self, worker: str) -> list[str]:
         """Let a worker vanish whole, and be missed; return who was found dead."""
         self.link.command("DEL", self.keys("alive", worker), self.keys("monitor"))
-        _, dead, _ = unpack(self.call("recover", who="test", interval=LONG))
+        _, dead, _, _ = unpack(self.call("recover", who="test", interval=LONG))
         return [name.decode() for name in dead]
 
     def tokens(self, *slots: Slot) -> list[int]:

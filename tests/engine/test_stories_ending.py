@@ -30,7 +30,7 @@ def test_the_news_of_an_end_expire(engine: Engine, end: str) -> None:
     engine.gather(job)
     match end:
         case "cancel":
-            engine.call("cancel", job=job, reason="")
+            engine.call("cancel", job=job, reason="", tomb="")
         case "client":
             engine.link.command("DEL", engine.keys("client", job))
             engine.call("recover", who="test", interval=1000)

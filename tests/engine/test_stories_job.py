@@ -150,8 +150,8 @@ def test_nothing_is_made_again_after_the_removal(engine: Engine) -> None:
     for script, args in (
         ("put_block", {"number": 0, "first": 0, "count": 2, "payload": b"x", "consts": b"\x90"}),
         ("seal", {}),
-        ("cancel", {"reason": ""}),
-        ("gather", {"cursor": 0, "limit": 10, "client_lease": 1000}),
+        ("cancel", {"reason": "", "tomb": "1"}),
+        ("gather", {"cursor": 0, "limit": 10}),
         ("report_missing", {"task": A, "input": A}),
         ("renew_values", {"cursor": "0"}),
         ("sweep", {}),
@@ -165,7 +165,7 @@ def test_a_cancelled_job_leases_nothing(engine: Engine) -> None:
     w1, w2 = engine.slot("w1"), engine.slot("w2")
     job = engine.job({A: (), B: ()}, {A, B}, chunk=1)
     engine.step(w1)
-    engine.call("cancel", job=job, reason="enough")
+    engine.call("cancel", job=job, reason="enough", tomb="")
     assert engine.step(w2, rest=True).lease is None
     assert engine.finish(w1, A).refused == [A]
     assert engine.gather(job).error[2] == b"enough"

@@ -323,7 +323,7 @@ def test_a_worker_that_comes_back_after_its_death_leases_again(engine: Engine) -
 def test_one_look_for_the_dead_per_interval(engine: Engine) -> None:
     """R14: monitors share a lock that expires; the alive key alone decides."""
     w1 = engine.slot("w1")
-    assert engine.call("recover", who="one", interval=60_000) == pack([1, [], []])
+    assert engine.call("recover", who="one", interval=60_000) == pack([1, [], [], []])
     engine.link.command("DEL", engine.keys("alive", "w1"))
-    assert engine.call("recover", who="two", interval=60_000) == pack([0, [], []])
+    assert engine.call("recover", who="two", interval=60_000) == pack([0, [], [], []])
     assert engine.state().members("slots") == {w1.id}

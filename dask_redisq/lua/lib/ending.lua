@@ -2,6 +2,7 @@
 -- keys: active job settle slot leases
 --@include client
 --@include control
+--@include expire
 
 -- Give a job its last state and tell its client and the supervisors of its running tasks.
 local function end_job(job, state, reason)
@@ -13,6 +14,12 @@ local function end_job(job, state, reason)
     if worker then tell_worker(worker, 'cancel', slot, job) end
   end
   tell_client(job)
+  local ttl = tonumber(redis.call('HGET', key.job(job), 'ttl') or 0)
+  if ttl > 0 then -- a detached job: from now on its results age
+    redis.call('HSET', key.job(job), 'ended', now_ms(), 'life', ttl + MARGIN)
+    renew_all(job)
+    redis.call('HSET', key.job(job), 'expiring', '1')
+  end
 end
 
 -- A job is done when it is sealed, every task is finished and no edge is left to count.

@@ -202,12 +202,12 @@ end
 
 -- Keep the published values that somebody still needs; drop the others at once.
 local function keep_values(job, plan, attempt)
-  local fields, n, inside = {}, 0, plan.inside
+  local fields, n, inside, life = {}, 0, plan.inside, life_of(job)
   for i, task in ipairs(plan.names) do
     local value = plan.values[i]
     local apart = type(value) ~= 'string'
     if plan.uses[i] > (inside[task] or 0) then
-      if apart then redis.call('PEXPIRE', key.value(job, task, attempt), DAY) end
+      if apart then redis.call('PEXPIRE', key.value(job, task, attempt), life) end
       fields[n + 1] = task
       fields[n + 2] = (apart and 'e' or 'i') .. attempt .. value
       n = n + 2

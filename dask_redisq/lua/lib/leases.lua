@@ -17,7 +17,7 @@ local function end_lease(job, slot, done, begun)
       left[#left + 1] = task
       if begun(task, i) then
         redis.call('SADD', key.alone(job), task)
-        redis.call('PEXPIRE', key.alone(job), DAY)
+        redis.call('PEXPIRE', key.alone(job), life_of(job))
       end
     end
   end

@@ -1,12 +1,12 @@
 -- Make tasks ready, and wake one able, idle slot for each: the only place that does either.
 -- keys: queue active slots slot idle wake job ready tagged sets restrict
+--@include life
 --
 -- A token goes to a slot that is blocked and registered, or it is lost: W1, idle, found a task by
 -- its slow re-check and stayed in the idle set; the next token went to busy W1 while W2 slept
 -- (96 of 200 in a prototype). So each call takes its caller out of the idle sets first.
 local PRIORITY = 2 ^ 40
 local TOKEN_LIFE = 600 * 1000
-local DAY = 24 * 3600 * 1000
 
 local function now_ms()
   local time = redis.call('TIME')
@@ -93,10 +93,10 @@ local function add_to_set(job, set, tasks)
     end
     redis.call('ZADD', name, unpack(pairs_))
   end
-  redis.call('PEXPIRE', name, DAY)
+  redis.call('PEXPIRE', name, life_of(job))
   if set ~= '' then
     redis.call('ZADD', key.sets(job), 'NX', now_ms(), set)
-    redis.call('PEXPIRE', key.sets(job), DAY)
+    redis.call('PEXPIRE', key.sets(job), life_of(job))
   end
 end
 

@@ -1,0 +1,98 @@
+"""What makes an answer of a job's outputs: in its client, or in another process that attaches.
+
+For a detached job it is stored with the job. Pickled and unpickled here only.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dask._task_spec import GraphNode
+from dask.typing import Key
+
+from dask_redisq.codec import dumps, loads
+
+__all__ = ["Answer", "assemble", "pack_names", "unpack_names"]
+
+
+def assemble(keys: Any, values: dict[Key, Any], local: Mapping[Key, GraphNode]) -> Any:
+    """Return what a Dask scheduler returns for `keys`: a value, or for a list a tuple of such.
+
+    Parameters
+    ----------
+    keys : hashable, or nested list of hashable
+        What was asked for.
+    values : dict
+        Key -> value, of outputs and constants; it gets those of `local` too.
+    local : Mapping
+        Key -> node that is computed here from `values`, such as the last step of an array.
+    """
+    for key, node in local.items():
+        values[key] = node({k: values[k] for k in node.dependencies})
+    return _nested(keys, values)
+
+
+def _nested(keys: Any, values: Mapping[Key, Any]) -> Any:
+    if isinstance(keys, list):
+        return tuple(_nested(key, values) for key in keys)
+    return values[keys]
+
+
+@dataclass
+class Answer:
+    """The way from a detached job's outputs to what its user asked for.
+
+    Attributes
+    ----------
+    keys : list of hashable
+        One requested key per collection.
+    outputs : dict of hashable to int
+        Requested key -> its task.
+    constants : dict of hashable to object
+        Requested key -> its value, where the graph held that value itself.
+    local : dict of hashable to GraphNode
+        Requested keys that the reader computes itself.
+    repack : callable
+        Puts the values of the collections where these stood in the arguments; gives a tuple.
+    single : bool
+        Whether there was one argument: its value alone is the answer then.
+    """
+
+    keys: list[Key]
+    outputs: dict[Key, int]
+    constants: dict[Key, Any]
+    local: dict[Key, GraphNode]
+    repack: Callable[[Any], tuple[Any, ...]]
+    single: bool
+
+    def encode(self) -> bytes:
+        """Return it as the bytes that are stored."""
+        return dumps(
+            (self.keys, self.outputs, self.constants, self.local, self.repack, self.single)
+        )
+
+    @classmethod
+    def decode(cls, data: bytes) -> Answer:
+        """Return what `encode` made bytes of."""
+        return cls(*loads(data))
+
+    def value(self, received: Mapping[int, Any]) -> Any:
+        """Return the answer; `received` is task -> value, for all outputs."""
+        values = {key: received[task] for key, task in self.outputs.items()}
+        found = assemble(self.keys, {**self.constants, **values}, self.local)
+        repacked = self.repack(found)
+        return repacked[0] if self.single else repacked
+
+
+def pack_names(keys: Sequence[Key]) -> bytes:
+    """Return the graph key of each task as bytes; only an error's message needs them."""
+    return zlib.compress(dumps(list(keys)), 1)
+
+
+def unpack_names(data: bytes) -> list[Key]:
+    """Return what `pack_names` packed."""
+    names: list[Key] = loads(zlib.decompress(data))
+    return names

@@ -1,0 +1,201 @@
+"""A job that somebody may wait for, ask and leave again: here, and in any other process."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from dataclasses import replace
+from typing import Any
+
+from dask_redisq.answer import Answer, unpack_names
+from dask_redisq.errors import JobLost, RedisqError
+from dask_redisq.graph import Plan
+from dask_redisq.job import Job
+from dask_redisq.keys import Keys
+from dask_redisq.link import Link
+from dask_redisq.monitor import sweep
+from dask_redisq.options import job_options
+from dask_redisq.pool import Pool
+from dask_redisq.verdict import why_gone
+
+__all__ = ["Future", "attach", "cancel_job"]
+
+
+class Future:
+    """The answer of a detached job, now or later; `Queue.compute` and `Queue.attach` give it.
+
+    Any number of processes may hold one for the same job. None of them is needed: the job goes
+    on without, and its results stay until they are older than its ``result_ttl``, or until
+    one of them calls `forget`.
+
+    Attributes
+    ----------
+    id : str
+        The job's id, with which any process can attach to it.
+
+    Examples
+    --------
+    >>> future = queue.compute(x.sum(), detach=True)  # doctest: +SKIP
+    >>> future.id  # doctest: +SKIP
+    '0f343b0931126a20f133d67c2b018a3b'
+    >>> redisq.Queue("jobs").attach(future.id).result()  # doctest: +SKIP
+    1000000.0
+    """
+
+    def __init__(self, pool: Pool, keys: Keys, job: str, answer: Answer) -> None:
+        self.id = job
+        self._pool = pool
+        self._keys = keys
+        self._answer = answer
+        self._outcome: tuple[Any, BaseException | None] | None = None
+
+    def __repr__(self) -> str:
+        if self._outcome is None:
+            state = "not read"
+        else:
+            error = self._outcome[1]
+            state = "read" if error is None else type(error).__name__
+        return f"<Future {self.id} of queue {self._keys.queue}, {state}>"
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Return the answer; wait for it if need be, and look after dead workers meanwhile.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds; by default for ever.
+
+        Returns
+        -------
+        object
+            The value of the collection that was computed; of several, or of one inside of
+            a list, what `dask.compute` returns.
+
+        Raises
+        ------
+        TimeoutError
+            If there is no answer in time; the job goes on.
+        BaseException
+            What a task raised, as its own type.
+        JobCancelled, JobLost, RedisqError
+            What went wrong otherwise.
+        """
+        if self._outcome is None:
+            self._outcome = self._read(timeout)
+        value, error = self._outcome
+        if error is not None:
+            raise error
+        return value
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return what `result` would raise, None if it would not; waits as that does.
+
+        Raises
+        ------
+        TimeoutError
+            If the job has not ended in time.
+        """
+        if self._outcome is None:
+            self._outcome = self._read(timeout)
+        return self._outcome[1]
+
+    def done(self) -> bool:
+        """Tell, without waiting, whether the job has ended, in whatever way."""
+        if self._outcome is not None:
+            return True
+        with self._pool.lend() as link:
+            state = link.command("HGET", self._keys("job", self.id), "state")
+        return bool(state != b"running")
+
+    def cancel(self, reason: str | None = None) -> bool:
+        """Cancel the job, for all who wait for it; see `Queue.cancel`."""
+        with self._pool.lend() as link:
+            return cancel_job(link, self._keys, self.id, reason)
+
+    def forget(self) -> None:
+        """Remove the job and its results from the server now; who attaches later is told so."""
+        with self._pool.lend() as link:
+            link.call("forget", self._keys, job=self.id)
+            sweep(link, self._keys, self.id)
+
+    def _read(self, timeout: float | None) -> tuple[Any, BaseException | None]:
+        """Wait for the outcome; what is no outcome of the job (no server, no time) is raised."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._pool.lend() as link:
+            job = _attached(link, self._keys, self.id, self._answer)
+            try:
+                job.gather(deadline)
+            except BaseException as error:
+                if job.ended is None:
+                    raise
+                return None, error
+        return self._answer.value(job.received), None
+
+
+def attach(pool: Pool, keys: Keys, job: str) -> Future:
+    """Do what `Queue.attach` promises."""
+    with pool.lend() as link:
+        meta = link.command("HMGET", keys("job", job), "state", "ttl", "sealed")
+        if meta[0] is None:
+            tomb = link.command("GET", keys("tomb", job))
+            raise why_gone(tomb or b"", job, keys.queue)
+        if not int(meta[1]):
+            raise RedisqError(
+                f"job {job} of queue {keys.queue!r} is not detached: its answer goes to the client "
+                "that waits for it. Submit with Queue.compute(..., detach=True) to attach later"
+            )
+        if meta[2] is None:
+            raise RedisqError(
+                f"job {job} of queue {keys.queue!r} is not sealed: its client is still sending it, "
+                "and if that ends before, so does the job. Attach once compute has returned"
+            )
+        data = link.command("GET", keys("answer", job))
+    if data is None:
+        raise JobLost(
+            f"job {job} of queue {keys.queue!r} is there, but what makes its answer is gone: was a "
+            "key of the queue deleted by hand, or evicted? Submit it again"
+        )
+    return Future(pool, keys, job, Answer.decode(data))
+
+
+def cancel_job(link: Link, keys: Keys, job: str, reason: str | None) -> bool:
+    """Do what `Queue.cancel` promises."""
+    who = f"by process {os.getpid()} on {socket.gethostname()}"
+    told = f"{who}: {reason}" if reason else who
+    state = link.call("cancel", keys, job=job, reason=told, tomb="1")
+    ended, ttl = link.command("HMGET", keys("job", job), "state", "ttl")
+    if ended == b"cancelled" and int(ttl):
+        sweep(link, keys, job)  # nobody else would: a job with a client is swept by that
+    return bool(state == b"running")
+
+
+class _Names:
+    """The graph keys of a detached job's tasks, read when an error needs one."""
+
+    def __init__(self, link: Link, keys: Keys, job: str) -> None:
+        self._where = link, keys("names", job)
+
+    def __getitem__(self, task: int) -> Any:
+        link, name = self._where
+        data = link.command("GET", name)
+        return f"number {task}" if data is None else unpack_names(data)[task]
+
+
+def _attached(link: Link, keys: Keys, job: str, answer: Answer) -> Job:
+    """Return a submitted job as its reader knows it: its outputs, and names for errors."""
+    names: Any = _Names(link, keys, job)
+    plan = Plan(
+        keys=names,
+        nodes=[],
+        inputs=[],
+        users=[],
+        outputs=answer.outputs,
+        constants=answer.constants,
+        local=answer.local,
+        names={},
+        data={},
+    )
+    reader = Job(link, keys, plan, replace(job_options({}), result_ttl=1.0))
+    reader.id = job
+    return reader

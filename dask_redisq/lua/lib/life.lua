@@ -1,0 +1,25 @@
+-- How long the keys of a job stay when nobody renews them, and the lease of its client.
+-- keys: job client
+--
+-- Client and workers may all be killed at once, so that nobody is left to sweep: the keys then go
+-- by themselves. Those of a detached job stay, once it ended, as long as its results were to be kept.
+local DAY = 24 * 3600 * 1000
+local LEASES = 5 -- that the keys of a job stay without its client: time to cancel, sweep and tell
+local MARGIN = 600 * 1000 -- that a detached job's keys outlast their time: a monitor sweeps before
+
+-- The life that `create` gives a job; `ttl` > 0: it is detached, and kept so long after its end.
+local function first_life(lease, ttl)
+  return ttl > 0 and ttl + DAY or LEASES * lease
+end
+
+local function life_of(job)
+  return tonumber(redis.call('HGET', key.job(job), 'life') or DAY)
+end
+
+-- Its client was heard of. A detached job that is sealed has none.
+local function hear_client(job)
+  local meta = redis.call('HMGET', key.job(job), 'lease', 'ttl', 'sealed')
+  if meta[1] and not (tonumber(meta[2]) > 0 and meta[3]) then
+    redis.call('SET', key.client(job), '1', 'PX', meta[1])
+  end
+end

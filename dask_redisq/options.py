@@ -1,0 +1,52 @@
+"""The settings of one job: from keywords, then from the settings of the process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from dask_redisq.settings import setting
+
+__all__ = ["JobOptions", "job_options"]
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """Settings of one job; the names are those of `redisq.yaml`."""
+
+    chunk_size: int = 0
+    priority: int = 0
+    allowed_failures: int = 3
+    locality_wait: float = 0.1
+    ft_interval: float = 5.0
+    alive_expiry: float = 10.0
+    client_lease: float = 60.0
+    no_workers_timeout: float | None = None
+    #: Seconds for which the results of a detached job are kept; 0: it is not detached.
+    result_ttl: float = 0.0
+
+
+def job_options(kwargs: dict[str, Any]) -> JobOptions:
+    """Return a job's options from keywords of `get`, then from the settings.
+
+    Raises
+    ------
+    ValueError
+        For a chunk size that is none, or an interval below its least value.
+    """
+    chunk = kwargs.get("chunk_size", kwargs.get("chunksize"))
+    chunk = setting("chunk-size", chunk)
+    if chunk is not None and (chunk != int(chunk) or chunk == 0 or chunk < -1):
+        raise ValueError(
+            f"chunk_size is a number of tasks, or -1 to spread them evenly, not {chunk!r}"
+        )
+    return JobOptions(
+        chunk_size=int(chunk or 0),
+        priority=max(-4096, min(4096, int(kwargs.get("priority") or 0))),
+        allowed_failures=int(setting("allowed-failures", kwargs.get("allowed_failures"))),
+        locality_wait=setting("locality-wait", kwargs.get("locality_wait")),
+        ft_interval=setting("ft-interval", kwargs.get("ft_interval")),
+        alive_expiry=setting("alive-expiry", kwargs.get("alive_expiry")),
+        client_lease=setting("client-lease"),
+        no_workers_timeout=setting("no-workers-timeout", kwargs.get("no_workers_timeout")),
+    )

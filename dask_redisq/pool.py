@@ -1,0 +1,84 @@
+"""The connections of a queue: held between calls, lent to one call at a time."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from dask_redisq.link import Link
+from dask_redisq.server_check import warn_about_server
+
+__all__ = ["Pool"]
+
+logger = logging.getLogger("dask_redisq")
+
+#: Idle connections that a queue keeps for its next calls.
+KEEP = 4
+
+
+class Pool:
+    """Connections to one server; each thread that is inside a call has its own.
+
+    Parameters
+    ----------
+    url : callable
+        Gives the server's URL, at each call.
+    """
+
+    def __init__(self, url: Callable[[], str]) -> None:
+        self._url = url
+        #: The idle ones.
+        self.links: list[Link] = []
+        weakref.finalize(self, _close, self.links)
+        self._closed = 0  # how often
+        self._lock = threading.Lock()
+        self._checked = False
+
+    def __repr__(self) -> str:
+        return f"<Pool of {len(self.links)} idle connections>"
+
+    @contextmanager
+    def lend(self) -> Iterator[Link]:
+        """Lend a held connection, or a new one."""
+        url = self._url()
+        with self._lock:
+            closed = self._closed
+            link = None
+            while self.links and link is None:
+                link = self.links.pop()
+                if link.pid != os.getpid() or link.url != url:
+                    link = None  # made before a fork, or for another server
+        if link is None:
+            link = Link(url)
+        if link.unbroken_since is None:
+            link.connect()
+        if not self._checked:
+            warn_about_server(link, logger)
+            self._checked = True
+        try:
+            yield link
+        finally:
+            with self._lock:
+                keep = len(self.links) < KEEP and closed == self._closed
+                if keep:
+                    self.links.append(link)
+            if not keep:
+                link.close()
+
+    def close(self) -> None:
+        """Close what is idle; what is lent is closed when it comes back."""
+        with self._lock:
+            self._closed += 1
+            idle = self.links.copy()
+            self.links.clear()
+        _close(idle)
+
+
+def _close(links: list[Link]) -> None:
+    """Close idle connections of a queue that is closed, or garbage."""
+    while links:
+        links.pop().close()

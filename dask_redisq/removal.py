@@ -1,0 +1,34 @@
+"""Remove a queue: its workers leave, then its keys go."""
+
+from __future__ import annotations
+
+import time
+
+from dask_redisq.keys import Keys
+from dask_redisq.link import Link
+
+__all__ = ["remove_queue"]
+
+
+def remove_queue(link: Link, keys: Keys, timeout: float) -> None:
+    """Cancel the jobs, tell every worker to leave, wait for that, then delete all keys.
+
+    But for the tombs of its jobs, small keys that expire: a client that looks for its job a
+    moment later is told that the queue was removed, and not that the server lost its data.
+    """
+    deadline = time.monotonic() + timeout
+    link.call("stop_workers", keys, reason="its queue was removed")
+    while time.monotonic() < deadline:
+        workers = link.command("HKEYS", keys("workers"))
+        names = [keys("alive", w.decode()) for w in workers]
+        if not names or not link.command("EXISTS", *names):
+            break
+        time.sleep(0.02)
+    cursor, tombs = b"0", keys("tomb", "").encode()
+    while True:
+        cursor, found = link.command("SCAN", cursor, "MATCH", keys.pattern(), "COUNT", 500)
+        gone = [name for name in found if not name.startswith(tombs)]
+        if gone:
+            link.command("UNLINK", *gone)
+        if cursor == b"0":
+            return
