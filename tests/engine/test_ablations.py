@@ -85,6 +85,14 @@ ABLATIONS = {
         "local acked = tonumber(meta[3])",
         "local acked, asked = tonumber(meta[3]), cursor\ncursor = redis.call('LLEN', key.log(job))",
     ),
+    "R16, one reader does not acknowledge for another": Patch(
+        "gather.lua", "if cursor > acked and tonumber(meta[8]) == 0 then", "if cursor > acked then"
+    ),
+    "R16, a detached job does not need its client": Patch(
+        "recover.lua",
+        "local kept = tonumber(meta[2] or 0) > 0 and meta[3] and meta[1] ~= 'cancelled'",
+        "local kept = false",
+    ),
     "R17, a block counts once": Patch(
         "put_block.lua",
         "if redis.call('HSETNX', key.blocks(arg.job), arg.number, arg.payload) == 0 then return state end",

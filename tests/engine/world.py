@@ -130,6 +130,7 @@ class World:
         for client in self.clients:
             self._check_answer(client)
             client.act()
+            self._check_late_reader(client)
             self.engine.remove(client.job)
         left = [
             name
@@ -152,6 +153,7 @@ class World:
             (3, lambda: self._dies(process)),
             (2, lambda: self._vanishes(process)),
             (4, lambda: self._beats(process)),
+            (2, lambda: self._client_away(rng.choice(self.clients))),
         ]
         weights, actions = zip(*kinds, strict=True)
         rng.choices(actions, weights)[0]()
@@ -346,6 +348,15 @@ class World:
         assert self.engine.lose_worker(process.slot.worker) in ([process.slot.worker], [])
         process.idle = False
 
+    def _client_away(self, client: Client) -> None:
+        """The client of a detached job is away for longer than its lease, and a monitor looks."""
+        state = self.engine.state()
+        if client.sealed and state.mapping("job", client.job)["ttl"] != b"0":
+            keys = self.engine.keys
+            self.engine.link.command("DEL", keys("client", client.job), keys("monitor"))
+            _, dead, gone, _ = unpack(self.engine.call("recover", who="test", interval=LONG))
+            assert (dead, gone) == ([], []), f"a monitor found {dead} and {gone}"
+
     def _beats(self, process: Process) -> None:
         """A supervisor beats; it registers again if the queue forgot it."""
         seq = process.hand.seq if process.hand else 0
@@ -419,9 +430,20 @@ class World:
         job = self.engine.create(
             inputs, outputs, block=rng.choice([3, 128]), hard=hard, chunk=chunk, allowed=10**6,
             priority=rng.choice([0, 0, 1]), patience=rng.choice([0, LONG]), python=PYTHON,
+            ttl=rng.choice([0, 0, LONG]),
         )  # fmt: skip
         self.alone[job] = set()
         return Client(self, job, chunk)
+
+    def _check_late_reader(self, client: Client) -> None:
+        """H48: of a detached job a second reader gets what the first one got, and acknowledged."""
+        meta = self.engine.state().mapping("job", client.job)
+        if meta["ttl"] == b"0":
+            return
+        again = Client(self, client.job, client.chunk)
+        again.sent, again.sealed = again.blocks, True
+        again.act()
+        assert again.outputs == client.outputs
 
     def _check_answer(self, client: Client) -> None:
         """P9, P10: under all outputs there is one run of each task."""

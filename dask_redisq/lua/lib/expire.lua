@@ -16,9 +16,7 @@ local function renew_queue()
 end
 
 local function renew_job(job)
-  local meta = redis.call('HMGET', key.job(job), 'life', 'expiring')
-  if meta[2] then return end -- its time is counted from its end, not from the last look at it
-  local life = meta[1] or DAY
+  local life = life_of(job)
   for _, name in ipairs({
     key.job(job), key.answer(job), key.names(job), key.blocks(job), key.consts(job), key.finished(job), key.values(job),
     key.log(job), key.alone(job), key.deaths(job), key.wait(job), key.consumers(job),
@@ -29,7 +27,9 @@ local function renew_job(job)
   end
 end
 
--- Renew its tagged sets too, which are too many for each step; called in the client's place.
+-- Renew its tagged sets too, which are too many for each step: for those who look after a job.
+--
+-- The time of a detached job that ended is counted from its end, not from the last look at it.
 local function renew_all(job)
   if redis.call('HEXISTS', key.job(job), 'expiring') == 1 then return end
   for _, set in ipairs(redis.call('ZRANGE', key.sets(job), 0, -1)) do
