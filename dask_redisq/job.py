@@ -101,6 +101,7 @@ class Job:
         self._said = False
         self._born = time.monotonic()
         self._kept = False
+        self._consts: list[str] = []
 
     def __repr__(self) -> str:
         return f"<Job {self.id} of queue {self.keys.queue}, {len(self.plan)} tasks>"
@@ -247,7 +248,8 @@ class Job:
                 return  # what happened is told by gather
 
     def _store_constant(self, digest: str, data: bytes) -> None:
-        self.link.send("SET", self.keys("const", self.id, digest), data, "PX", STAGED)
+        self._consts.append(self.keys("const", self.id, digest))
+        self.link.send("SET", self._consts[-1], data, "PX", STAGED)
 
     def _unpicklable(self, first: int, tasks: list[Any], why: Exception) -> Exception:
         """Return the error that names which task of a block cannot be pickled."""
@@ -376,6 +378,8 @@ class Job:
         try:
             self.cancel("its client gave up")
             sweep(self.link, self.keys, self.id)
+            for first in range(0, len(self._consts), 500):  # those whose block never came, too
+                self.link.command("UNLINK", *self._consts[first : first + 500])
         except RedisqError as error:
             logger.warning("job %s could not be removed, its keys expire: %s", self.id, error)
         finally:
