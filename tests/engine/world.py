@@ -106,6 +106,7 @@ class World:
         self.engine = engine
         self.rash = rash
         self.rng = random.Random(seed)
+        self.away = random.Random(seed)  # of its own, so that all else stays as it was
         self.tokens: list[Token] = []
         self.alone: dict[str, set[int]] = {}
         self.old_calls: list[dict[str, Any]] = []
@@ -141,6 +142,8 @@ class World:
 
     def happen(self) -> None:
         """Let one random thing happen."""
+        if self.away.random() < 0.05:
+            self._client_away(self.away.choice(self.clients))
         rng = self.rng
         process = rng.choice(self.processes)
         kinds: list[tuple[int, Callable[[], object]]] = [
@@ -153,7 +156,6 @@ class World:
             (3, lambda: self._dies(process)),
             (2, lambda: self._vanishes(process)),
             (4, lambda: self._beats(process)),
-            (2, lambda: self._client_away(rng.choice(self.clients))),
         ]
         weights, actions = zip(*kinds, strict=True)
         rng.choices(actions, weights)[0]()
@@ -430,7 +432,7 @@ class World:
         job = self.engine.create(
             inputs, outputs, block=rng.choice([3, 128]), hard=hard, chunk=chunk, allowed=10**6,
             priority=rng.choice([0, 0, 1]), patience=rng.choice([0, LONG]), python=PYTHON,
-            ttl=rng.choice([0, 0, LONG]),
+            ttl=self.away.choice([0, 0, LONG]),
         )  # fmt: skip
         self.alone[job] = set()
         return Client(self, job, chunk)
