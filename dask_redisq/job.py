@@ -27,6 +27,7 @@ from dask_redisq.graph import BLOCK, Plan
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.monitor import Monitor, sweep
+from dask_redisq.rebuild import rebuild
 from dask_redisq.record import read_record
 from dask_redisq.registry import able_workers
 from dask_redisq.verdict import as_exception
@@ -48,6 +49,10 @@ AHEAD = 2
 RENEW = 6 * 3600
 #: Milliseconds that staged counters wait for create, and constants for their block.
 STAGED = 600_000
+#: What gather.lua answers if it wants the upload again.
+UPLOAD = 2
+#: Rebuilds in a row without another finished task, after which the job is given up.
+MOST_REPAIRS = 5
 
 
 @dataclass(frozen=True)
@@ -82,12 +87,14 @@ class Job:
     def __init__(self, link: Link, keys: Keys, plan: Plan, options: JobOptions) -> None:
         self.link = link
         self.keys = keys
+        link.watch(keys)
         self.plan = plan
         self.options = options
         self.id = secrets.token_hex(16)  # random, never used again
         self.epoch = secrets.token_hex(8)
         self._lease = int(options.client_lease * 1000)
         self._said = False
+        self._repairs = self._repaired_at = 0
 
     def __repr__(self) -> str:
         return f"<Job {self.id} of queue {self.keys.queue}, {len(self.plan)} tasks>"
@@ -147,6 +154,10 @@ class Job:
             client_lease=self._lease,
             hard=pack([list(tags) for tags in hard]),
         )
+        self._upload()
+
+    def _upload(self) -> None:
+        """Send the blocks and seal; again after a server that forgot some of them, too."""
         self._upload_blocks()
         self.link.send_call("seal", self.keys, job=self.id)
         if self.link.receive_all()[-1] == b"incomplete":
@@ -176,6 +187,7 @@ class Job:
                 first=first,
                 count=len(block.tasks),
                 payload=payload,
+                edges=pack([block.inputs, list(block.outputs)]),
                 consts=pack(digests),
             )
             replies = self.link.receive_all(but=AHEAD)
@@ -206,7 +218,7 @@ class Job:
         )
         values: dict[int, Any] = {}
         wanted = len(set(self.plan.outputs.values()))
-        cursor, finished, heard = 0, -1, time.monotonic()
+        cursor, generation, finished, heard = 0, b"", -1, time.monotonic()
         renew_at = heard + RENEW
         while len(values) < wanted:
             answer = self.link.call(
@@ -214,11 +226,17 @@ class Job:
                 self.keys,
                 job=self.id,
                 cursor=cursor,
+                gen=generation,
                 limit=GATHER,
                 client_lease=self._lease,
             )
-            state, reason, progress, cursor, *items = unpack(answer)
-            self._read_items(items, values)
+            state, reason, progress, further, generation, wanted, *items = unpack(answer)
+            if self._read_items(items, values):
+                cursor = further
+            if wanted == UPLOAD:
+                self._upload()
+            elif wanted:
+                self._repair(values, progress)
             if len(values) == wanted:
                 break
             if state != b"running" and not items:
@@ -245,23 +263,47 @@ class Job:
             if cursor in ("0", b"0"):
                 return
 
-    def _read_items(self, items: list[Any], values: dict[int, Any]) -> None:
-        """Enter the values of an answer: task, record, task, record, ..."""
+    def _repair(self, values: dict[int, Any], progress: int) -> None:
+        """Rebuild the job on the server, unless that did not help several times in a row."""
+        if progress > self._repaired_at:
+            self._repaired_at, self._repairs = progress, 0
+        self._repairs += 1
+        if self._repairs > MOST_REPAIRS:
+            raise JobFailed(
+                f"job {self.id} cannot end: it was rebuilt {MOST_REPAIRS} times and got no "
+                "further. Are keys of the queue deleted by hand, or evicted?"
+            )
+        if not rebuild(self.link, self.keys, self.id, list(values)):
+            time.sleep(0.05)  # somebody else does
+            self._repairs -= 1
+
+    def _read_items(self, items: list[Any], values: dict[int, Any]) -> bool:
+        """Enter the values of an answer: task, record, task, record, ...
+
+        Returns false if one is not there: it was lost after its task had finished.
+        """
+        complete = True
         for task, record in zip(items[::2], items[1::2], strict=True):
             if task in values:
                 continue
-            if not record:
-                raise JobFailed(f"the value of {self._name(task)} is gone from the server")
-            data, attempt = read_record(record)
-            if data is None:
+            data, attempt = read_record(record) if record else (None, "")
+            if data is None and attempt:
                 data = self.link.command("GET", self.keys("value", self.id, task, attempt))
             if data is None:
-                raise JobFailed(f"the value of {self._name(task)} is gone from the server")
+                complete = False
+                self._report_lost(task)
+                continue
             try:
                 values[task] = loads(data)
             except Exception as error:
                 error.add_note(f"dask-redisq: while reading the result of {self._name(task)}")
                 raise
+        return complete
+
+    def _report_lost(self, task: int) -> None:
+        answer = self.link.call("report_missing", self.keys, job=self.id, task=-1, input=task)
+        if answer == b"finished":  # the job, that is
+            raise JobFailed(f"the value of {self._name(task)} is gone from the server")
 
     def _look_for_workers(self, quiet: float) -> None:
         """After `quiet` seconds without progress: say once that nobody is able, or give up."""

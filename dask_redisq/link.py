@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from collections import deque
+from collections.abc import Collection
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
@@ -20,6 +21,7 @@ from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
     BusyLoadingError,
+    NoPermissionError,
     NoScriptError,
     ReadOnlyError,
     RedisError,
@@ -124,10 +126,23 @@ class Link:
         )
         self._connection: Any = pool.make_connection()
         self._pending: deque[tuple[Any, ...]] = deque()
+        self._watched: dict[str, Keys] = {}
 
     def __repr__(self) -> str:
         state = "lost" if self.unbroken_since is None else "connected"
         return f"<Link {redact(self.url)} {state}>"
+
+    def watch(self, keys: Keys) -> None:
+        """Tell this queue, at each new connection, which run of the server it is.
+
+        First thing, before what has no reply yet is sent again. A slot lost its connection because
+        the server died and came back older; were its step to arrive first, a result would be
+        accepted whose inputs nobody knows any more.
+        """
+        if keys.queue not in self._watched:
+            self._watched[keys.queue] = keys
+            if self.unbroken_since is not None:
+                self._greet([keys])
 
     # -- calls ------------------------------------------------------------------
 
@@ -227,13 +242,36 @@ class Link:
             self._lose()
             self._give_up_if_refused(error)
             raise ServerUnavailable(f"no answer from {self._described(error)}") from error
+        self._greet(self._watched.values())
         self.unbroken_since = time.monotonic()
 
     def _connect_and_resend(self) -> None:
         self._connection.connect()
+        self._greet(self._watched.values())
         self.unbroken_since = time.monotonic()
         for words in self._pending:
             self._connection.send_command(*words)
+
+    def _greet(self, queues: Collection[Keys]) -> None:
+        """Send the server's run id to each queue; without the right to ask it nothing is told."""
+        if not queues:
+            return
+        try:
+            about = self._ask("INFO", "server")
+        except NoPermissionError:
+            return
+        run = next(x for x in about.split(b"\r\n") if x.startswith(b"run_id:"))[7:]
+        script = scripts.load("greet")
+        for keys in queues:
+            try:
+                self._ask("EVALSHA", script.sha, 1, keys("queue"), *script.argv({"run": run}))
+            except NoScriptError:
+                self._ask("SCRIPT", "LOAD", script.text)
+                self._ask("EVALSHA", script.sha, 1, keys("queue"), *script.argv({"run": run}))
+
+    def _ask(self, *words: Any) -> Any:
+        self._connection.send_command(*words)
+        return self._connection.read_response()
 
     def _receive_one(self) -> Any:
         try:

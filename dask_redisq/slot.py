@@ -36,6 +36,8 @@ RECHECK = 5
 TURN = 1.0
 #: A value that nobody accepted is gone after this many ms.
 UNSEEN = 600_000
+#: Seconds until a step that came while its job is rebuilt is sent again.
+FROZEN = 0.02
 
 
 @dataclass
@@ -93,6 +95,8 @@ class Slot:
         self.link = link
         self.slot = slot
         self.queues = [_Queue(Keys(name), i) for i, name in enumerate(queues)]
+        for queue in self.queues:
+            link.watch(queue.keys)
         self.tags = tags
         self.page = page
         self.where = where
@@ -167,21 +171,7 @@ class Slot:
     ) -> tuple[Lease | None, int, str]:
         """Report and lease in one call; return the lease, when to look again, and the status."""
         queue.seq += 1
-        answer = self.link.call(
-            "step",
-            queue.keys,
-            slot=self.slot,
-            seq=queue.seq,
-            job=report.job,
-            epoch=report.epoch,
-            batch=report.batch.pack() if report.job else b"",
-            failure=report.failure,
-            known=self.pace.job,
-            want=self.pace.want if more else 0,
-            floor=self.pace.floor,
-            rest=int(rest and more),
-        )
-        status, refused, leased, retry = unpack(answer)
+        status, refused, leased, retry = self._call_step(queue, report, more=more, rest=rest)
         self.page.rest()
         if status != b"stale":  # refused whole: nothing of it was judged
             self._keep_accepted(report, refused)
@@ -191,6 +181,31 @@ class Slot:
         job, epoch, chunk, block, alone, tasks = leased
         lease = Lease(job.decode(), epoch.decode(), chunk, block, bool(alone), tasks, queue.seq)
         return lease, 0, status.decode()
+
+    def _call_step(
+        self, queue: _Queue, report: _Report, *, more: bool, rest: bool
+    ) -> tuple[bytes, list[int], Any, int]:
+        """Call step.lua until it was done: while the job is rebuilt it is put off."""
+        args = {"batch": report.batch.pack() if report.job else b"", "failure": report.failure}
+        while True:
+            answer = self.link.call(
+                "step",
+                queue.keys,
+                slot=self.slot,
+                seq=queue.seq,
+                job=report.job,
+                epoch=report.epoch,
+                **args,
+                known=self.pace.job,
+                want=self.pace.want if more else 0,
+                floor=self.pace.floor,
+                rest=int(rest and more),
+            )
+            status, refused, leased, retry = unpack(answer)
+            if status != b"frozen":
+                self.page.answered(queue.index, queue.seq)
+                return status, refused, leased, retry
+            time.sleep(FROZEN)
 
     def _keep_accepted(self, report: _Report, refused: list[int]) -> None:
         """Keep own values that the server accepted, for tasks that come here next."""

@@ -23,11 +23,12 @@ LAYERS: list[tuple[str, ...]] = [
     # plain: words, settings, decisions without I/O
     ("_defaults", "errors", "keys", "keeper", "order", "cache", "pace", "page", "task", "versions"),
     ("settings", "scripts", "codec", "record", "tls"),
-    ("remote_error", "graph", "batch", "dask_input"),
+    ("remote_error", "graph", "batch", "recount", "dask_input"),
     ("lease",),
     ("verdict",),
     # one connection, and what is read and written over it
     ("link",),
+    ("rebuild",),
     ("server", "server_check", "monitor", "memory", "registry", "control", "slot_process"),
     ("status",),
     # the roles: a job's client, a slot, a worker

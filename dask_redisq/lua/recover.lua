@@ -1,17 +1,19 @@
 -- Look after the dead: workers without a beat lose their leases, jobs without a client end.
--- keys: workers alive worker_slots slots slot control monitor jobs job client leases
+-- keys: workers alive worker_slots slots slot control monitor jobs job client leases ready sets settle parked
 -- args: who interval
--- returns: msgpack {looked (0 or 1), workers found dead, jobs ended and not yet removed}
+-- returns: msgpack {looked (0 or 1), workers found dead, jobs ended and not yet removed, jobs to rebuild}
 --@include leases
 --@include ending
+--@include damage
+--@include stuck
 --
 -- One look per interval for the whole queue, under a lock that expires: a lock that a dead
 -- monitor holds for ever was the end of recovery elsewhere. It starts from the authoritative
 -- registrations, never from an index. A vanished host charges nobody for its deaths.
 if not redis.call('SET', key.monitor(), arg.who, 'NX', 'PX', arg.interval) then
-  return cmsgpack.pack({0, {}, {}})
+  return cmsgpack.pack({0, {}, {}, {}})
 end
-local dead, ended, tokens = {}, {}, 0
+local dead, ended, damaged, tokens = {}, {}, {}, 0
 for _, worker in ipairs(redis.call('HKEYS', key.workers())) do
   if redis.call('EXISTS', key.alive(worker)) == 0 and #dead < 20 then
     for _, slot in ipairs(redis.call('SMEMBERS', key.worker_slots(worker))) do
@@ -33,6 +35,8 @@ for _, job in ipairs(redis.call('ZRANGE', key.jobs(), first, first + 99)) do
       end_job(job, 'cancelled', cmsgpack.pack({'client', -1, '', ''}))
     end
     ended[#ended + 1] = job
+  elseif is_damaged(job) then
+    damaged[#damaged + 1] = job
   end
 end
-return cmsgpack.pack({1, dead, ended})
+return cmsgpack.pack({1, dead, ended, damaged})

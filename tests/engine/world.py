@@ -59,6 +59,7 @@ class Client:
         self.sent = 0
         self.sealed = False
         self.cursor = 0
+        self.generation = b""
         self.outputs: dict[int, int] = {}
 
     def __repr__(self) -> str:
@@ -76,17 +77,33 @@ class Client:
             engine.put_block(self.job, self.sent)
             self.sent += not reply_lost
         elif not self.sealed:
-            engine.seal(self.job)
-            self.sealed = not reply_lost
+            answer = engine.seal(self.job)
+            self.sealed = not reply_lost and answer != b"incomplete"
+            self.sent = 0 if answer == b"incomplete" else self.sent
         else:
-            found = engine.gather(self.job, self.cursor)
-            assert found.state in {"running", "done"}, f"the job ended: {found}"
-            for task, record in found.values.items():
+            self._gather(reply_lost)
+
+    def _gather(self, reply_lost: bool) -> None:
+        engine = self.world.engine
+        found = engine.gather(self.job, self.cursor, generation=self.generation)
+        assert found.state in {"running", "done"}, f"the job ended: {found}"
+        if reply_lost:
+            return
+        whole = True
+        for task, record in found.values.items():
+            if task not in self.outputs:
                 token = self.world.read_record(self.job, task, record)
-                if not reply_lost:
+                if token is None:
+                    engine.call("report_missing", job=self.job, task=-1, input=task)
+                    whole = False
+                else:
                     self.outputs[task] = token
-            if not reply_lost:
-                self.cursor = found.cursor
+        self.generation = found.generation
+        self.cursor = found.cursor if whole else self.cursor
+        if found.wanted == 2:
+            self.sent, self.sealed = 0, False
+        elif found.wanted:
+            engine.rebuild(self.job, self.outputs)
 
 
 class World:
@@ -98,13 +115,19 @@ class World:
         Where the scripts are called.
     seed : int
         Decides everything.
+    lossy : bool, default False
+        Let values vanish, and the server come back older.
     rash : bool, default False
         Let slots keep their results before the verdict, which breaks rule 8.
     """
 
-    def __init__(self, engine: Engine, seed: int, *, rash: bool = False) -> None:
+    def __init__(
+        self, engine: Engine, seed: int, *, lossy: bool = False, rash: bool = False
+    ) -> None:
         self.engine = engine
+        self.lossy = lossy
         self.rash = rash
+        self.saved: Any = None
         self.rng = random.Random(seed)
         self.tokens: list[Token] = []
         self.alone: dict[str, set[int]] = {}
@@ -153,6 +176,8 @@ class World:
             (2, lambda: self._vanishes(process)),
             (4, lambda: self._beats(process)),
         ]
+        if self.lossy:
+            kinds += [(3, self._value_lost), (2, self._save), (1, self._roll_back)]
         weights, actions = zip(*kinds, strict=True)
         rng.choices(actions, weights)[0]()
 
@@ -245,19 +270,26 @@ class World:
         if (job, needed) in process.cache:
             return process.cache[job, needed]
         record = self.engine.link.command("HGET", self.engine.keys("values", job), needed)
-        if record is not None:
-            return self.read_record(job, needed, record)
+        token = None if record is None else self.read_record(job, needed, record)
+        if token is not None:
+            return token
         answer = self.engine.call("report_missing", job=job, task=task, input=needed)
-        assert answer == b"finished", f"input {needed} of task {task} is {answer}"
+        lost = job in self.engine.doubtful
+        assert answer == b"finished" or lost, f"input {needed} of task {task} is {answer}"
         return None
 
-    def read_record(self, job: str, task: int, record: bytes | None) -> int:
-        """Return the token that a record of `values` stands for."""
-        assert record is not None, f"the value of {task} is gone"
+    def read_record(self, job: str, task: int, record: bytes | None) -> int | None:
+        """Return the token that a record of `values` stands for; None if it is lost."""
+        lost = job in self.engine.doubtful
+        assert record or lost, f"the value of {task} is gone"
+        if not record:
+            return None
         data = record[25:]
         if record[:1] == b"e":
             name = self.engine.keys("value", job, task, record[1:25].decode())
             data = self.engine.link.command("GET", name)
+            if data is None and lost:
+                return None
         assert self.tokens[int(data)].task == task, f"{task} has the value of another task"
         return int(data)
 
@@ -335,6 +367,24 @@ class World:
             if record is None or record[1:25].decode() != attempt:
                 self.engine.link.command("DEL", name)
 
+    def _value_lost(self) -> None:
+        """An accepted value vanishes: its key was evicted, or the place that held it is gone."""
+        job = self.rng.choice(self.clients).job
+        state = self.engine.state()
+        if state.mapping("job", job).get("state") == b"running" and state.mapping("values", job):
+            self.engine.lose_value(job, int(self.rng.choice(sorted(state.mapping("values", job)))))
+
+    def _save(self) -> None:
+        self.saved = self.engine.snapshot()
+
+    def _roll_back(self) -> None:
+        """The server dies, and comes back as it was some time ago."""
+        if self.saved is not None:
+            self.engine.roll_back(self.saved)
+            self.alone = {job: set() for job in self.alone}
+            for process in self.processes:
+                process.idle = False  # its connection broke: it looks again
+
     def _old_call(self) -> None:
         """A copy of an old step arrives, of a slot that is alive, dead, or registered again."""
         if self.old_calls:
@@ -354,7 +404,8 @@ class World:
             self.engine.call("renew", worker=process.slot.worker, expiry=LONG, held=held)
             == b"unknown"
         ):
-            self.engine.register(process.slot)
+            unanswered = process.pending is not None
+            self.engine.register(process.slot, process.slot.seq - unanswered)
             process.idle = False
 
     def _dies(self, process: Process) -> None:
@@ -430,10 +481,12 @@ class World:
         while todo:
             token = todo.pop()
             task, inputs = self.tokens[token]
-            assert seen.setdefault(task, token) == token, (
+            once = seen.setdefault(task, token) == token
+            assert once or client.job in self.engine.doubtful, (
                 f"the answer holds two runs of task {task}"
             )
             assert tuple(self.tokens[i].task for i in inputs) == client.graph.inputs[task]
             todo += inputs
         view = JobView(self.engine.state(), client.job, client.graph)
-        assert len(view.finished) == len(client.graph)
+        doubtful = client.job in self.engine.doubtful  # it may have begun anew behind its answer
+        assert len(view.finished) == len(client.graph) or doubtful

@@ -1,0 +1,16 @@
+-- Tell the queue which run of the server this is; a new one may have another history.
+-- keys: queue
+-- args: run
+-- returns: 1 if it is another run than the queue knew, and its jobs are to be rebuilt; else 0
+--@include damage
+--@include expire
+--
+-- A restart from the last snapshot, or a failover to a replica that lagged, forgets the last second:
+-- results that were accepted, and leases that slots still hold. Nothing in the data tells that.
+local known = redis.call('HGET', key.queue(), 'run')
+if known == arg.run then return 0 end
+redis.call('HSET', key.queue(), 'run', arg.run)
+renew_queue()
+if not known then return 0 end
+distrust_all()
+return 1
