@@ -230,12 +230,12 @@ class Job:
                 limit=GATHER,
                 client_lease=self._lease,
             )
-            state, reason, progress, further, generation, wanted, *items = unpack(answer)
+            state, reason, progress, further, generation, asked, *items = unpack(answer)
             if self._read_items(items, values):
                 cursor = further
-            if wanted == UPLOAD:
+            if asked == UPLOAD:
                 self._upload()
-            elif wanted:
+            elif asked:
                 self._repair(values, progress)
             if len(values) == wanted:
                 break

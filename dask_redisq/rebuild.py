@@ -72,7 +72,6 @@ def rebuild(link: Link, keys: Keys, job: str, have: Collection[int] = ()) -> boo
     for some in _slices(sorted(found.unneeded | gone)):
         link.call("drop_values", keys, job=job, generation=generation, tasks=pack(some))
     hard = _stage(link, keys, job, generation, truth, found)
-    delivered = truth.delivered - found.again
     answer = link.call(
         "rebuild",
         keys,
@@ -80,7 +79,7 @@ def rebuild(link: Link, keys: Keys, job: str, have: Collection[int] = ()) -> boo
         generation=generation,
         epoch=secrets.token_hex(8) if held.history else "",
         finished=len(found.finished),
-        acked=int(bool(delivered)),
+        acked=int(bool(found.delivered)),
         hard=pack(hard),
     )
     return bool(answer == b"rebuilt")
@@ -139,8 +138,7 @@ def _stage(
     bits = bytearray(-(-n // 8))
     for task in found.finished:
         bits[task // 8] |= 128 >> task % 8
-    delivered = sorted(truth.delivered - found.again)
-    entries = [delivered] if delivered else []
+    entries = [sorted(found.delivered)] if found.delivered else []
     strings = {
         "finished": bytes(bits),
         "wait": struct.pack(f">{n}I", *found.wait),

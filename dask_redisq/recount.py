@@ -53,6 +53,8 @@ class Recount:
         Tasks to run whose inputs are all there, leased ones too.
     unneeded : set of int
         Tasks whose value is there, and that nobody needs, or that run again.
+    delivered : set of int
+        Outputs that have arrived, and do not run again.
     told : list of int
         Finished outputs that have not arrived.
     """
@@ -63,6 +65,7 @@ class Recount:
     consumers: list[int]
     ready: list[int]
     unneeded: set[int]
+    delivered: set[int]
     told: list[int]
 
 
@@ -106,7 +109,7 @@ def recount(truth: Truth, *, pure: bool = True) -> Recount:
     ready = [t for t in range(n) if t not in finished and wait[t] == 0]
     unneeded = {t for t in truth.valued if t not in finished or consumers[t] == 0}
     told = sorted((truth.outputs & finished) - delivered)
-    return Recount(finished, again, wait, consumers, ready, unneeded, told)
+    return Recount(finished, again, wait, consumers, ready, unneeded, delivered, told)
 
 
 def _needed(truth: Truth, wanted: list[int], remade: Collection[int] = ()) -> set[int]:

@@ -11,6 +11,5 @@ local known = redis.call('HGET', key.queue(), 'run')
 if known == arg.run then return 0 end
 redis.call('HSET', key.queue(), 'run', arg.run)
 renew_queue()
-if not known then return 0 end
 distrust_all()
-return 1
+return known and 1 or 0

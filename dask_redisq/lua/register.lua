@@ -13,8 +13,7 @@ redis.call('HSETNX', key.queue(), 'schema', '1')
 if arg.slot ~= '' and redis.call('SADD', key.slots(), arg.slot) == 1 then
   redis.call('SADD', key.worker_slots(arg.worker), arg.slot)
   redis.call('HSET', key.slot(arg.slot), 'worker', arg.worker, 'tags', arg.tags, 'seq', arg.seq,
-    'answer', cmsgpack.pack({'stale', {}, false, 0}),
-    'steady', '0')
+    'answer', cmsgpack.pack({'stale', {}, false, 0}), 'steady', '0')
 end
 redis.call('PEXPIRE', key.worker_slots(arg.worker), DAY)
 if arg.slot ~= '' then redis.call('PEXPIRE', key.slot(arg.slot), DAY) end

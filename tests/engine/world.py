@@ -133,6 +133,7 @@ class World:
         self.alone: dict[str, set[int]] = {}
         self.old_calls: list[dict[str, Any]] = []
         self.greedy = self.rng.random() < 0.8
+        engine.call("greet", run="first")
         self.processes = [self._start(f"w{i}") for i in range(3)]
         self.clients = [self._submit() for _ in range(self.rng.choice([1, 1, 2]))]
 

@@ -14,9 +14,14 @@ local function mark_damaged(job, history)
   tell_client(job)
 end
 
--- Mark every running job of the queue: the server came back with another history.
+-- Mark every job of the queue: the server came back with another history.
+--
+-- One that is done goes on, too. Its client may have read the log of the other history, where the
+-- outputs came in another order: its cursor would pass over one that it never had.
 local function distrust_all()
   for _, job in ipairs(redis.call('ZRANGE', key.jobs(), 0, -1)) do
-    if redis.call('HGET', key.job(job), 'state') == 'running' then mark_damaged(job, true) end
+    local state = redis.call('HGET', key.job(job), 'state')
+    if state == 'done' then redis.call('HSET', key.job(job), 'state', 'running') end
+    if state == 'running' or state == 'done' then mark_damaged(job, true) end
   end
 end
