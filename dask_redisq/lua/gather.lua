@@ -1,5 +1,5 @@
 -- Give the client of a job what finished since it last asked; its question is the receipt of the last answer.
--- keys: job log values consumers client
+-- keys: job log values consumers client settle
 -- args: job cursor gen limit client_lease
 -- returns: msgpack {state, error, finished, next cursor, generation, wanted, task, record, task, record, ...}; wanted of the client: 0 nothing, 1 a rebuild, 2 the upload, which the server forgot
 --@include settle
