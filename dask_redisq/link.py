@@ -141,8 +141,11 @@ class Link:
         """
         if keys.queue not in self._watched:
             self._watched[keys.queue] = keys
-            if self.unbroken_since is not None:
-                self._greet([keys])
+            try:
+                if self.unbroken_since is not None:
+                    self._greet([keys])
+            except _AWAY:
+                self._lose()  # the next connection tells it
 
     # -- calls ------------------------------------------------------------------
 
@@ -238,11 +241,11 @@ class Link:
         """
         try:
             self._connection.connect()
+            self._greet(self._watched.values())
         except (RedisError, OSError) as error:
             self._lose()
             self._give_up_if_refused(error)
             raise ServerUnavailable(f"no answer from {self._described(error)}") from error
-        self._greet(self._watched.values())
         self.unbroken_since = time.monotonic()
 
     def _connect_and_resend(self) -> None:

@@ -18,8 +18,9 @@ from dask_redisq.link import Link
 from dask_redisq.queue import Queue
 from dask_redisq.server import PrivateServer
 
-#: Workers find the functions of the tests here.
+#: Workers find the functions of the tests here, and the package that is tested.
 HERE = Path(__file__).parent
+PATH = os.pathsep.join(map(str, (HERE, HERE / "faults", HERE.parent)))
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +57,7 @@ class WorkerProcess:
     def __init__(self, url: str, *words: str, env: dict[str, str] | None = None) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "dask_redisq.cli", "worker", *words],
-            env={**os.environ, "PYTHONPATH": str(HERE), "DASK_REDISQ__URL": url, **(env or {})},
+            env={**os.environ, "PYTHONPATH": PATH, "DASK_REDISQ__URL": url, **(env or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
