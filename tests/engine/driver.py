@@ -105,6 +105,8 @@ class Engine:
         self.graphs: dict[str, Graph] = {}
         self.epochs: dict[str, str] = {}
         self.known = ""
+        #: What rebuilds go over, if not the link: something may happen between their calls.
+        self.rebuilder: Any = None
         #: Jobs of which a value was lost, or history, at some time.
         self.doubtful: set[str] = set()
         self._random = random.Random(seed)
@@ -218,7 +220,7 @@ class Engine:
 
     def rebuild(self, job: str, have: Collection[int] = ()) -> bool:
         """Rebuild a damaged job; all must hold afterwards."""
-        done = rebuild(self.link, self.keys, job, have)
+        done = rebuild(self.rebuilder or self.link, self.keys, job, have)
         epoch = self.link.command("HGET", self.keys("job", job), "epoch")
         self.epochs[job] = (epoch or b"").decode()
         self.check()

@@ -221,7 +221,7 @@ def _check_keys(state: State) -> None:
         assert ttl > 0, f"the key {name} has no expiry"
         parts = name[len(prefix) :].split(":")
         if parts[0] == "job" and not state.get("job", parts[1]):
-            staged = parts[2] == "new" or parts[2] == "const"
+            staged = parts[2] in {"new", "const", "built"}
             unseen = parts[2] == "value" and ttl <= UNSEEN
             assert staged or unseen, f"the key {name} is left of a job that is gone"
 

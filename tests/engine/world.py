@@ -6,6 +6,7 @@ its inputs. So the outputs tell whether one answer saw two runs of a task.
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from driver import LONG, PYTHON, Answer, Engine, Slot
 from invariants import JobView
 
 from dask_redisq.codec import pack, unpack
+from dask_redisq.keys import Keys
 from dask_redisq.lease import Lease
 
 __all__ = ["World"]
@@ -103,7 +105,36 @@ class Client:
         if found.wanted == 2:
             self.sent, self.sealed = 0, False
         elif found.wanted:
-            engine.rebuild(self.job, self.outputs)
+            with contextlib.suppress(Died):
+                engine.rebuild(self.job, self.outputs)
+
+
+class Interrupted:
+    """A link for rebuilds, between whose calls other things happen; the rebuilder may die, too."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.inside = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.world.engine.link, name)
+
+    def call(self, script: str, keys: Keys, **args: object) -> Any:
+        """Let something happen, then call."""
+        if not self.inside and self.world.faults:
+            self.inside = True
+            try:
+                while self.world.rng.random() < 0.5:
+                    self.world.happen()
+            finally:
+                self.inside = False
+            if self.world.rng.random() < 0.1:
+                raise Died
+        return self.world.engine.link.call(script, keys, **args)
+
+
+class Died(Exception):
+    """The rebuilder is gone."""
 
 
 class World:
@@ -128,6 +159,8 @@ class World:
         self.lossy = lossy
         self.rash = rash
         self.saved: Any = None
+        self.faults = True
+        engine.rebuilder = Interrupted(self)
         self.rng = random.Random(seed)
         self.tokens: list[Token] = []
         self.alone: dict[str, set[int]] = {}
@@ -158,7 +191,7 @@ class World:
         left = [
             name
             for name in self.engine.state().content
-            if ":job:" in name and ":value:" not in name
+            if ":job:" in name and ":value:" not in name and ":built:" not in name
         ]
         assert not left, f"keys are left: {left}"
 
@@ -184,6 +217,12 @@ class World:
 
     def end_faults(self) -> None:
         """From now on all goes well; one slow re-check heals tokens that were lost."""
+        self.faults = False
+        for client in self.clients:  # who held a job still has died long ago
+            if self.engine.link.command("HEXISTS", self.engine.keys("job", client.job), "frozen"):
+                self.engine.link.command(
+                    "HSET", self.engine.keys("job", client.job), "frozen_at", 0
+                )
         for process in self.processes:
             self._beats(process)
         for process in self.processes:
