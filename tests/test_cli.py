@@ -51,6 +51,12 @@ def options_of(*words: str, **environment: str) -> WorkerOptions:
 
 
 @pytest.fixture(autouse=True)
+def secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers here are on ports, which others reach, so that payloads are signed."""
+    monkeypatch.setenv("DASK_REDISQ__SECRET", "only the tests know this one")
+
+
+@pytest.fixture(autouse=True)
 def untouched_logging() -> Iterator[None]:
     """Keep the command's handlers away from the tests'."""
     with mock.patch("logging.basicConfig"):

@@ -22,13 +22,14 @@ PACKAGE = "dask_redisq"
 LAYERS: list[tuple[str, ...]] = [
     # plain: words, settings, decisions without I/O
     ("_defaults", "errors", "keys", "keeper", "order", "cache", "pace", "page", "task", "versions"),
-    ("settings", "scripts", "codec", "record", "tls"),
+    ("settings", "scripts", "codec", "record", "tls", "trust"),
     ("remote_error", "graph", "batch", "dask_input"),
     ("lease",),
     ("verdict",),
     # one connection, and what is read and written over it
     ("link",),
     ("server", "server_check", "monitor", "memory", "registry", "control", "slot_process"),
+    ("secret",),
     ("status",),
     # the roles: a job's client, a slot, a worker
     ("job", "slot", "supervisor"),

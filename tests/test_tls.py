@@ -25,6 +25,12 @@ PASSWORD = "open/sesame"  # noqa: S105
 IN_URL = "open%2Fsesame"
 
 
+@pytest.fixture(autouse=True)
+def secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers here are on ports, which others reach, so that payloads are signed."""
+    monkeypatch.setenv("DASK_REDISQ__SECRET", "only the tests know this one")
+
+
 class Certificates:
     """A directory with two authorities, and what the first one signed."""
 
