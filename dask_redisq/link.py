@@ -20,6 +20,7 @@ from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
     BusyLoadingError,
+    NoPermissionError,
     NoScriptError,
     ReadOnlyError,
     RedisError,
@@ -46,6 +47,8 @@ MOST_BACKOFF = 1.0
 
 _AWAY = (ServerConnectionError, ServerTimeoutError, BusyLoadingError, ReadOnlyError, OSError)
 _REFUSED = (AuthenticationError, AuthorizationError)
+#: What a script says that its user may not run; else it is a NoPermissionError.
+_FORBIDDEN = ("The user executing the script", "ACL failure in script")
 _BUSY_WORDS = ("BUSY", "LOADING", "READONLY", "MASTERDOWN", "TRYAGAIN")
 
 
@@ -246,6 +249,11 @@ class Link:
                 raise
             if str(error).startswith(_BUSY_WORDS):
                 raise ServerConnectionError(str(error)) from error
+            if isinstance(error, NoPermissionError) or str(error).startswith(_FORBIDDEN):
+                raise ServerRefused(
+                    f"{redact(self.url)} does not let this user do that: {error}. "
+                    "docs/security.md has ACL rules for each role"
+                ) from error
             self._pending.popleft()
             raise
         self._pending.popleft()

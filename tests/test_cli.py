@@ -28,6 +28,9 @@ from dask_redisq.link import Link
 from dask_redisq.server import PrivateServer
 from dask_redisq.supervisor import WorkerOptions
 
+# Servers here are on ports, which others reach, so that there must be a secret.
+pytestmark = pytest.mark.usefixtures("secret")
+
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 HOST = socket.gethostname()
 URL = "redis://nowhere.invalid:6379/0"
@@ -48,12 +51,6 @@ def options_of(*words: str, **environment: str) -> WorkerOptions:
     (options,) = run.call_args.args
     assert isinstance(options, WorkerOptions)
     return options
-
-
-@pytest.fixture(autouse=True)
-def secret(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Servers here are on ports, which others reach, so that payloads are signed."""
-    monkeypatch.setenv("DASK_REDISQ__SECRET", "only the tests know this one")
 
 
 @pytest.fixture(autouse=True)

@@ -21,14 +21,11 @@ from dask_redisq.link import Link
 from dask_redisq.queue import Queue
 from dask_redisq.server import find_server
 
+# Servers here are on ports, which others reach, so that there must be a secret.
+pytestmark = pytest.mark.usefixtures("secret")
+
 PASSWORD = "open/sesame"  # noqa: S105
 IN_URL = "open%2Fsesame"
-
-
-@pytest.fixture(autouse=True)
-def secret(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Servers here are on ports, which others reach, so that payloads are signed."""
-    monkeypatch.setenv("DASK_REDISQ__SECRET", "only the tests know this one")
 
 
 class Certificates:
