@@ -46,7 +46,7 @@ CONNECT_TIMEOUT = 5.0
 MOST_BACKOFF = 1.0
 
 _AWAY = (ServerConnectionError, ServerTimeoutError, BusyLoadingError, ReadOnlyError, OSError)
-_REFUSED = (AuthenticationError, AuthorizationError)
+_REFUSED = (AuthenticationError, AuthorizationError, NoPermissionError)
 #: What a script says that its user may not run; else it is a NoPermissionError.
 _FORBIDDEN = ("The user executing the script", "ACL failure in script")
 _BUSY_WORDS = ("BUSY", "LOADING", "READONLY", "MASTERDOWN", "TRYAGAIN")
@@ -249,11 +249,8 @@ class Link:
                 raise
             if str(error).startswith(_BUSY_WORDS):
                 raise ServerConnectionError(str(error)) from error
-            if isinstance(error, NoPermissionError) or str(error).startswith(_FORBIDDEN):
-                raise ServerRefused(
-                    f"{redact(self.url)} does not let this user do that: {error}. "
-                    "docs/security.md has ACL rules for each role"
-                ) from error
+            if str(error).startswith(_FORBIDDEN):
+                raise NoPermissionError(str(error)) from error
             self._pending.popleft()
             raise
         self._pending.popleft()
@@ -271,6 +268,11 @@ class Link:
             self._connection.send_command(*words)
 
     def _give_up_if_refused(self, error: BaseException) -> None:
+        if isinstance(error, NoPermissionError):
+            raise ServerRefused(
+                f"{redact(self.url)} does not let this user do that: {error}. "
+                "docs/security.md has ACL rules for each role"
+            ) from error
         if isinstance(error, _REFUSED):
             raise ServerRefused(f"{redact(self.url)} refuses us: {error}") from error
         fault = tls_fault(error) if self._tls else None
