@@ -265,7 +265,10 @@ class Job:
             if data is None:
                 raise JobFailed(f"the value of {self._name(task)} is gone from the server")
             try:
-                values[task] = loads(self.seal.open(VALUE, attempt.encode(), task, data))
+                seal = self.seal if self.seal.signs else None  # a call costs 0.2 us
+                values[task] = loads(
+                    seal.open(VALUE, attempt.encode(), task, data) if seal else data
+                )
             except Exception as error:
                 error.add_note(f"dask-redisq: while reading the result of {self._name(task)}")
                 raise

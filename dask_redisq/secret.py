@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from functools import cache
 from pathlib import Path
 
 from redis.connection import parse_url
@@ -88,15 +89,22 @@ def _file(given: str | None) -> Path | None:
 
 def is_private(url: str) -> bool:
     """Tell whether only this user reaches a server: by a socket in a 0700 directory of theirs."""
-    path = parse_url(url).get("path")
+    path = _socket_of(url)
     if not path:
         return False
     try:
-        # Of the directory that the name leads to, as a link of that name may be anybody's.
-        folder = Path(path).resolve(strict=True).parent.stat()
+        # Of the directory that the name leads to, as a link of that name may be anybody's. By
+        # `os`, which takes half as long, since this is asked for each `get`.
+        folder = os.stat(os.path.dirname(os.path.realpath(path, strict=True)))  # noqa: PTH116, PTH120
     except OSError:
         return False
     return folder.st_uid == os.getuid() and not stat.S_IMODE(folder.st_mode) & 0o077
+
+
+@cache
+def _socket_of(url: str) -> str | None:
+    path: str | None = parse_url(url).get("path")
+    return path
 
 
 def _secrets(given: str | None) -> list[str]:
