@@ -94,7 +94,7 @@ def is_private(url: str) -> bool:
         return False
     try:
         # Of the directory that the name leads to, as a link of that name may be anybody's. By
-        # `os`, which takes half as long, since this is asked for each `get`.
+        # `os`, which is faster than `Path`, since this is asked for each `get`.
         folder = os.stat(os.path.dirname(os.path.realpath(path, strict=True)))  # noqa: PTH116, PTH120
     except OSError:
         return False
