@@ -8,8 +8,8 @@ A signed payload is ``payload, digest (16 bytes), id of the key (4), MARK (4)``.
 comes last because an array that is read in place must begin where its memory is aligned. A large
 constant has none: it is named by its keyed digest, and the name stands in a signed block.
 
-Keyed BLAKE2b, from `hashlib`: with the keyed state copied, a pickled number costs 1.1 us to sign and
-1.4 us to check, against 2.2 and 2.8 with HMAC-SHA256. From some 3 kB on the latter is faster where
+Keyed BLAKE2b, from `hashlib`: with the keyed state copied, a pickled number costs 1.1 us to sign
+and 1.4 us to check, against 2.2 and 2.8 with HMAC-SHA256. From 3 kB on the latter is faster where
 the machine has SHA instructions (1.6 GB/s against 0.8); most values are small.
 """
 
