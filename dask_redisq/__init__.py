@@ -7,12 +7,14 @@ deal it out to anonymous workers (``dask-redisq-worker``) on any number of hosts
 from dask_redisq import embedded as _embedded  # noqa: F401 - serves queues without a URL
 from dask_redisq._defaults import __version__
 from dask_redisq.errors import (
+    BadSignature,
     JobCancelled,
     JobFailed,
     JobLost,
     NoServerError,
     NoWorkersError,
     RedisqError,
+    SecretError,
     ServerRefused,
     ServerUnavailable,
     TaskNotSerializable,
@@ -32,11 +34,13 @@ __all__ = [
     "start_local_workers",
     # what can go wrong
     "RedisqError",
+    "BadSignature",
     "JobCancelled",
     "JobFailed",
     "JobLost",
     "NoServerError",
     "NoWorkersError",
+    "SecretError",
     "ServerRefused",
     "ServerUnavailable",
     "TaskNotSerializable",

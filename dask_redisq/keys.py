@@ -15,7 +15,7 @@ __all__ = ["PATTERNS", "Keys", "check_queue_name"]
 #: name -> (pattern behind the prefix, what the key holds). ``%s`` are filled in order.
 PATTERNS: dict[str, tuple[str, str]] = {
     # the queue
-    "queue": ("queue", "hash: schema, finished (only grows), serves (orders jobs), run"),
+    "queue": ("queue", "hash: schema, finished, refused (only grow), serves (orders jobs), run"),
     "jobs": ("jobs", "zset: every job -> server time in ms when it was created"),
     "active": ("active", "zset: jobs with a ready task -> -priority * 2^40 + last served"),
     "monitor": ("monitor", "string with expiry: who recovers now; one at a time"),

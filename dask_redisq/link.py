@@ -47,7 +47,9 @@ CONNECT_TIMEOUT = 5.0
 MOST_BACKOFF = 1.0
 
 _AWAY = (ServerConnectionError, ServerTimeoutError, BusyLoadingError, ReadOnlyError, OSError)
-_REFUSED = (AuthenticationError, AuthorizationError)
+_REFUSED = (AuthenticationError, AuthorizationError, NoPermissionError)
+#: What a script says that its user may not run; else it is a NoPermissionError.
+_FORBIDDEN = ("The user executing the script", "ACL failure in script")
 _BUSY_WORDS = ("BUSY", "LOADING", "READONLY", "MASTERDOWN", "TRYAGAIN")
 
 
@@ -256,21 +258,26 @@ class Link:
             self._connection.send_command(*words)
 
     def _greet(self, queues: Collection[Keys]) -> None:
-        """Send the server's run id to each queue; without the right to ask it nothing is told."""
+        """Send the server's run id to each queue; without the right to do so nothing is told."""
         if not queues:
             return
+        script = scripts.load("greet")
         try:
             about = self._ask("INFO", "server")
-        except NoPermissionError:
-            return
-        run = next(x for x in about.split(b"\r\n") if x.startswith(b"run_id:"))[7:]
-        script = scripts.load("greet")
-        for keys in queues:
-            try:
-                self._ask("EVALSHA", script.sha, 1, keys("queue"), *script.argv({"run": run}))
-            except NoScriptError:
-                self._ask("SCRIPT", "LOAD", script.text)
-                self._ask("EVALSHA", script.sha, 1, keys("queue"), *script.argv({"run": run}))
+            run = next(x for x in about.split(b"\r\n") if x.startswith(b"run_id:"))[7:]
+            for keys in queues:
+                words = ("EVALSHA", script.sha, 1, keys("queue"), *script.argv({"run": run}))
+                try:
+                    self._ask(*words)
+                except NoScriptError:
+                    self._ask("SCRIPT", "LOAD", script.text)
+                    self._ask(*words)
+        except _AWAY:
+            raise
+        except ResponseError as error:
+            if str(error).startswith(_BUSY_WORDS):
+                raise ServerConnectionError(str(error)) from error
+            logger.debug("the queues are not told of the server's run: %s", error)
 
     def _ask(self, *words: Any) -> Any:
         self._connection.send_command(*words)
@@ -287,6 +294,8 @@ class Link:
                 raise
             if str(error).startswith(_BUSY_WORDS):
                 raise ServerConnectionError(str(error)) from error
+            if str(error).startswith(_FORBIDDEN):
+                raise NoPermissionError(str(error)) from error
             self._pending.popleft()
             raise
         self._pending.popleft()
@@ -304,6 +313,11 @@ class Link:
             self._connection.send_command(*words)
 
     def _give_up_if_refused(self, error: BaseException) -> None:
+        if isinstance(error, NoPermissionError):
+            raise ServerRefused(
+                f"{redact(self.url)} does not let this user do that: {error}. "
+                "docs/security.md has ACL rules for each role"
+            ) from error
         if isinstance(error, _REFUSED):
             raise ServerRefused(f"{redact(self.url)} refuses us: {error}") from error
         fault = tls_fault(error) if self._tls else None

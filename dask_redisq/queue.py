@@ -21,6 +21,7 @@ from dask_redisq.job import Job, JobOptions
 from dask_redisq.keys import Keys, check_queue_name
 from dask_redisq.link import Link, redact
 from dask_redisq.registry import list_workers
+from dask_redisq.secret import find_secret
 from dask_redisq.server_check import warn_about_server
 from dask_redisq.settings import setting
 
@@ -131,8 +132,9 @@ class Queue:
         )
         values = dict(plan.constants)
         if len(plan):
+            signer = find_secret(self.url)  # refused before anything is sent
             with self._link() as link:
-                values.update(Job(link, self.keys, plan, options).compute())
+                values.update(Job(link, self.keys, plan, options, signer).compute())
         for key, node in plan.local.items():
             values[key] = node({k: values[k] for k in node.dependencies})
         return _nested(keys, values)
@@ -145,7 +147,10 @@ class Queue:
             return list_workers(link, self.keys)
 
     def stats(self) -> dict[str, int]:
-        """Return counts: waiting, ready, running, finished (only grows), workers, slots."""
+        """Return counts: waiting, ready and running tasks, workers, slots, and two that only grow.
+
+        These are ``finished`` and ``refused_payloads``: see `BadSignature`.
+        """
         with self._link() as link:
             return status.counts(link, self.keys)
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from dask_redisq.batch import Batch
 from dask_redisq.codec import pack, unpack
+from dask_redisq.errors import BadSignature
 from dask_redisq.keys import Keys
 from dask_redisq.lease import Lease, LeaseRun
 from dask_redisq.link import Link
@@ -27,6 +28,8 @@ from dask_redisq.memory import JobMemory, SlotMemory
 from dask_redisq.pace import Pace
 from dask_redisq.page import Page
 from dask_redisq.remote_error import pack_error
+from dask_redisq.secret import find_secret
+from dask_redisq.trust import ERROR, UNSIGNED, Seal, Signer
 
 __all__ = ["Slot", "main"]
 
@@ -81,6 +84,8 @@ class Slot:
         Where its supervisor reads what it does.
     where : str
         Name of its worker, for messages.
+    signer : Signer
+        Signs what it makes, and checks what it reads.
     """
 
     def __init__(
@@ -91,6 +96,7 @@ class Slot:
         tags: frozenset[str],
         page: Page,
         where: str,
+        signer: Signer = UNSIGNED,
     ) -> None:
         self.link = link
         self.slot = slot
@@ -101,7 +107,7 @@ class Slot:
         self.page = page
         self.where = where
         self.pace = Pace()
-        self.memory = SlotMemory(link)
+        self.memory = SlotMemory(link, signer)
         self.stopping = False
         self._waiting = False
 
@@ -230,7 +236,10 @@ class Slot:
             return report  # the job ended meanwhile
         except Exception as error:
             error.add_note(f"dask-redisq: while loading what the task needs on worker {self.where}")
-            report.failure = self._failure(lease.tasks[0], error)
+            if isinstance(error, BadSignature):  # one a lease: the first one ends it
+                who = self._attempt(lease)
+                self.link.call("refuse", queue.keys, job=lease.job, who=who, total=1)
+            report.failure = self._failure(lease.tasks[0], error, memory.seal)
             return report
         if not tasks:
             return report
@@ -243,6 +252,7 @@ class Slot:
             time.perf_counter,
             self.page.begin,
             lambda: not self.stopping and not self.page.stopped(lease.job.encode()),
+            memory.seal.signer_of_values(self._attempt(lease).encode()),
         )
         run.run()
         # No task runs any more: what kills this process from here on is charged to none.
@@ -250,7 +260,7 @@ class Slot:
         report.batch = run.report()
         self._store_apart(queue, lease, report.batch)
         if report.batch.failed is not None:
-            report.failure = self._failure(*report.batch.failed)
+            report.failure = self._failure(*report.batch.failed, memory.seal)
         elif report.batch.unpublished is not None:
             task, why = report.batch.unpublished
             report.failure = pack([task, "unpicklable", why])
@@ -284,15 +294,19 @@ class Slot:
 
     def _store_apart(self, queue: _Queue, lease: Lease, batch: Batch) -> None:
         """Write large values before the call that makes them count; each is born with an expiry."""
-        attempt = f"{self.slot}{lease.seq:08x}"
+        attempt = self._attempt(lease)
         for published in batch.published:
             if not published.inline:
                 name = queue.keys("value", lease.job, published.task, attempt)
                 self.link.send("SET", name, published.data, "PX", UNSEEN)
         self.link.receive_all()
 
-    def _failure(self, task: int, error: BaseException) -> bytes:
-        return pack([task, "raised", pack_error(error, self.where)])
+    def _attempt(self, lease: Lease) -> str:
+        """Return the name under which step.lua records what this lease makes."""
+        return f"{self.slot}{lease.seq:08x}"
+
+    def _failure(self, task: int, error: BaseException, seal: Seal) -> bytes:
+        return pack([task, "raised", seal.sign(ERROR, b"", task, pack_error(error, self.where))])
 
 
 def _die_with_parent(life: int) -> None:
@@ -330,7 +344,8 @@ def main(argv: list[str] | None = None) -> None:
     dask.config.set(scheduler="sync")
     link = Link(os.environ["DASK_REDISQ__URL"], patience=None)
     page = Page(options.page)
-    slot = Slot(link, options.slot, options.queue, frozenset(options.tag), page, options.where)
+    tags, signer = frozenset(options.tag), find_secret()
+    slot = Slot(link, options.slot, options.queue, tags, page, options.where, signer)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, slot.stop)
     slot.run()

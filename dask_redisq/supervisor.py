@@ -17,7 +17,7 @@ import selectors
 import signal
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dask_redisq.codec import pack
@@ -65,6 +65,8 @@ class WorkerOptions:
         Seconds without a beat after which the worker counts as dead.
     death_timeout : float
         Seconds for which a starting worker tries to find its server.
+    environment : dict of str to str
+        What its slots have in their environment besides its own.
     """
 
     queues: tuple[str, ...]
@@ -74,6 +76,7 @@ class WorkerOptions:
     tags: tuple[str, ...] = ()
     alive_expiry: float = 10.0
     death_timeout: float = 60.0
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -255,8 +258,8 @@ class Supervisor:
         for keys in self.keys:
             self._register_slot(keys, slot, 0)
         queues = [keys.queue for keys in self.keys]
-        options = self.options
-        return start_slot(slot, queues, self._tags, options.name, options.url, now)
+        opt = self.options
+        return start_slot(slot, queues, self._tags, opt.name, opt.url, now, opt.environment)
 
     def _reap(self, now: float) -> None:
         """Find slots that ended, give their leases back, and make room for others."""

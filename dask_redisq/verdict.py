@@ -10,11 +10,12 @@ from dask.typing import Key
 from dask_redisq.codec import unpack
 from dask_redisq.errors import JobCancelled, JobFailed, TaskNotSerializable, WorkerDied
 from dask_redisq.remote_error import unpack_error
+from dask_redisq.trust import ERROR, Seal
 
 __all__ = ["as_exception", "how_it_ended"]
 
 
-def as_exception(reason: bytes, job: str, keys: Sequence[Key]) -> BaseException:
+def as_exception(reason: bytes, job: str, keys: Sequence[Key], seal: Seal) -> BaseException:
     """Return the exception for the reason that a script stored (lua/lib/ending.lua).
 
     Parameters
@@ -25,9 +26,20 @@ def as_exception(reason: bytes, job: str, keys: Sequence[Key]) -> BaseException:
         The job's id.
     keys : sequence of hashable
         The graph key of each task.
+    seal : Seal
+        What checks the one payload that is a pickle.
+
+    Raises
+    ------
+    BadSignature
+        If that is not from who has our secret.
     """
     kind, task, payload, _slot = unpack(reason)
     name = repr(keys[task]) if task >= 0 else ""
+    if kind == b"raised":
+        # A reason that somebody forged may hold anything, and none of it may get past the seal.
+        signed = payload if isinstance(payload, bytes) else b""
+        payload = seal.open(ERROR, b"", max(task, 0), signed)
     if kind == b"lost":
         payload = repr(keys[int(payload)]).encode()
     return _KINDS[kind.decode()](job, name, payload)

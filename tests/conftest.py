@@ -51,6 +51,17 @@ def queue(link: Link) -> Queue:
     return Queue("test", link.url)
 
 
+#: What the tests sign with where they sign.
+SECRET = "only the tests know this one"  # noqa: S105
+
+
+@pytest.fixture
+def secret(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The secret, in the environment of this process and of the workers that it starts."""
+    monkeypatch.setenv("DASK_REDISQ__SECRET", SECRET)
+    return SECRET
+
+
 class WorkerProcess:
     """A real worker, started as a user starts it."""
 

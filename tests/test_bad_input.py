@@ -155,6 +155,7 @@ def test_a_queue_name_with_braces_is_refused(name: str) -> None:
 # Nobody there
 
 
+@pytest.mark.usefixtures("secret")
 def test_a_url_that_does_not_answer_is_an_error_at_once() -> None:
     """With the URL in the message, and without its password."""
     started = time.monotonic()
@@ -216,6 +217,7 @@ def test_workers_of_another_python_are_spoken_of(queue: Queue, link: Link, keys:
         queue.get({"x": (inc, 1)}, "x", no_workers_timeout=1)
 
 
+@pytest.mark.usefixtures("secret")
 def test_a_starting_worker_without_a_server_says_so_once_and_gives_up(
     start_worker: Callable[..., WorkerProcess],
 ) -> None:

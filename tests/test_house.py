@@ -22,7 +22,7 @@ PACKAGE = "dask_redisq"
 LAYERS: list[tuple[str, ...]] = [
     # plain: words, settings, decisions without I/O
     ("_defaults", "errors", "keys", "keeper", "order", "cache", "pace", "page", "task", "versions"),
-    ("settings", "scripts", "codec", "record", "tls"),
+    ("settings", "scripts", "codec", "record", "tls", "trust"),
     ("remote_error", "graph", "batch", "recount", "dask_input"),
     ("lease",),
     ("verdict",),
@@ -30,6 +30,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("link",),
     ("rebuild",),
     ("server", "server_check", "monitor", "memory", "registry", "control", "slot_process"),
+    ("secret",),
     ("status",),
     # the roles: a job's client, a slot, a worker
     ("job", "slot", "supervisor"),

@@ -10,6 +10,10 @@ for _, task in ipairs(tasks) do
   if arg.kind == 'zset' then words[#words + 1] = task end
   words[#words + 1] = task
 end
-redis.call(arg.kind == 'zset' and 'ZADD' or 'SADD', name, unpack(words))
+if arg.kind == 'zset' then
+  redis.call('ZADD', name, unpack(words))
+else
+  redis.call('SADD', name, unpack(words))
+end
 redis.call('PEXPIRE', name, arg.life)
 return 1
