@@ -14,6 +14,7 @@ __all__ = [
     "NoWorkersError",
     "RedisqError",
     "SecretError",
+    "ServerFull",
     "ServerRefused",
     "ServerUnavailable",
     "TaskNotSerializable",
@@ -39,6 +40,14 @@ class ServerUnavailable(RedisqError, ConnectionError):
 
 class ServerRefused(ServerUnavailable):
     """The server is there, but a password or a certificate is wrong: waiting does not help."""
+
+
+class ServerFull(RedisqError, MemoryError):
+    """The server's memory is full (its ``maxmemory``), and it takes no more data.
+
+    What finishes or removes a job still works, so it drains. Raise ``maxmemory``, submit less at a
+    time, or return smaller parts.
+    """
 
 
 class SecretError(RedisqError):

@@ -101,6 +101,7 @@ class Job:
         self.seal = signer.seal(keys.queue, self.id)
         self._lease = int(options.client_lease * 1000)
         self._said = False
+        self._staged: list[str] = []
         self._repairs = self._repaired_at = 0
 
     def __repr__(self) -> str:
@@ -144,7 +145,8 @@ class Job:
             stage.append(("new_restrict", marks, "B"))
         for name, counts, code in stage:
             data = struct.pack(f">{n}{code}", *counts)
-            self.link.send("SET", self.keys(name, self.id), data, "PX", STAGED)
+            self._staged.append(self.keys(name, self.id))
+            self.link.send("SET", self._staged[-1], data, "PX", STAGED)
         self.link.send_call(
             "create",
             self.keys,
@@ -202,6 +204,7 @@ class Job:
                 return  # what happened is told by gather
 
     def _store_constant(self, digest: str, data: bytes) -> None:
+        self._staged.append(self.keys("const", self.id, digest))
         self.link.send("SET", self.keys("const", self.id, digest), data, "PX", STAGED)
 
     def _unpicklable(self, first: int, tasks: list[Any], why: Exception) -> Exception:
@@ -343,6 +346,9 @@ class Job:
                 self.link.call("refuse", self.keys, job=self.id, who=self.epoch, total=total)
             self.cancel("its client gave up")
             sweep(self.link, self.keys, self.id)
+            for name in self._staged:  # no script may have seen these
+                self.link.send("UNLINK", name)
+            self.link.receive_all()
         except RedisqError as error:
             logger.warning("job %s could not be removed, its keys expire: %s", self.id, error)
         finally:

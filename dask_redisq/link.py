@@ -32,7 +32,7 @@ from redis.exceptions import TimeoutError as ServerTimeoutError
 from redis.retry import Retry
 
 from dask_redisq import scripts
-from dask_redisq.errors import ServerRefused, ServerUnavailable
+from dask_redisq.errors import ServerFull, ServerRefused, ServerUnavailable
 from dask_redisq.keys import Keys
 from dask_redisq.tls import tls_fault, tls_hint
 
@@ -50,7 +50,17 @@ _AWAY = (ServerConnectionError, ServerTimeoutError, BusyLoadingError, ReadOnlyEr
 _REFUSED = (AuthenticationError, AuthorizationError, NoPermissionError)
 #: What a script says that its user may not run; else it is a NoPermissionError.
 _FORBIDDEN = ("The user executing the script", "ACL failure in script")
-_BUSY_WORDS = ("BUSY", "LOADING", "READONLY", "MASTERDOWN", "TRYAGAIN")
+_FULL = ("OOM", "command not allowed when used memory")
+_BUSY_WORDS = (
+    "MISCONF",
+    "NOREPLICAS",
+    "CLUSTERDOWN",
+    "BUSY",
+    "LOADING",
+    "READONLY",
+    "MASTERDOWN",
+    "TRYAGAIN",
+)
 
 
 def redact(url: str) -> str:
@@ -297,6 +307,10 @@ class Link:
             if str(error).startswith(_FORBIDDEN):
                 raise NoPermissionError(str(error)) from error
             self._pending.popleft()
+            if str(error).startswith(_FULL):
+                raise ServerFull(
+                    f"the memory of {redact(self.url)} is full: it takes no more data ({error})"
+                ) from error
             raise
         self._pending.popleft()
         return reply

@@ -20,7 +20,7 @@ from typing import Any
 
 from dask_redisq.batch import Batch
 from dask_redisq.codec import pack, unpack
-from dask_redisq.errors import BadSignature
+from dask_redisq.errors import BadSignature, ServerFull
 from dask_redisq.keys import Keys
 from dask_redisq.lease import Lease, LeaseRun
 from dask_redisq.link import Link
@@ -39,6 +39,8 @@ RECHECK = 5
 TURN = 1.0
 #: A value that nobody accepted is gone after this many ms.
 UNSEEN = 600_000
+#: Seconds for which results wait for room in a server whose memory is full, and between two tries.
+FULL_WAIT, FULL_PAUSE = 10.0, 0.2
 #: Seconds until a step that came while its job is rebuilt is sent again.
 FROZEN = 0.02
 
@@ -295,11 +297,23 @@ class Slot:
     def _store_apart(self, queue: _Queue, lease: Lease, batch: Batch) -> None:
         """Write large values before the call that makes them count; each is born with an expiry."""
         attempt = self._attempt(lease)
-        for published in batch.published:
-            if not published.inline:
-                name = queue.keys("value", lease.job, published.task, attempt)
-                self.link.send("SET", name, published.data, "PX", UNSEEN)
-        self.link.receive_all()
+        apart = [p for p in batch.published if not p.inline]
+        deadline = time.monotonic() + FULL_WAIT
+        while True:
+            try:
+                for p in apart:
+                    name = queue.keys("value", lease.job, p.task, attempt)
+                    self.link.send("SET", name, p.data, "PX", UNSEEN)
+                self.link.receive_all()
+                return
+            except ServerFull as full:
+                # Others may finish meanwhile, which frees; what was written is written again.
+                if time.monotonic() > deadline or self.stopping:
+                    sizes = sum(len(p.data) for p in apart)
+                    error = ServerFull(f"{full}, and results of {sizes:,} bytes wait for room")
+                    batch.failed = batch.failed or (apart[0].task, error)
+                    return
+                time.sleep(FULL_PAUSE)
 
     def _attempt(self, lease: Lease) -> str:
         """Return the name under which step.lua records what this lease makes."""

@@ -2,11 +2,13 @@
 -- keys: job active
 -- args: job generation life
 -- returns: msgpack {status, n, block, blocks, acked, history, pure}; status: 'frozen'; 'busy', another holds it; 'unsealed'; or the state of a job that does not run ('' when it is gone)
+--@include full
 --
 -- The graph cannot be read by a script, so a rebuild computes outside while slots go on: a finish
 -- that is accepted in between would be overwritten. While the job is frozen nothing of it is
 -- accepted, leased or made ready; leases that come back are forgotten, and their tasks found
 -- unfinished. Who dies while he holds it is replaced after `life` ms, under another generation.
+write_when_full()
 local job = arg.job
 local meta = redis.call('HMGET', key.job(job),
   'state', 'sealed', 'frozen', 'frozen_at', 'n', 'block', 'blocks', 'acked', 'history', 'pure')

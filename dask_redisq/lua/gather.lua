@@ -2,6 +2,7 @@
 -- keys: job log values consumers client settle
 -- args: job cursor gen limit client_lease
 -- returns: msgpack {state, error, finished, next cursor, generation, wanted, task, record, task, record, ...}; wanted of the client: 0 nothing, 1 a rebuild, 2 the upload, which the server forgot
+--@include full
 --@include settle
 --@include ending
 --@include expire
@@ -13,6 +14,7 @@
 local job, cursor = arg.job, tonumber(arg.cursor)
 local meta = redis.call('HMGET', key.job(job), 'state', 'error', 'acked', 'frozen', 'finished', 'gen', 'sealed')
 if not meta[1] then return cmsgpack.pack({'', '', 0, cursor, '', 0}) end
+write_when_full()
 redis.call('SET', key.client(job), '1', 'PX', arg.client_lease)
 
 local gen = meta[6] or ''

@@ -2,6 +2,7 @@
 -- keys: job finished wait consumers ready tagged sets alone parked log settle leases built
 -- args: job generation epoch finished acked hard
 -- returns: 'rebuilt', or 'late' when the job is not frozen under this generation, or what was built is gone
+--@include full
 --@include ready
 --@include numbers
 --@include ending
@@ -11,6 +12,7 @@
 -- `epoch` is '' unless history changed: then components with inputs from before are refused. `hard` =
 -- msgpack of the numbers of restrictions with ready tasks. Leases stay: what they hold leaves the ready sets, and a
 -- task that waits again leaves its lease; its late result counts all the same.
+write_when_full()
 local job = arg.job
 local meta = redis.call('HMGET', key.job(job), 'state', 'frozen', 'damaged')
 local function built(what) return key.built(job, arg.generation, what) end

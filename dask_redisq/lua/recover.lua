@@ -2,6 +2,7 @@
 -- keys: workers alive worker_slots slots slot control monitor jobs job client leases ready sets settle parked
 -- args: who interval
 -- returns: msgpack {looked (0 or 1), workers found dead, jobs ended and not yet removed, jobs to rebuild}
+--@include full
 --@include leases
 --@include ending
 --@include damage
@@ -10,6 +11,7 @@
 -- One look per interval for the whole queue, under a lock that expires: a lock that a dead
 -- monitor holds for ever was the end of recovery elsewhere. It starts from the authoritative
 -- registrations, never from an index. A vanished host charges nobody for its deaths.
+write_when_full()
 if not redis.call('SET', key.monitor(), arg.who, 'NX', 'PX', arg.interval) then
   return cmsgpack.pack({0, {}, {}, {}})
 end

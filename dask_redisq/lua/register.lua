@@ -2,11 +2,13 @@
 -- keys: queue workers alive worker_slots slots slot
 -- args: worker info expiry slot seq tags
 -- returns: 'ok'
+--@include full
 --@include expire
 --
 -- `slot` = '' registers the worker alone. A slot that was registered before stays as it is, so
 -- that a replay does not forget its lease. `seq`: its last call that was answered, 0 for a new one; an
 -- older one that is still under way is refused.
+write_when_full()
 redis.call('HSET', key.workers(), arg.worker, arg.info)
 redis.call('SET', key.alive(arg.worker), '1', 'PX', arg.expiry)
 redis.call('HSETNX', key.queue(), 'schema', '1')

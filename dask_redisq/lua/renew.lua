@@ -2,6 +2,7 @@
 -- keys: workers alive worker_slots slots slot idle wake
 -- args: worker expiry held
 -- returns: 'ok', or 'unknown' when the worker, or one of its slots, is not registered
+--@include full
 --@include leases
 --@include expire
 --
@@ -10,6 +11,7 @@
 -- a slot that is at 9: nobody would look at lease 5 while that worker lives, so it goes back. Or it
 -- may bring back a slot that died since; `held` has all that live.
 if redis.call('HEXISTS', key.workers(), arg.worker) == 0 then return 'unknown' end
+write_when_full()
 redis.call('SET', key.alive(arg.worker), '1', 'PX', arg.expiry)
 redis.call('PEXPIRE', key.worker_slots(arg.worker), DAY)
 renew_queue()

@@ -2,6 +2,7 @@
 -- keys: job finished values value parked
 -- args: job task input
 -- returns: 'finished' (others did the task), 'there' (look again), 'parked' (it is made again)
+--@include full
 --@include numbers
 --@include damage
 --
@@ -10,6 +11,7 @@
 -- is rebuilt; until that the task is parked, neither ready nor leased, or it would be leased again and
 -- again. `task` = -1: the client asks for an output, maybe of a job that is done: it goes on.
 local task, input = tonumber(arg.task), tonumber(arg.input)
+write_when_full()
 local state = redis.call('HGET', key.job(arg.job), 'state')
 if state ~= 'running' and not (state == 'done' and task < 0) then return 'finished' end
 if task >= 0 and read_bits(key.finished(arg.job), {task})[task] then return 'finished' end

@@ -2,6 +2,7 @@
 -- keys: queue slots slot job finished leases wake idle
 -- args: slot seq job epoch batch failure known want floor rest
 -- returns: msgpack {status, refused tasks, lease or false, look again in ms}
+--@include full
 --@include finish
 --@include take
 --@include leases
@@ -59,6 +60,7 @@ if failure and alive and current and not read_bits(key.finished(job), {failure[1
 end
 
 -- Write.
+write_when_full()
 local spare = 0
 local next_one = registered and seq == tonumber(state[1]) + 1
 -- A slot calls by rising numbers, each once it has the answer before. If that call is forgotten
