@@ -7,12 +7,15 @@ deal it out to anonymous workers (``dask-redisq-worker``) on any number of hosts
 from dask_redisq import embedded as _embedded  # noqa: F401 - serves queues without a URL
 from dask_redisq._defaults import __version__
 from dask_redisq.errors import (
+    BadSignature,
     JobCancelled,
     JobFailed,
     JobLost,
     NoServerError,
     NoWorkersError,
     RedisqError,
+    SecretError,
+    ServerFull,
     ServerRefused,
     ServerUnavailable,
     TaskNotSerializable,
@@ -34,11 +37,14 @@ __all__ = [
     "start_local_workers",
     # what can go wrong
     "RedisqError",
+    "BadSignature",
     "JobCancelled",
     "JobFailed",
     "JobLost",
     "NoServerError",
     "NoWorkersError",
+    "SecretError",
+    "ServerFull",
     "ServerRefused",
     "ServerUnavailable",
     "TaskNotSerializable",

@@ -1,6 +1,6 @@
 """What makes an answer of a job's outputs: in its client, or in another process that attaches.
 
-For a detached job it is stored with the job. Pickled and unpickled here only.
+For a detached job it is stored with the job: pickled, signed, checked and unpickled here only.
 """
 
 from __future__ import annotations
@@ -14,8 +14,12 @@ from dask._task_spec import GraphNode
 from dask.typing import Key
 
 from dask_redisq.codec import dumps, loads
+from dask_redisq.trust import Seal
 
 __all__ = ["Answer", "assemble", "pack_names", "unpack_names"]
+
+#: What is signed, in the words of `Seal`.
+ANSWER, NAMES = "answer", "names"
 
 
 def assemble(keys: Any, values: dict[Key, Any], local: Mapping[Key, GraphNode]) -> Any:
@@ -68,16 +72,21 @@ class Answer:
     repack: Callable[[Any], tuple[Any, ...]]
     single: bool
 
-    def encode(self) -> bytes:
+    def encode(self, seal: Seal) -> bytes:
         """Return it as the bytes that are stored."""
-        return dumps(
-            (self.keys, self.outputs, self.constants, self.local, self.repack, self.single)
-        )
+        parts = self.keys, self.outputs, self.constants, self.local, self.repack, self.single
+        return seal.sign(ANSWER, b"", 0, dumps(parts))
 
     @classmethod
-    def decode(cls, data: bytes) -> Answer:
-        """Return what `encode` made bytes of."""
-        return cls(*loads(data))
+    def decode(cls, data: bytes, seal: Seal) -> Answer:
+        """Return what `encode` made bytes of.
+
+        Raises
+        ------
+        BadSignature
+            If that was somebody without our secret.
+        """
+        return cls(*loads(seal.open(ANSWER, b"", 0, data)))
 
     def value(self, received: Mapping[int, Any]) -> Any:
         """Return the answer; `received` is task -> value, for all outputs."""
@@ -87,12 +96,18 @@ class Answer:
         return repacked[0] if self.single else repacked
 
 
-def pack_names(keys: Sequence[Key]) -> bytes:
+def pack_names(keys: Sequence[Key], seal: Seal) -> bytes:
     """Return the graph key of each task as bytes; only an error's message needs them."""
-    return zlib.compress(dumps(list(keys)), 1)
+    return seal.sign(NAMES, b"", 0, zlib.compress(dumps(list(keys)), 1))
 
 
-def unpack_names(data: bytes) -> list[Key]:
-    """Return what `pack_names` packed."""
-    names: list[Key] = loads(zlib.decompress(data))
+def unpack_names(data: bytes, seal: Seal) -> list[Key]:
+    """Return what `pack_names` packed.
+
+    Raises
+    ------
+    BadSignature
+        As for `Answer.decode`.
+    """
+    names: list[Key] = loads(zlib.decompress(seal.open(NAMES, b"", 0, data)))
     return names

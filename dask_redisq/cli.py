@@ -41,6 +41,19 @@ _SEEN_BY_ALL = (
     help="File whose first line is the server's password; - is the standard input.",
 )
 @click.option(
+    "--secret-file",
+    metavar="FILE",
+    type=click.Path(dir_okay=False),
+    help="File of mode 0600 whose first line is the secret that signs payloads, the client's too.  "
+    "[default: DASK_REDISQ__SECRET, else the file redisq.secret-file]",
+)
+@click.option(
+    "--allow-unsigned",
+    is_flag=True,
+    default=False,
+    help="Go without a secret on a server that others reach: they can run code here.",
+)
+@click.option(
     "--nworkers",
     metavar="N",
     type=click.IntRange(min=1),
@@ -80,6 +93,8 @@ def worker(
     *,
     url: str | None,
     password_file: TextIO | None,
+    secret_file: str | None,
+    allow_unsigned: bool,
     nworkers: int | None,
     name: str | None,
     tags: tuple[str, ...],
@@ -102,14 +117,16 @@ def worker(
     from dask_redisq.supervisor import WorkerOptions
 
     host = socket.gethostname()
+    url = _server_url(url, password_file)
     options = WorkerOptions(
         queues=_queue_names(queues or (setting("queue"),)),
-        url=_server_url(url, password_file),
+        url=url,
         nworkers=nworkers or cpu_count(),
         name=name or f"{host}-{os.getpid()}",
         tags=tuple(dict.fromkeys((host, *tags))),
         alive_expiry=_alive_expiry(alive_expiry),
         death_timeout=death_timeout,
+        environment=_secret(url, secret_file, allow_unsigned=allow_unsigned),
     )
     _set_up_log(log_file)
     sys.exit(_run(options))
@@ -161,6 +178,18 @@ def _server_url(url: str | None, password_file: TextIO | None) -> str:
     except ValueError:  # whose text may hold a piece of the password
         raise click.UsageError(_BAD_URL) from None
     return url
+
+
+def _secret(url: str, file: str | None, *, allow_unsigned: bool) -> dict[str, str]:
+    """Check that there is a secret if one is needed; return how the slots find the same."""
+    from dask_redisq.errors import SecretError
+    from dask_redisq.secret import environment_for, find_secret
+
+    try:
+        find_secret(url, file, allow_unsigned=allow_unsigned)
+    except SecretError as error:
+        raise click.UsageError(str(error)) from None
+    return environment_for(file)
 
 
 def _set_up_log(log_file: str | None) -> None:

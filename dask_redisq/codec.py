@@ -11,7 +11,6 @@ environment, which a worker downloads once per job.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import pickle
 from collections.abc import Callable, Iterator
@@ -39,6 +38,8 @@ MANY_ITEMS = 1024
 
 _PROTOCOL = 5
 
+Namer = Callable[[bytes | memoryview], str]
+
 
 def pack(thing: Any) -> bytes:
     """Return control data (numbers, text, lists) as msgpack that Redis's Lua can read."""
@@ -46,7 +47,7 @@ def pack(thing: Any) -> bytes:
     return packed
 
 
-def unpack(data: bytes) -> Any:
+def unpack(data: bytes | memoryview) -> Any:
     """Return what `pack`, or Redis's Lua, packed; text comes back as bytes."""
     return msgpack.unpackb(data, raw=True, strict_map_key=False)
 
@@ -98,8 +99,9 @@ class Block(NamedTuple):
 class _Constants:
     """The large constants of one job, each stored once by its content."""
 
-    def __init__(self, store: Callable[[str, bytes], None]) -> None:
+    def __init__(self, store: Callable[[str, bytes], None], name: Namer) -> None:
         self._store = store
+        self._name = name
         self._stored: set[str] = set()
         # id -> (the object, so that its id is not used again; digest). Hashing 100 MB takes
         # 0.1 s, and the same array comes in every block.
@@ -122,7 +124,7 @@ class _Constants:
         return self._known[who][1] or None
 
     def _keep(self, data: bytes | memoryview) -> str:
-        digest = hashlib.blake2b(data, digest_size=16).hexdigest()
+        digest = self._name(data)
         if digest not in self._stored:
             self._stored.add(digest)
             self._store(digest, bytes(data))
@@ -165,10 +167,12 @@ class BlockEncoder:
     store : callable
         Called as ``store(digest, data)`` once for each constant, before the block that uses it
         is returned.
+    name : callable
+        Content -> its digest, `Seal.name_constant` for instance.
     """
 
-    def __init__(self, store: Callable[[str, bytes], None]) -> None:
-        self._constants = _Constants(store)
+    def __init__(self, store: Callable[[str, bytes], None], name: Namer) -> None:
+        self._constants = _Constants(store, name)
         self._by_cloudpickle = False
 
     def encode(self, block: Block) -> tuple[bytes, list[str]]:
@@ -235,7 +239,7 @@ class PackedBlock(NamedTuple):
     buffers: list[str]
 
     @classmethod
-    def read(cls, payload: bytes) -> PackedBlock:
+    def read(cls, payload: bytes | memoryview) -> PackedBlock:
         """Split the payload that `BlockEncoder.encode` made."""
         data, buffers = unpack(payload)
         return cls(data, [digest.decode() for digest in buffers])

@@ -16,6 +16,7 @@ from dask_redisq.job import Job
 from dask_redisq.keys import Keys
 from dask_redisq.options import job_options
 from dask_redisq.pool import Pool
+from dask_redisq.secret import find_secret
 from dask_redisq.settings import setting
 
 __all__ = ["compute_graph", "submit_detached"]
@@ -41,8 +42,9 @@ def compute_graph(pool: Pool, names: Keys, dsk: Any, keys: Any, kwargs: dict[str
     plan, keys = plan_job(dsk, keys, kwargs)
     values: dict[Key, Any] = dict(plan.constants)
     if len(plan):
+        signer = find_secret(pool.url)  # refused before anything is sent
         with pool.lend() as link:
-            values.update(Job(link, names, plan, options).compute())
+            values.update(Job(link, names, plan, options, signer).compute())
     return assemble(keys, values, plan.local)
 
 
@@ -84,6 +86,7 @@ def submit_detached(
     found, repack = unpack_collections(*collections, traverse=traverse)
     if not found:
         raise TypeError("there is nothing to compute: none of the arguments is a Dask collection")
+    signer = find_secret(pool.url)
     options = replace(job_options(kwargs), result_ttl=float(result_ttl))
     submitted: list[tuple[str, Answer]] = []
 
@@ -92,7 +95,7 @@ def submit_detached(
         single = len(collections) == 1
         answer = Answer(keys, plan.outputs, plan.constants, plan.local, repack, single)
         with pool.lend() as link:
-            job = Job(link, names, plan, options, answer)
+            job = Job(link, names, plan, options, signer, answer)
             job.detach()
         submitted.append((job.id, answer))
         return [None] * len(keys)

@@ -6,12 +6,15 @@ Exceptions that a task raised are not here: they come back as their own type.
 from __future__ import annotations
 
 __all__ = [
+    "BadSignature",
     "JobCancelled",
     "JobFailed",
     "JobLost",
     "NoServerError",
     "NoWorkersError",
     "RedisqError",
+    "SecretError",
+    "ServerFull",
     "ServerRefused",
     "ServerUnavailable",
     "TaskNotSerializable",
@@ -37,6 +40,29 @@ class ServerUnavailable(RedisqError, ConnectionError):
 
 class ServerRefused(ServerUnavailable):
     """The server is there, but a password or a certificate is wrong: waiting does not help."""
+
+
+class ServerFull(RedisqError, MemoryError):
+    """The server's memory is full (its ``maxmemory``), and it takes no more data.
+
+    What finishes or removes a job still works, so it drains. Raise ``maxmemory``, submit less at a
+    time, or return smaller parts.
+    """
+
+
+class SecretError(RedisqError):
+    """Payloads cannot be signed as they must be: the message tells what to set.
+
+    A secret is needed where others may reach the server too: see ``redisq.secret-file``.
+    """
+
+
+class BadSignature(RedisqError):
+    """A task, a value or an error on the server was not signed by the secret of this side.
+
+    It was not unpickled. Either client and workers have different secrets, or somebody else writes
+    to the server. `Queue.stats` counts them as ``refused_payloads``.
+    """
 
 
 class NoWorkersError(RedisqError, TimeoutError):

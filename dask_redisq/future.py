@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import time
 from dataclasses import replace
 from typing import Any
 
 from dask_redisq.answer import Answer, unpack_names
-from dask_redisq.errors import JobLost, RedisqError
-from dask_redisq.graph import Plan
-from dask_redisq.job import Job
+from dask_redisq.errors import BadSignature, JobLost, RedisqError
+from dask_redisq.follow import Follower
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.monitor import sweep
 from dask_redisq.options import job_options
 from dask_redisq.pool import Pool
+from dask_redisq.secret import find_secret
+from dask_redisq.trust import Seal
 from dask_redisq.verdict import why_gone
 
 __all__ = ["Future", "attach", "cancel_job"]
@@ -123,11 +125,13 @@ class Future:
         """Wait for the outcome; what is no outcome of the job (no server, no time) is raised."""
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._pool.lend() as link:
-            job = _attached(link, self._keys, self.id, self._answer)
+            seal = _seal(self._pool, self._keys, self.id)
+            job = _reader(link, self._keys, self.id, self._answer, seal)
             try:
                 job.gather(deadline)
             except BaseException as error:
                 if job.ended is None:
+                    job.count_refused(secrets.token_hex(8))
                     raise
                 return None, error
         return self._answer.value(job.received), None
@@ -135,11 +139,12 @@ class Future:
 
 def attach(pool: Pool, keys: Keys, job: str) -> Future:
     """Do what `Queue.attach` promises."""
+    seal = _seal(pool, keys, job)
     with pool.lend() as link:
         meta = link.command("HMGET", keys("job", job), "state", "ttl", "sealed")
         if meta[0] is None:
             tomb = link.command("GET", keys("tomb", job))
-            raise why_gone(tomb or b"", job, keys.queue)
+            raise why_gone(tomb or b"", job, keys.queue, seal)
         if not int(meta[1]):
             raise RedisqError(
                 f"job {job} of queue {keys.queue!r} is not detached: its answer goes to the client "
@@ -151,12 +156,17 @@ def attach(pool: Pool, keys: Keys, job: str) -> Future:
                 "and if that ends before, so does the job. Attach once compute has returned"
             )
         data = link.command("GET", keys("answer", job))
-    if data is None:
-        raise JobLost(
-            f"job {job} of queue {keys.queue!r} is there, but what makes its answer is gone: was a "
-            "key of the queue deleted by hand, or evicted? Submit it again"
-        )
-    return Future(pool, keys, job, Answer.decode(data))
+        if data is None:
+            raise JobLost(
+                f"job {job} of queue {keys.queue!r} is there, but what makes its answer is gone: "
+                "was a key of the queue deleted by hand, or evicted? Submit it again"
+            )
+        try:
+            return Future(pool, keys, job, Answer.decode(data, seal))
+        except BadSignature:
+            total = seal.refused
+            link.call("refuse", keys, job=job, who=secrets.token_hex(8), total=total)
+            raise
 
 
 def cancel_job(link: Link, keys: Keys, job: str, reason: str | None) -> bool:
@@ -170,32 +180,24 @@ def cancel_job(link: Link, keys: Keys, job: str, reason: str | None) -> bool:
     return bool(state == b"running")
 
 
+def _seal(pool: Pool, keys: Keys, job: str) -> Seal:
+    return find_secret(pool.url).seal(keys.queue, job)
+
+
 class _Names:
     """The graph keys of a detached job's tasks, read when an error needs one."""
 
-    def __init__(self, link: Link, keys: Keys, job: str) -> None:
-        self._where = link, keys("names", job)
+    def __init__(self, link: Link, keys: Keys, job: str, seal: Seal) -> None:
+        self._where = link, keys("names", job), seal
 
     def __getitem__(self, task: int) -> Any:
-        link, name = self._where
+        link, name, seal = self._where
         data = link.command("GET", name)
-        return f"number {task}" if data is None else unpack_names(data)[task]
+        return f"number {task}" if data is None else unpack_names(data, seal)[task]
 
 
-def _attached(link: Link, keys: Keys, job: str, answer: Answer) -> Job:
-    """Return a submitted job as its reader knows it: its outputs, and names for errors."""
-    names: Any = _Names(link, keys, job)
-    plan = Plan(
-        keys=names,
-        nodes=[],
-        inputs=[],
-        users=[],
-        outputs=answer.outputs,
-        constants=answer.constants,
-        local=answer.local,
-        names={},
-        data={},
-    )
-    reader = Job(link, keys, plan, replace(job_options({}), result_ttl=1.0))
-    reader.id = job
-    return reader
+def _reader(link: Link, keys: Keys, job: str, answer: Answer, seal: Seal) -> Follower:
+    """Return a detached job as somebody else follows it."""
+    names: Any = _Names(link, keys, job, seal)
+    options = replace(job_options({}), result_ttl=1.0)
+    return Follower(link, keys, job, answer.outputs.values(), names, seal, options)

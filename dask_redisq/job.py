@@ -1,7 +1,7 @@
-"""One job from the client's side: submit, follow, gather, cancel.
+"""One job from its client's side: submit it, follow it, sweep it; submit it again if it got lost.
 
 Work starts before the upload ends: create (counters) -> blocks -> seal. Outputs are gathered
-while the job runs, from an append-only log read by a cursor.
+while the job runs (`follow`).
 """
 
 from __future__ import annotations
@@ -9,42 +9,28 @@ from __future__ import annotations
 import logging
 import secrets
 import struct
-import time
 from collections.abc import Mapping
 from typing import Any
 
 from dask.typing import Key
 
-from dask_redisq import client_lease
 from dask_redisq.answer import Answer, pack_names
-from dask_redisq.codec import BlockEncoder, dumps, loads, pack, unpack
-from dask_redisq.errors import (
-    JobFailed,
-    JobLost,
-    NoWorkersError,
-    RedisqError,
-    TaskNotSerializable,
-)
+from dask_redisq.codec import BlockEncoder, dumps, pack
+from dask_redisq.errors import JobFailed, JobLost, RedisqError, TaskNotSerializable
+from dask_redisq.follow import Dropped, Follower
 from dask_redisq.graph import BLOCK, Plan
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
-from dask_redisq.monitor import Monitor, renew_values, sweep
+from dask_redisq.monitor import sweep
 from dask_redisq.options import JobOptions
-from dask_redisq.record import read_record
-from dask_redisq.registry import able_workers
-from dask_redisq.verdict import as_exception, is_dropped, why_gone
+from dask_redisq.trust import BLOCK as A_BLOCK
+from dask_redisq.trust import UNSIGNED, Signer
 from dask_redisq.versions import python_tag
 
 __all__ = ["Job", "JobOptions"]
 
 logger = logging.getLogger("dask_redisq")
 
-#: Output values that one answer may hold.
-GATHER = 2000
-#: Seconds between two looks at a job of which nothing is heard.
-WAIT = 1
-#: Seconds without progress after which missing workers are spoken of.
-QUIET = 5.0
 #: Blocks whose receipt may be under way while the next one is pickled.
 AHEAD = 2
 #: Milliseconds that constants wait for their block; counters wait no longer for create.
@@ -53,16 +39,10 @@ STAGED = 600_000
 LEASES = 5
 #: Times in a row that a job is submitted again without one output more.
 AGAIN = 5
-#: Bytes per second at which unpickling is taken to go at the worst.
-SLOW = 2e6
 
 
-class _Dropped(JobLost):
-    """The job is gone, though nobody wanted that: its client may submit what is missing."""
-
-
-class Job:
-    """A submitted graph.
+class Job(Follower):
+    """A graph that is submitted.
 
     Parameters
     ----------
@@ -74,6 +54,8 @@ class Job:
         Its tasks.
     options : JobOptions
         Its settings.
+    signer : Signer
+        Signs what is sent, and checks what comes.
     answer : Answer, optional
         What others make the answer of; stored with a detached job.
     """
@@ -84,24 +66,19 @@ class Job:
         keys: Keys,
         plan: Plan,
         options: JobOptions,
+        signer: Signer = UNSIGNED,
         answer: Answer | None = None,
     ) -> None:
-        self.link = link
-        self.keys = keys
+        job = secrets.token_hex(16)  # random, never used again
+        seal = signer.seal(keys.queue, job)
+        super().__init__(link, keys, job, plan.wanted, plan.keys, seal, options)
         self.plan = plan
-        self.options = options
+        self.signer = signer
         self.answer = answer
-        #: Task -> value, of the outputs that arrived.
-        self.received: dict[int, Any] = {}
-        #: The state in which `gather` found the job ended without its outputs.
-        self.ended: str | None = None
-        self.id = secrets.token_hex(16)  # random, never used again
         self.epoch = secrets.token_hex(8)
+        self.restrictions = plan.restricted.values()
         self._lease = int(options.client_lease * 1000)
-        self._said = False
-        self._born = time.monotonic()
-        self._kept = False
-        self._consts: list[str] = []
+        self._staged: list[str] = []
 
     def __repr__(self) -> str:
         return f"<Job {self.id} of queue {self.keys.queue}, {len(self.plan)} tasks>"
@@ -122,7 +99,7 @@ class Job:
             try:
                 job._compute_once()
                 return values | job.values()
-            except _Dropped as why:
+            except Dropped as why:
                 vain = 0 if job.received else vain + 1
                 if vain > AGAIN:
                     raise JobLost(f"{why}; given up after {AGAIN} more in vain") from None
@@ -154,7 +131,7 @@ class Job:
         received : Mapping
             Task -> value, as `received` has them.
         """
-        return Job(self.link, self.keys, self.plan.without(received), self.options)
+        return Job(self.link, self.keys, self.plan.without(received), self.options, self.signer)
 
     def values(self) -> dict[Key, Any]:
         """Return requested key -> value, of the outputs that arrived."""
@@ -176,27 +153,16 @@ class Job:
 
     def submit(self) -> str:
         """Upload the graph and return the job's state; its first tasks may be done by then."""
-        plan, n = self.plan, len(self.plan)
-        stage = [
-            ("new_wait", plan.wait_counts(), "I"),
-            ("new_consumers", plan.consumer_counts(), "I"),
-        ]
-        hard = self._restrictions()
-        if hard:
-            numbers = {tags: i for i, tags in enumerate(hard, 1)}
-            marks = [numbers.get(plan.restricted.get(t, ()), 0) for t in range(n)]
-            stage.append(("new_restrict", marks, "B"))
-        packed = [(name, struct.pack(f">{n}{code}", *counts)) for name, counts, code in stage]
-        if self.answer is not None:
-            packed += [("new_answer", self.answer.encode()), ("new_names", pack_names(plan.keys))]
-        for name, data in packed:
+        plan, hard = self.plan, self._restrictions()
+        for name, data in self._stages(hard):
             life = min(STAGED, LEASES * self._lease)
-            self.link.send("SET", self.keys(name, self.id), data, "PX", life)
+            self._staged.append(self.keys(name, self.id))
+            self.link.send("SET", self._staged[-1], data, "PX", life)
         self.link.send_call(
             "create",
             self.keys,
             job=self.id,
-            n=n,
+            n=len(plan),
             block=BLOCK,
             blocks=len(plan.block_starts()),
             epoch=self.epoch,
@@ -209,12 +175,35 @@ class Job:
             hard=pack([list(tags) for tags in hard]),
             ttl=int(self.options.result_ttl * 1000),
         )
+        return self._upload()
+
+    def _stages(self, hard: list[tuple[str, ...]]) -> list[tuple[str, bytes]]:
+        """Return what create takes, by the names of its keys."""
+        plan, n = self.plan, len(self.plan)
+        stages = [
+            ("new_wait", struct.pack(f">{n}I", *plan.wait_counts())),
+            ("new_consumers", struct.pack(f">{n}I", *plan.consumer_counts())),
+        ]
+        if hard:
+            numbers = {tags: i for i, tags in enumerate(hard, 1)}
+            marks = [numbers.get(plan.restricted.get(t, ()), 0) for t in range(n)]
+            stages.append(("new_restrict", bytes(marks)))
+        if self.answer is not None:
+            stages.append(("new_answer", self.answer.encode(self.seal)))
+            stages.append(("new_names", pack_names(plan.keys, self.seal)))
+        return stages
+
+    def _upload(self) -> str:
+        """Send the blocks and seal; again after a server that forgot some of them, too."""
         self._upload_blocks()
         self.link.send_call("seal", self.keys, job=self.id)
         state = self.link.receive_all()[-1].decode()
         if state == "incomplete":
             raise JobFailed(f"the upload of job {self.id} is incomplete")
         return str(state)
+
+    def _upload_again(self) -> None:
+        self._upload()
 
     def _restrictions(self) -> list[tuple[str, ...]]:
         found = list(dict.fromkeys(self.plan.restricted.values()))
@@ -225,7 +214,7 @@ class Job:
         return found
 
     def _upload_blocks(self) -> None:
-        encoder = BlockEncoder(self._store_constant)
+        encoder = BlockEncoder(self._store_constant, self.seal.name_constant)
         for number, first in enumerate(self.plan.block_starts()):
             self._keep_lease()
             block = self.plan.block(first)
@@ -240,7 +229,8 @@ class Job:
                 number=number,
                 first=first,
                 count=len(block.tasks),
-                payload=payload,
+                payload=self.seal.sign(A_BLOCK, b"", number, payload),
+                edges=pack([block.inputs, list(block.outputs)]),
                 consts=pack(digests),
             )
             replies = self.link.receive_all(but=AHEAD)
@@ -248,8 +238,8 @@ class Job:
                 return  # what happened is told by gather
 
     def _store_constant(self, digest: str, data: bytes) -> None:
-        self._consts.append(self.keys("const", self.id, digest))
-        self.link.send("SET", self._consts[-1], data, "PX", STAGED)
+        self._staged.append(self.keys("const", self.id, digest))
+        self.link.send("SET", self.keys("const", self.id, digest), data, "PX", STAGED)
 
     def _unpicklable(self, first: int, tasks: list[Any], why: Exception) -> Exception:
         """Return the error that names which task of a block cannot be pickled."""
@@ -263,139 +253,23 @@ class Job:
                 )
         return why
 
-    # -- follow ---------------------------------------------------------------------------
-
-    def gather(self, deadline: float | None = None) -> dict[int, Any]:
-        """Wait for the outputs; return task -> value.
-
-        Parameters
-        ----------
-        deadline : float, optional
-            When to give up with a `TimeoutError`; by `time.monotonic`.
-        """
-        monitor = Monitor(
-            self.link, self.keys, self.id, self.options.ft_interval, self.options.alive_expiry
-        )
-        values = self.received
-        wanted = len(set(self.plan.outputs.values()))
-        cursor, finished, heard = 0, -1, time.monotonic()
-        renew_at = heard + self.options.client_lease
-        while True:
-            answer = self.link.call(
-                "gather",
-                self.keys,
-                job=self.id,
-                cursor=cursor,
-                limit=GATHER,
-            )
-            state, reason, progress, cursor, *items = unpack(answer)
-            self._read_items(items, values)
-            if len(values) == wanted:
-                break
-            if state != b"running" and not items:
-                self.ended = state.decode()
-                raise self._verdict(self.ended, reason)
-            now = time.monotonic()
-            self._keep_lease()
-            if now >= renew_at:
-                self.renew_values()
-                renew_at = now + self.options.client_lease
-            if progress != finished:
-                finished, heard = progress, now
-            if deadline is not None and now >= deadline:
-                raise TimeoutError(f"job {self.id} has no answer yet: {progress} tasks are done")
-            if not items:
-                left = min(WAIT, self.options.client_lease / 4)
-                if deadline is not None:
-                    left = max(0.01, min(left, deadline - now))
-                self.link.command("BLPOP", self.keys("news", self.id), left)
-                now = time.monotonic()
-                monitor.run(now)
-                if now - heard >= min(QUIET, self.options.no_workers_timeout or QUIET):
-                    self._look_for_workers(now - heard)
-        return values
-
-    def renew_values(self) -> None:
-        """Renew the expiry of large values and constants, slice by slice."""
-        if not self.options.result_ttl:  # else monitors do
-            renew_values(self.link, self.keys, self.id)
-
-    def _read_items(self, items: list[Any], values: dict[int, Any]) -> None:
-        """Enter the values of an answer: task, record, task, record, ..."""
-        for task, record in zip(items[::2], items[1::2], strict=True):
-            if task in values:
-                continue
-            if not record:
-                raise JobFailed(f"the value of {self._name(task)} is gone from the server")
-            data, attempt = read_record(record)
-            if data is None:
-                data = self.link.command("GET", self.keys("value", self.id, task, attempt))
-            if data is None:
-                raise JobFailed(f"the value of {self._name(task)} is gone from the server")
-            self._keep_lease(len(data))
-            try:
-                values[task] = loads(data)
-            except Exception as error:
-                error.add_note(f"dask-redisq: while reading the result of {self._name(task)}")
-                raise
-
-    def _look_for_workers(self, quiet: float) -> None:
-        """After `quiet` seconds without progress: say once that nobody is able, or give up."""
-        wanted = {frozenset(tags) for tags in self.plan.restricted.values()}
-        problem = able_workers(self.link, self.keys, python_tag(), wanted)
-        if problem is None:
-            return
-        if quiet >= QUIET and not self._said:
-            self._said = True
-            logger.warning("job %s waits: %s", self.id, problem)
-        limit = self.options.no_workers_timeout
-        if limit is not None and quiet >= limit:
-            raise NoWorkersError(f"gave up after {limit:g} s: {problem}")
-
     # -- the end ----------------------------------------------------------------------------
 
     def cancel(self, reason: str) -> None:
         """Cancel the job: waiting tasks never start, running ones are stopped."""
         self.link.call("cancel", self.keys, job=self.id, reason=reason, tomb="")
 
-    def _keep_lease(self, upcoming: int = 0) -> None:
-        """Have the lease renewed beside us if the job is old, or `upcoming` bytes may take long."""
-        if self._kept or self.options.result_ttl:
-            return
-        third = self.options.client_lease / 3
-        if upcoming > SLOW * third or time.monotonic() - self._born > third:
-            self._kept = True
-            client_lease.hold(self.link.url, self.keys.queue, self.id, self.options.client_lease)
-
-    def let_go(self) -> None:
-        """Have the lease renewed no more."""
-        if self._kept:
-            client_lease.drop(self.link.url, self.id)
-
     def _abandon(self) -> None:
         """Cancel and remove; an error here must not hide the one that is on its way."""
         patience, self.link.patience = self.link.patience, 2.0
         try:
+            self.count_refused(self.epoch)
             self.cancel("its client gave up")
             sweep(self.link, self.keys, self.id)
-            for first in range(0, len(self._consts), 500):  # those whose block never came, too
-                self.link.command("UNLINK", *self._consts[first : first + 500])
+            for name in self._staged:  # no script may have seen these
+                self.link.send("UNLINK", name)
+            self.link.receive_all()
         except RedisqError as error:
             logger.warning("job %s could not be removed, its keys expire: %s", self.id, error)
         finally:
             self.link.patience = patience
-
-    def _name(self, task: int) -> str:
-        return f"task {self.plan.keys[task]!r}"
-
-    def _verdict(self, state: str, reason: bytes) -> BaseException:
-        """Return the exception for a job that ended without its outputs."""
-        if state == "done":
-            return JobFailed(f"job {self.id} is done, but an output is missing")
-        if state == "":
-            error: BaseException = why_gone(reason, self.id, self.keys.queue)
-        else:
-            error = as_exception(reason, self.id, self.plan.keys)
-        if not self.options.result_ttl and is_dropped(state, reason):
-            return _Dropped(str(error))
-        return error

@@ -15,7 +15,7 @@ __all__ = ["PATTERNS", "Keys", "check_queue_name"]
 #: name -> (pattern behind the prefix, what the key holds). ``%s`` are filled in order.
 PATTERNS: dict[str, tuple[str, str]] = {
     # the queue
-    "queue": ("queue", "hash: schema, finished (only grows), serves (orders the jobs)"),
+    "queue": ("queue", "hash: schema, finished, refused (only grow), serves (orders jobs), run"),
     "jobs": ("jobs", "zset: every job -> server time in ms when it was created"),
     "active": ("active", "zset: jobs with a ready task -> -priority * 2^40 + last served"),
     "monitor": ("monitor", "string with expiry: who recovers now; one at a time"),
@@ -34,6 +34,7 @@ PATTERNS: dict[str, tuple[str, str]] = {
     "answer": ("job:%s:answer", "string: what makes the answer of a detached job from its outputs"),
     "names": ("job:%s:names", "string: the graph key of each task of a detached job, packed"),
     "blocks": ("job:%s:blocks", "hash: block number -> pickled tasks; never changes"),
+    "edges": ("job:%s:edges", "hash: block -> msgpack of its tasks' inputs, and of outputs"),
     "consts": ("job:%s:consts", "set: digests of the job's constants"),
     "const": ("job:%s:const:%s", "string: a large constant by the digest of its content"),
     "finished": ("job:%s:finished", "bitmap: tasks with an accepted result"),
@@ -51,8 +52,11 @@ PATTERNS: dict[str, tuple[str, str]] = {
     "sets": ("job:%s:sets", "zset: names of tagged ready sets -> not empty since (ms)"),
     "restrict": ("job:%s:restrict", "u8 per task: 0, or the number of its restriction"),
     "leases": ("job:%s:leases", "hash: slot -> msgpack [seq, tasks] of its lease"),
+    "parked": ("job:%s:parked", "set: tasks whose input is gone and made again"),
     "settle": ("job:%s:settle", "list: edges of accepted tasks that are still to be counted"),
     "news": ("job:%s:news", "list: a token wakes the job's client"),
+    # built aside by a rebuild, under its generation
+    "built": ("job:%s:built:%s:%s", "what takes the place of a derived key"),
     # staged by the client, taken by create
     "new_wait": ("job:%s:new:wait", "the wait counters before create has seen them"),
     "new_consumers": ("job:%s:new:consumers", "the consumers counters before create has seen them"),

@@ -61,6 +61,8 @@ class LeaseRun:
         Called as ``begin(task, position)`` before each task.
     go_on : callable
         Asked before each further leased task; false: hand the rest back.
+    sign : callable, optional
+        Called as ``sign(task, pickle)`` for each value that leaves this process.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class LeaseRun:
         clock: Callable[[], float],
         begin: Callable[[int, int], None],
         go_on: Callable[[], bool],
+        sign: Callable[[int, bytes], bytes] | None = None,
     ) -> None:
         self.lease = lease
         self.blocks = blocks
@@ -82,6 +85,7 @@ class LeaseRun:
         self.clock = clock
         self.begin = begin
         self.go_on = go_on
+        self.sign = sign
         self.made: dict[int, None] = {}
         self.failed: tuple[int, BaseException] | None = None
         self._missing: dict[int, int] = {}  # user of what was made -> inputs that it still lacks
@@ -276,6 +280,8 @@ class LeaseRun:
         except Exception as why:
             text = f"it is a {type(value).__module__}.{type(value).__qualname__}: {why}"
             raise _NotPublishable(task, text) from why
+        if self.sign is not None:
+            data = self.sign(task, data)
         size = len(data)
         if size > MOST_BYTES:
             text = f"the result takes {size:,} bytes; the server holds at most {MOST_BYTES:,} "

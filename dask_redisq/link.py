@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from collections import deque
+from collections.abc import Collection
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
@@ -20,6 +21,7 @@ from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
     BusyLoadingError,
+    NoPermissionError,
     NoScriptError,
     ReadOnlyError,
     RedisError,
@@ -30,7 +32,7 @@ from redis.exceptions import TimeoutError as ServerTimeoutError
 from redis.retry import Retry
 
 from dask_redisq import scripts
-from dask_redisq.errors import ServerRefused, ServerUnavailable
+from dask_redisq.errors import ServerFull, ServerRefused, ServerUnavailable
 from dask_redisq.keys import Keys
 from dask_redisq.tls import tls_fault, tls_hint
 
@@ -45,8 +47,20 @@ CONNECT_TIMEOUT = 5.0
 MOST_BACKOFF = 1.0
 
 _AWAY = (ServerConnectionError, ServerTimeoutError, BusyLoadingError, ReadOnlyError, OSError)
-_REFUSED = (AuthenticationError, AuthorizationError)
-_BUSY_WORDS = ("BUSY", "LOADING", "READONLY", "MASTERDOWN", "TRYAGAIN")
+_REFUSED = (AuthenticationError, AuthorizationError, NoPermissionError)
+#: What a script says that its user may not run; else it is a NoPermissionError.
+_FORBIDDEN = ("The user executing the script", "ACL failure in script")
+_FULL = ("OOM", "command not allowed when used memory")
+_BUSY_WORDS = (
+    "MISCONF",
+    "NOREPLICAS",
+    "CLUSTERDOWN",
+    "BUSY",
+    "LOADING",
+    "READONLY",
+    "MASTERDOWN",
+    "TRYAGAIN",
+)
 
 
 def redact(url: str) -> str:
@@ -124,10 +138,26 @@ class Link:
         )
         self._connection: Any = pool.make_connection()
         self._pending: deque[tuple[Any, ...]] = deque()
+        self._watched: dict[str, Keys] = {}
 
     def __repr__(self) -> str:
         state = "lost" if self.unbroken_since is None else "connected"
         return f"<Link {redact(self.url)} {state}>"
+
+    def watch(self, keys: Keys) -> None:
+        """Tell this queue, at each new connection, which run of the server it is.
+
+        First thing, before what has no reply yet is sent again. A slot lost its connection because
+        the server died and came back older; were its step to arrive first, a result would be
+        accepted whose inputs nobody knows any more.
+        """
+        if keys.queue not in self._watched:
+            self._watched[keys.queue] = keys
+            try:
+                if self.unbroken_since is not None:
+                    self._greet([keys])
+            except _AWAY:
+                self._lose()  # the next connection tells it
 
     # -- calls ------------------------------------------------------------------
 
@@ -229,6 +259,7 @@ class Link:
         """
         try:
             self._connection.connect()
+            self._greet(self._watched.values())
         except (RedisError, OSError) as error:
             self._lose()
             self._give_up_if_refused(error)
@@ -237,9 +268,36 @@ class Link:
 
     def _connect_and_resend(self) -> None:
         self._connection.connect()
+        self._greet(self._watched.values())
         self.unbroken_since = time.monotonic()
         for words in self._pending:
             self._connection.send_command(*words)
+
+    def _greet(self, queues: Collection[Keys]) -> None:
+        """Send the server's run id to each queue; without the right to do so nothing is told."""
+        if not queues:
+            return
+        script = scripts.load("greet")
+        try:
+            about = self._ask("INFO", "server")
+            run = next(x for x in about.split(b"\r\n") if x.startswith(b"run_id:"))[7:]
+            for keys in queues:
+                words = ("EVALSHA", script.sha, 1, keys("queue"), *script.argv({"run": run}))
+                try:
+                    self._ask(*words)
+                except NoScriptError:
+                    self._ask("SCRIPT", "LOAD", script.text)
+                    self._ask(*words)
+        except _AWAY:
+            raise
+        except ResponseError as error:
+            if str(error).startswith(_BUSY_WORDS):
+                raise ServerConnectionError(str(error)) from error
+            logger.debug("the queues are not told of the server's run: %s", error)
+
+    def _ask(self, *words: Any) -> Any:
+        self._connection.send_command(*words)
+        return self._connection.read_response()
 
     def _receive_one(self) -> Any:
         try:
@@ -252,7 +310,13 @@ class Link:
                 raise
             if str(error).startswith(_BUSY_WORDS):
                 raise ServerConnectionError(str(error)) from error
+            if str(error).startswith(_FORBIDDEN):
+                raise NoPermissionError(str(error)) from error
             self._pending.popleft()
+            if str(error).startswith(_FULL):
+                raise ServerFull(
+                    f"the memory of {redact(self.url)} is full: it takes no more data ({error})"
+                ) from error
             raise
         self._pending.popleft()
         return reply
@@ -269,6 +333,11 @@ class Link:
             self._connection.send_command(*words)
 
     def _give_up_if_refused(self, error: BaseException) -> None:
+        if isinstance(error, NoPermissionError):
+            raise ServerRefused(
+                f"{redact(self.url)} does not let this user do that: {error}. "
+                "docs/security.md has ACL rules for each role"
+            ) from error
         if isinstance(error, _REFUSED):
             raise ServerRefused(f"{redact(self.url)} refuses us: {error}") from error
         fault = tls_fault(error) if self._tls else None

@@ -21,6 +21,7 @@ from typing import IO, Any, Self
 import dask.config
 from dask.system import cpu_count
 
+from dask_redisq._defaults import hide_secret
 from dask_redisq.errors import NoServerError, RedisqError
 from dask_redisq.keeper import GRACE, Kept
 from dask_redisq.keys import check_queue_name
@@ -148,6 +149,7 @@ def _environment(url: str) -> dict[str, str]:
     environment = {**os.environ, "PYTHONPATH": _search_path()}
     # The URL, which may hold a password, goes here and not on the command line: `ps` shows that
     # to every user of the machine, the environment only to its owner.
+    hide_secret()  # it goes as it came, as text, which is not what Dask makes of it
     for key, value in {**dask.config.get("redisq"), "url": url}.items():
         # Dask evaluates what looks like a literal, so a queue "007" goes quoted.
         plain = isinstance(value, str) and dask.config.interpret_value(value) == value

@@ -10,6 +10,7 @@ from dask_redisq.codec import Block, PackedBlock, loads
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.record import read_record
+from dask_redisq.trust import BLOCK, UNSIGNED, VALUE, Seal, Signer
 
 __all__ = ["JobMemory", "MissingInput", "SlotMemory"]
 
@@ -30,12 +31,13 @@ class MissingInput(Exception):
 
 
 class JobMemory:
-    """Blocks and constants of one job, as read over `link`."""
+    """Blocks and constants of one job, as read over `link` and passed by its `seal`."""
 
-    def __init__(self, link: Link, keys: Keys, job: str) -> None:
+    def __init__(self, link: Link, keys: Keys, job: str, seal: Seal) -> None:
         self._link = link
         self._keys = keys
         self._job = job
+        self.seal = seal
         self.blocks: OrderedDict[int, Block] = OrderedDict()
         self._buffers: dict[str, bytes] = {}
         self._objects: dict[str, Any] = {}
@@ -45,6 +47,8 @@ class JobMemory:
 
         Raises
         ------
+        BadSignature
+            If one is not from who has our secret.
         Exception
             Whatever unpickling raises, `ModuleNotFoundError` for instance.
         """
@@ -56,7 +60,7 @@ class JobMemory:
                     raise LookupError(
                         f"block {number} of job {self._job} is gone: the job has ended"
                     )
-                packed = PackedBlock.read(payload)
+                packed = PackedBlock.read(self.seal.open(BLOCK, b"", number, payload))
                 self.blocks[number] = packed.open(self._buffer, self._object)
         for number in numbers:
             self.blocks.move_to_end(number)
@@ -71,6 +75,7 @@ class JobMemory:
                 raise LookupError(
                     f"constant {digest} of job {self._job} is gone: the job has ended"
                 )
+            self.seal.check_constant(digest, found)
             self._buffers[digest] = found
         return found
 
@@ -84,8 +89,9 @@ class JobMemory:
 class SlotMemory:
     """The jobs that a slot works for, and the values of the current one."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, signer: Signer = UNSIGNED) -> None:
         self._link = link
+        self._signer = signer
         self._jobs: OrderedDict[str, JobMemory] = OrderedDict()
         self.values = ValueCache()
 
@@ -93,7 +99,7 @@ class SlotMemory:
         """Turn to `job` and return what is known of it."""
         self.values.turn_to(job, epoch)
         if job not in self._jobs:
-            self._jobs[job] = JobMemory(self._link, keys, job)
+            self._jobs[job] = JobMemory(self._link, keys, job, self._signer.seal(keys.queue, job))
             while len(self._jobs) > JOBS:
                 self._jobs.popitem(last=False)
         self._jobs.move_to_end(job)
@@ -105,6 +111,7 @@ class SlotMemory:
         A wide fan-in is read in slices, and a value that is stored apart by itself.
         """
         values = self.values.found(tasks)
+        seal = self._jobs[job].seal
         wanted = [t for t in tasks if t not in values]
         apart: list[tuple[int, str]] = []
         for first in range(0, len(wanted), FIELDS):
@@ -117,13 +124,15 @@ class SlotMemory:
                 if data is None:
                     apart.append((task, attempt))
                 else:
-                    self._enter(values, task, data)
+                    self._enter(values, task, data, attempt, seal)
         for task, attempt in apart:
             data = self._link.command("GET", keys("value", job, task, attempt))
             if data is not None:
-                self._enter(values, task, data)
+                self._enter(values, task, data, attempt, seal)
         return values
 
-    def _enter(self, values: dict[int, Any], task: int, data: bytes) -> None:
-        values[task] = loads(data)
+    def _enter(
+        self, values: dict[int, Any], task: int, data: bytes, attempt: str, seal: Seal
+    ) -> None:
+        values[task] = loads(seal.open(VALUE, attempt.encode(), task, data) if seal.signs else data)
         self.values.put(task, values[task], len(data))

@@ -12,6 +12,7 @@ import logging
 from dask_redisq.codec import unpack
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
+from dask_redisq.rebuild import rebuild
 from dask_redisq.settings import setting
 
 __all__ = ["Monitor", "renew_values", "sweep"]
@@ -66,7 +67,7 @@ class Monitor:
         answer = self.link.call(
             "recover", self.keys, who=self.who, interval=int(self.interval * 900)
         )
-        looked, dead, ended, values = unpack(answer)
+        looked, dead, ended, damaged, values = unpack(answer)
         self._looks += looked
         self._dead += len(dead)
         for worker in dead:
@@ -75,6 +76,8 @@ class Monitor:
             )
         for job in ended:
             sweep(self.link, self.keys, job.decode())
+        for job in damaged:
+            rebuild(self.link, self.keys, job.decode())
         for job in values:
             renew_values(self.link, self.keys, job.decode())
 

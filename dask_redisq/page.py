@@ -17,7 +17,10 @@ __all__ = ["Cursor", "Page"]
 _SIZE = 4096
 _CURSOR = struct.Struct("<qqqqI32s")
 _BEGUN = struct.Struct("<qq")
+_CALLS_AT = 256
 _STOP_AT = 1024
+#: Queues that one worker may serve.
+MOST_QUEUES = (_STOP_AT - _CALLS_AT) // 8
 
 
 class Cursor(NamedTuple):
@@ -85,6 +88,15 @@ class Page:
         """Return where the slot is."""
         begun, position, seq, since, queue, job = _CURSOR.unpack_from(self._memory, 0)
         return Cursor(begun, position, seq, since, queue, job.rstrip(b"\0"))
+
+    def answered(self, queue: int, seq: int) -> None:
+        """Write that call `seq` on a queue was answered."""
+        struct.pack_into("<q", self._memory, _CALLS_AT + 8 * queue, seq)
+
+    def last_answered(self, queue: int) -> int:
+        """Return the number of the last call on a queue that was answered."""
+        seq: int = struct.unpack_from("<q", self._memory, _CALLS_AT + 8 * queue)[0]
+        return seq
 
     def stop(self, job: bytes) -> None:
         """Ask the slot to begin no further task of `job`."""

@@ -41,10 +41,15 @@ class Pool:
     def __repr__(self) -> str:
         return f"<Pool of {len(self.links)} idle connections>"
 
+    @property
+    def url(self) -> str:
+        """Where they lead."""
+        return self._url()
+
     @contextmanager
     def lend(self) -> Iterator[Link]:
         """Lend a held connection, or a new one."""
-        url = self._url()
+        url = self.url
         with self._lock:
             closed = self._closed
             link = None

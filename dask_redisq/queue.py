@@ -217,7 +217,10 @@ class Queue:
             return list_workers(link, self.keys)
 
     def stats(self) -> dict[str, int]:
-        """Return counts: waiting, ready, running, finished (only grows), workers, slots."""
+        """Return counts: waiting, ready and running tasks, workers, slots, and two that only grow.
+
+        These are ``finished`` and ``refused_payloads``: see `BadSignature`.
+        """
         with self._pool.lend() as link:
             return status.counts(link, self.keys)
 

@@ -60,7 +60,7 @@ def _name(error: BaseException) -> str:
         return type(error).__qualname__
 
 
-def unpack_error(payload: bytes, task: str) -> BaseException:
+def unpack_error(payload: bytes | memoryview, task: str) -> BaseException:
     """Return the exception that `pack_error` packed, ready to be raised.
 
     Parameters

@@ -7,6 +7,7 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
+from dask_redisq.errors import ServerRefused
 from dask_redisq.link import Link
 
 __all__ = ["server_warnings", "warn_about_server"]
@@ -35,7 +36,7 @@ def server_warnings(policy: str | None, timeout: str | None) -> list[str]:
 def _config(link: Link, name: str) -> str | None:
     try:
         reply: Any = link.command("CONFIG", "GET", name)
-    except ResponseError:
+    except (ResponseError, ServerRefused):
         return None  # managed servers forbid CONFIG
     return reply[1].decode() if reply else None
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from dask_redisq.batch import Batch
 from dask_redisq.codec import pack, unpack
+from dask_redisq.errors import BadSignature, ServerFull
 from dask_redisq.keys import Keys
 from dask_redisq.lease import Lease, LeaseRun
 from dask_redisq.link import Link
@@ -27,6 +28,8 @@ from dask_redisq.memory import JobMemory, SlotMemory
 from dask_redisq.pace import Pace
 from dask_redisq.page import Page
 from dask_redisq.remote_error import pack_error
+from dask_redisq.secret import find_secret
+from dask_redisq.trust import ERROR, UNSIGNED, Seal, Signer
 
 __all__ = ["Slot", "main"]
 
@@ -36,6 +39,10 @@ RECHECK = 5
 TURN = 1.0
 #: A value that nobody accepted is gone after this many ms.
 UNSEEN = 600_000
+#: Seconds for which results wait for room in a server whose memory is full, and between two tries.
+FULL_WAIT, FULL_PAUSE = 10.0, 0.2
+#: Seconds until a step that came while its job is rebuilt is sent again.
+FROZEN = 0.02
 
 
 @dataclass
@@ -79,6 +86,8 @@ class Slot:
         Where its supervisor reads what it does.
     where : str
         Name of its worker, for messages.
+    signer : Signer
+        Signs what it makes, and checks what it reads.
     """
 
     def __init__(
@@ -89,15 +98,18 @@ class Slot:
         tags: frozenset[str],
         page: Page,
         where: str,
+        signer: Signer = UNSIGNED,
     ) -> None:
         self.link = link
         self.slot = slot
         self.queues = [_Queue(Keys(name), i) for i, name in enumerate(queues)]
+        for queue in self.queues:
+            link.watch(queue.keys)
         self.tags = tags
         self.page = page
         self.where = where
         self.pace = Pace()
-        self.memory = SlotMemory(link)
+        self.memory = SlotMemory(link, signer)
         self.stopping = False
         self._waiting = False
 
@@ -167,21 +179,7 @@ class Slot:
     ) -> tuple[Lease | None, int, str]:
         """Report and lease in one call; return the lease, when to look again, and the status."""
         queue.seq += 1
-        answer = self.link.call(
-            "step",
-            queue.keys,
-            slot=self.slot,
-            seq=queue.seq,
-            job=report.job,
-            epoch=report.epoch,
-            batch=report.batch.pack() if report.job else b"",
-            failure=report.failure,
-            known=self.pace.job,
-            want=self.pace.want if more else 0,
-            floor=self.pace.floor,
-            rest=int(rest and more),
-        )
-        status, refused, leased, retry = unpack(answer)
+        status, refused, leased, retry = self._call_step(queue, report, more=more, rest=rest)
         self.page.rest()
         if status != b"stale":  # refused whole: nothing of it was judged
             self._keep_accepted(report, refused)
@@ -191,6 +189,31 @@ class Slot:
         job, epoch, chunk, block, alone, tasks = leased
         lease = Lease(job.decode(), epoch.decode(), chunk, block, bool(alone), tasks, queue.seq)
         return lease, 0, status.decode()
+
+    def _call_step(
+        self, queue: _Queue, report: _Report, *, more: bool, rest: bool
+    ) -> tuple[bytes, list[int], Any, int]:
+        """Call step.lua until it was done: while the job is rebuilt it is put off."""
+        args = {"batch": report.batch.pack() if report.job else b"", "failure": report.failure}
+        while True:
+            answer = self.link.call(
+                "step",
+                queue.keys,
+                slot=self.slot,
+                seq=queue.seq,
+                job=report.job,
+                epoch=report.epoch,
+                **args,
+                known=self.pace.job,
+                want=self.pace.want if more else 0,
+                floor=self.pace.floor,
+                rest=int(rest and more),
+            )
+            status, refused, leased, retry = unpack(answer)
+            if status != b"frozen":
+                self.page.answered(queue.index, queue.seq)
+                return status, refused, leased, retry
+            time.sleep(FROZEN)
 
     def _keep_accepted(self, report: _Report, refused: list[int]) -> None:
         """Keep own values that the server accepted, for tasks that come here next."""
@@ -215,7 +238,10 @@ class Slot:
             return report  # the job ended meanwhile
         except Exception as error:
             error.add_note(f"dask-redisq: while loading what the task needs on worker {self.where}")
-            report.failure = self._failure(lease.tasks[0], error)
+            if isinstance(error, BadSignature):  # one a lease: the first one ends it
+                who = self._attempt(lease)
+                self.link.call("refuse", queue.keys, job=lease.job, who=who, total=1)
+            report.failure = self._failure(lease.tasks[0], error, memory.seal)
             return report
         if not tasks:
             return report
@@ -228,6 +254,7 @@ class Slot:
             time.perf_counter,
             self.page.begin,
             lambda: not self.stopping and not self.page.stopped(lease.job.encode()),
+            memory.seal.signer_of_values(self._attempt(lease).encode()),
         )
         run.run()
         # No task runs any more: what kills this process from here on is charged to none.
@@ -235,7 +262,7 @@ class Slot:
         report.batch = run.report()
         self._store_apart(queue, lease, report.batch)
         if report.batch.failed is not None:
-            report.failure = self._failure(*report.batch.failed)
+            report.failure = self._failure(*report.batch.failed, memory.seal)
         elif report.batch.unpublished is not None:
             task, why = report.batch.unpublished
             report.failure = pack([task, "unpicklable", why])
@@ -269,15 +296,31 @@ class Slot:
 
     def _store_apart(self, queue: _Queue, lease: Lease, batch: Batch) -> None:
         """Write large values before the call that makes them count; each is born with an expiry."""
-        attempt = f"{self.slot}{lease.seq:08x}"
-        for published in batch.published:
-            if not published.inline:
-                name = queue.keys("value", lease.job, published.task, attempt)
-                self.link.send("SET", name, published.data, "PX", UNSEEN)
-        self.link.receive_all()
+        attempt = self._attempt(lease)
+        apart = [p for p in batch.published if not p.inline]
+        deadline = time.monotonic() + FULL_WAIT
+        while True:
+            try:
+                for p in apart:
+                    name = queue.keys("value", lease.job, p.task, attempt)
+                    self.link.send("SET", name, p.data, "PX", UNSEEN)
+                self.link.receive_all()
+                return
+            except ServerFull as full:
+                # Others may finish meanwhile, which frees; what was written is written again.
+                if time.monotonic() > deadline or self.stopping:
+                    sizes = sum(len(p.data) for p in apart)
+                    error = ServerFull(f"{full}, and results of {sizes:,} bytes wait for room")
+                    batch.failed = batch.failed or (apart[0].task, error)
+                    return
+                time.sleep(FULL_PAUSE)
 
-    def _failure(self, task: int, error: BaseException) -> bytes:
-        return pack([task, "raised", pack_error(error, self.where)])
+    def _attempt(self, lease: Lease) -> str:
+        """Return the name under which step.lua records what this lease makes."""
+        return f"{self.slot}{lease.seq:08x}"
+
+    def _failure(self, task: int, error: BaseException, seal: Seal) -> bytes:
+        return pack([task, "raised", seal.sign(ERROR, b"", task, pack_error(error, self.where))])
 
 
 def _die_with_parent(life: int) -> None:
@@ -315,7 +358,8 @@ def main(argv: list[str] | None = None) -> None:
     dask.config.set(scheduler="sync")
     link = Link(os.environ["DASK_REDISQ__URL"], patience=None)
     page = Page(options.page)
-    slot = Slot(link, options.slot, options.queue, frozenset(options.tag), page, options.where)
+    tags, signer = frozenset(options.tag), find_secret()
+    slot = Slot(link, options.slot, options.queue, tags, page, options.where, signer)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, slot.stop)
     slot.run()

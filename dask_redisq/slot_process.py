@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dask_redisq.page import Page
@@ -76,12 +76,18 @@ class SlotProcess:
 
 
 def start_slot(
-    slot: str, queues: Sequence[str], tags: Sequence[str], where: str, url: str, now: float
+    slot: str,
+    queues: Sequence[str],
+    tags: Sequence[str],
+    where: str,
+    url: str,
+    now: float,
+    environment: Mapping[str, str],
 ) -> SlotProcess:
     """Start the process of a registered slot.
 
-    It inherits this process's environment and directory, and gets the URL, which may hold a
-    password, by environment: `ps` shows a command line to everybody.
+    It inherits this process's directory and environment, with `environment` on top, and gets the
+    URL, which may hold a password, there too: `ps` shows a command line to everybody.
     """
     page = Page()
     life_read, life_write = os.pipe()
@@ -96,7 +102,7 @@ def start_slot(
         command,
         stdin=subprocess.DEVNULL,
         pass_fds=(page.fd, life_read),
-        env={**os.environ, **_ENVIRONMENT, "DASK_REDISQ__URL": url},
+        env={**os.environ, **_ENVIRONMENT, **environment, "DASK_REDISQ__URL": url},
     )
     os.close(life_read)
     return SlotProcess(slot, process, page, life_write, now)

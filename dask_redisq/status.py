@@ -15,7 +15,8 @@ __all__ = ["counts", "jobs"]
 def counts(link: Link, keys: Keys) -> dict[str, int]:
     """Return waiting, ready, running and finished tasks, workers and slots of a queue.
 
-    ``finished`` counts all that the queue ever finished, so its growth is a rate.
+    ``finished`` counts all that the queue ever finished, so its growth is a rate;
+    ``refused_payloads`` all that was refused for its signature.
     """
     waiting = ready = running = 0
     for job in link.command("ZRANGE", keys("jobs"), 0, -1):
@@ -37,6 +38,7 @@ def counts(link: Link, keys: Keys) -> dict[str, int]:
         "ready": ready,
         "running": running,
         "finished": int(link.command("HGET", keys("queue"), "finished") or 0),
+        "refused_payloads": int(link.command("HGET", keys("queue"), "refused") or 0),
         "workers": len(workers),
         "slots": sum(len(row["slots"]) for row in workers),
     }

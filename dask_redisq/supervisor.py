@@ -17,7 +17,7 @@ import selectors
 import signal
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dask_redisq.codec import pack
@@ -65,6 +65,8 @@ class WorkerOptions:
         Seconds without a beat after which the worker counts as dead.
     death_timeout : float
         Seconds for which a starting worker tries to find its server.
+    environment : dict of str to str
+        What its slots have in their environment besides its own.
     """
 
     queues: tuple[str, ...]
@@ -74,6 +76,7 @@ class WorkerOptions:
     tags: tuple[str, ...] = ()
     alive_expiry: float = 10.0
     death_timeout: float = 60.0
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -99,6 +102,8 @@ class Supervisor:
         self.worker = secrets.token_hex(8)  # new at each start: pids and host names come again
         self.keys = [Keys(name) for name in options.queues]
         self.link = Link(options.url, patience=None)
+        for keys in self.keys:
+            self.link.watch(keys)
         self.words = ControlWords(options.url, self.worker)
         self.monitors = [Monitor(self.link, k, self.worker) for k in self.keys]
         self.places = [_Place() for _ in range(options.nworkers)]
@@ -251,10 +256,10 @@ class Supervisor:
         """Register a slot and start its process; in this order: only the registered may lease."""
         slot = secrets.token_hex(8)
         for keys in self.keys:
-            self._register_slot(keys, slot)
+            self._register_slot(keys, slot, 0)
         queues = [keys.queue for keys in self.keys]
-        options = self.options
-        return start_slot(slot, queues, self._tags, options.name, options.url, now)
+        opt = self.options
+        return start_slot(slot, queues, self._tags, opt.name, opt.url, now, opt.environment)
 
     def _reap(self, now: float) -> None:
         """Find slots that ended, give their leases back, and make room for others."""
@@ -305,13 +310,12 @@ class Supervisor:
     # -- the server ---------------------------------------------------------------------
 
     def _register(self) -> None:
-        for keys in self.keys:
-            self._register_slot(keys, "")
-            for place in self.places:
-                if place.child is not None:
-                    self._register_slot(keys, place.child.slot)
+        for i, keys in enumerate(self.keys):
+            self._register_slot(keys, "", 0)
+            for child in [p.child for p in self.places if p.child is not None]:
+                self._register_slot(keys, child.slot, child.page.last_answered(i))
 
-    def _register_slot(self, keys: Keys, slot: str) -> None:
+    def _register_slot(self, keys: Keys, slot: str, seq: int) -> None:
         self.link.call(
             "register",
             keys,
@@ -319,6 +323,7 @@ class Supervisor:
             info=pack(about_worker(self.options.name, self._tags, len(self.places))),
             expiry=int(self.options.alive_expiry * 1000),
             slot=slot,
+            seq=seq,
             tags=pack(list(self._tags)),
         )
 

@@ -16,11 +16,12 @@ from dask_redisq.errors import (
     WorkerDied,
 )
 from dask_redisq.remote_error import unpack_error
+from dask_redisq.trust import ERROR, Seal
 
 __all__ = ["as_exception", "how_it_ended", "is_dropped", "why_gone"]
 
 
-def as_exception(reason: bytes, job: str, keys: Sequence[Key]) -> BaseException:
+def as_exception(reason: bytes, job: str, keys: Sequence[Key], seal: Seal) -> BaseException:
     """Return the exception for the reason that a script stored (lua/lib/ending.lua).
 
     Parameters
@@ -31,15 +32,26 @@ def as_exception(reason: bytes, job: str, keys: Sequence[Key]) -> BaseException:
         The job's id.
     keys : sequence of hashable
         The graph key of each task.
+    seal : Seal
+        What checks the one payload that is a pickle.
+
+    Raises
+    ------
+    BadSignature
+        If that is not from who has our secret.
     """
     kind, task, payload, _slot = unpack(reason)
     name = repr(keys[task]) if task >= 0 else ""
+    if kind == b"raised":
+        # A reason that somebody forged may hold anything, and none of it may get past the seal.
+        signed = payload if isinstance(payload, bytes) else b""
+        payload = seal.open(ERROR, b"", max(task, 0), signed)
     if kind == b"lost":
         payload = repr(keys[int(payload)]).encode()
     return _KINDS[kind.decode()](job, name, payload)
 
 
-def why_gone(tomb: bytes, job: str, queue: str) -> BaseException:
+def why_gone(tomb: bytes, job: str, queue: str, seal: Seal) -> BaseException:
     """Return the exception for a job that is not there, by the word that it left.
 
     Parameters
@@ -48,10 +60,12 @@ def why_gone(tomb: bytes, job: str, queue: str) -> BaseException:
         What `lua/lib/tomb.lua` left; empty if there is nothing.
     job, queue : str
         Which job.
+    seal : Seal
+        As for `as_exception`.
     """
     state, reason = unpack(tomb) if tomb else (b"", b"")
     if state == b"cancelled":
-        return as_exception(reason, job, ())
+        return as_exception(reason, job, (), seal)
     told = {
         b"expired": "its results were kept for its result_ttl, and that is over",
         b"forgotten": "its results were given up by forget()",

@@ -18,8 +18,9 @@ from dask_redisq.link import Link
 from dask_redisq.queue import Queue
 from dask_redisq.server import PrivateServer
 
-#: Workers find the functions of the tests here.
+#: Workers find the functions of the tests here, and the package that is tested.
 HERE = Path(__file__).parent
+PATH = os.pathsep.join(map(str, (HERE, HERE / "faults", HERE.parent)))
 
 
 @pytest.fixture(scope="session")
@@ -50,13 +51,24 @@ def queue(link: Link) -> Queue:
     return Queue("test", link.url)
 
 
+#: What the tests sign with where they sign.
+SECRET = "only the tests know this one"  # noqa: S105
+
+
+@pytest.fixture
+def secret(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The secret, in the environment of this process and of the workers that it starts."""
+    monkeypatch.setenv("DASK_REDISQ__SECRET", SECRET)
+    return SECRET
+
+
 class WorkerProcess:
     """A real worker, started as a user starts it."""
 
     def __init__(self, url: str, *words: str, env: dict[str, str] | None = None) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "dask_redisq.cli", "worker", *words],
-            env={**os.environ, "PYTHONPATH": str(HERE), "DASK_REDISQ__URL": url, **(env or {})},
+            env={**os.environ, "PYTHONPATH": PATH, "DASK_REDISQ__URL": url, **(env or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -155,6 +155,7 @@ def test_a_queue_name_with_braces_is_refused(name: str) -> None:
 # Nobody there
 
 
+@pytest.mark.usefixtures("secret")
 def test_a_url_that_does_not_answer_is_an_error_at_once() -> None:
     """With the URL in the message, and without its password."""
     started = time.monotonic()
@@ -209,11 +210,14 @@ def test_a_tag_that_nobody_carries_is_spoken_of(served: Queue) -> None:
 def test_workers_of_another_python_are_spoken_of(queue: Queue, link: Link, keys: Keys) -> None:
     """Pickled functions need the same minor version, so such a worker gets nothing of the job."""
     info = {"name": "old", "host": "h", "pid": 1, "python": "3.9.1", "tags": ["python3.9"]}
-    link.call("register", keys, worker="w", info=pack(info), expiry=60_000, slot="", tags=b"")
+    link.call(
+        "register", keys, worker="w", info=pack(info), expiry=60_000, slot="", seq=0, tags=b""
+    )
     with pytest.raises(redisq.NoWorkersError, match=r"Python 3\.9\.1"):
         queue.get({"x": (inc, 1)}, "x", no_workers_timeout=1)
 
 
+@pytest.mark.usefixtures("secret")
 def test_a_starting_worker_without_a_server_says_so_once_and_gives_up(
     start_worker: Callable[..., WorkerProcess],
 ) -> None:

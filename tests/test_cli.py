@@ -28,6 +28,9 @@ from dask_redisq.link import Link
 from dask_redisq.server import PrivateServer
 from dask_redisq.supervisor import WorkerOptions
 
+# Servers here are on ports, which others reach, so that there must be a secret.
+pytestmark = pytest.mark.usefixtures("secret")
+
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 HOST = socket.gethostname()
 URL = "redis://nowhere.invalid:6379/0"
@@ -96,6 +99,35 @@ def test_a_password_may_come_from_a_file(password: str, tmp_path: Path) -> None:
     path.write_text(f"{password}\nand a note\n")
     options = options_of("--url", "redis://me@host:6379/0", "--password-file", str(path))
     assert options.url == f"redis://me:{quote(password, safe='')}@host:6379/0"
+
+
+def test_the_slots_of_a_worker_read_the_file_that_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its whole name, and not the variable that would come first."""
+    path = tmp_path / "secret"
+    path.touch(0o600)
+    path.write_text("the secret of this one test\n")
+    monkeypatch.chdir(tmp_path)
+    options = options_of("--url", URL, "--secret-file", "secret")
+    assert options.environment == {
+        "DASK_REDISQ__SECRET": "",
+        "DASK_REDISQ__SECRET_FILE": str(path),
+    }
+
+
+def test_a_worker_without_a_secret_begins_if_it_is_told_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a server that others may reach."""
+    monkeypatch.delenv("DASK_REDISQ__SECRET")
+    result = run_cli("worker", "--url", URL)
+    assert result.exit_code == 2
+    assert "redis://nowhere.invalid:6379/0 is not private to you" in result.output
+    assert options_of("--url", URL, "--allow-unsigned").environment == {}
+    result = run_cli("worker", "--url", URL, "--secret-file", "/no/such/file")
+    assert result.exit_code == 2
+    assert "Error: no secret in /no/such/file: No such file" in result.output
 
 
 def test_a_password_on_the_command_line_is_warned_about() -> None:

@@ -86,7 +86,7 @@ def note_run(log: Path) -> int:
 def miss_client(link: Link, keys: Keys, job: str) -> None:
     """Let the lease of a job's client run out, and a monitor find that."""
     link.command("DEL", keys("client", job), keys("monitor"))
-    _, _, ended, _ = unpack(link.call("recover", keys, who="test", interval=1000))
+    _, _, ended, *_ = unpack(link.call("recover", keys, who="test", interval=1000))
     assert ended == [job.encode()]
     assert sweep(link, keys, job)
 
@@ -129,7 +129,7 @@ def test_ctrl_c_at_any_call_leaves_nothing(
     if working:
         start_worker("test", "--nworkers", "2")
         queue.wait_for_workers(2, timeout=20)
-    monkeypatch.setattr("dask_redisq.job.WAIT", 0.01)
+    monkeypatch.setattr("dask_redisq.follow.WAIT", 0.01)
     data = np.arange(20_000)
     dsk = {("x", i): (np.add, data, i) for i in range(150)}
     interrupt = InterruptAt(monkeypatch, how)

@@ -33,7 +33,9 @@ def listen() -> Iterator[Callable[[str], ControlWords]]:
 
 def tell_to_stop(link: Link, keys: Keys) -> None:
     """Register the worker, and let its queue be removed."""
-    link.call("register", keys, worker=WORKER, info=b"", expiry=60_000, slot="", tags=pack([]))
+    link.call(
+        "register", keys, worker=WORKER, info=b"", expiry=60_000, slot="", seq=0, tags=pack([])
+    )
     assert link.call("stop_workers", keys, reason="") == 1
 
 

@@ -334,7 +334,7 @@ def test_a_word_of_removal_that_comes_twice_is_obeyed_once(
 def test_the_removal_of_a_queue_spares_others(queue: Queue, link: Link) -> None:
     """A name that reads as a pattern removes only its own keys."""
     link.command("SET", Keys("tests")("queue"), "1")
-    link.command("SET", Keys("te*")("queue"), "1")
+    link.command("HSET", Keys("te*")("queue"), "schema", "1")
     Queue("te*", queue.url).remove()
     assert link.command("KEYS", "*") == [Keys("tests")("queue").encode()]
 

@@ -22,16 +22,19 @@ PACKAGE = "dask_redisq"
 LAYERS: list[tuple[str, ...]] = [
     # plain: words, settings, decisions without I/O
     ("_defaults", "errors", "keys", "keeper", "order", "cache", "pace", "page", "task", "versions"),
-    ("settings", "scripts", "codec", "record", "tls"),
-    ("remote_error", "graph", "batch", "dask_input", "answer", "options"),
+    ("settings", "scripts", "codec", "record", "tls", "trust"),
+    ("remote_error", "graph", "batch", "recount", "dask_input", "answer", "options"),
     ("lease",),
     ("verdict",),
     # one connection, and what is read and written over it
     ("link",),
+    ("rebuild",),
     ("server", "server_check", "monitor", "memory", "registry", "control", "slot_process"),
+    ("secret",),
     ("pool", "removal", "client_lease"),
     ("status",),
     # the roles: a job's client, a slot, a worker
+    ("follow",),
     ("job", "slot", "supervisor", "renewer"),
     # the doors
     ("compute", "future"),

@@ -21,6 +21,9 @@ from dask_redisq.link import Link
 from dask_redisq.queue import Queue
 from dask_redisq.server import find_server
 
+# Servers here are on ports, which others reach, so that there must be a secret.
+pytestmark = pytest.mark.usefixtures("secret")
+
 PASSWORD = "open/sesame"  # noqa: S105
 IN_URL = "open%2Fsesame"
 

@@ -1,22 +1,34 @@
 -- Give the client of a job what finished since it last asked; its question is the receipt of the last answer.
--- keys: job log values consumers client leases settle ready sets tomb
--- args: job cursor limit
--- returns: msgpack {state, error, finished, next cursor, task, record, task, record, ...}
+-- keys: job log values consumers client settle tomb
+-- args: job cursor gen limit
+-- returns: msgpack {state, error, finished, next cursor, generation, wanted, task, record, task, record, ...}; wanted of the client: 0 nothing, 1 a rebuild, 2 the upload, which the server forgot
+--@include full
 --@include settle
 --@include ending
 --@include expire
+--@include stuck
 --
 -- Sending is not freeing: the reply may be lost. Entries before `cursor` have arrived, so their
--- values go now. A client that gets nothing is entered as waiting; whoever appends wakes it.
+-- values go now. A client that gets nothing is entered as waiting; whoever appends wakes it. A rebuild
+-- writes another log, under another generation: then the cursor, which is of the old one, begins anew.
 -- Of a detached job nothing is freed here: another reader may not have had it yet.
 -- Of a job that is gone, the error is what `lib/tomb.lua` left, or ''.
 local job, cursor = arg.job, tonumber(arg.cursor)
-local meta = redis.call('HMGET', key.job(job), 'state', 'error', 'acked', 'sealed', 'finished', 'n', 'damaged', 'ttl')
-if not meta[1] then return cmsgpack.pack({'', redis.call('GET', key.tomb(job)) or '', 0, cursor}) end
+local meta = redis.call('HMGET', key.job(job), 'state', 'error', 'acked', 'frozen', 'finished', 'gen', 'sealed', 'ttl')
+if not meta[1] then return cmsgpack.pack({'', redis.call('GET', key.tomb(job)) or '', 0, cursor, '', 0}) end
+write_when_full()
 hear_client(job)
 
+local gen = meta[6] or ''
+if gen ~= arg.gen then cursor = 0 end
+if meta[1] == 'running' and meta[4] then
+  redis.call('HSET', key.job(job), 'waiting', '1')
+  return cmsgpack.pack({'running', '', tonumber(meta[5]), cursor, gen, 1})
+end
 local acked = tonumber(meta[3])
-if cursor > acked and tonumber(meta[8]) == 0 then
+if cursor > redis.call('LLEN', key.log(job)) then
+  mark_damaged(job, true) -- it was told more than there is: the server came back older
+elseif cursor > acked and tonumber(meta[8]) == 0 then
   local delivered = {}
   for _, entry in ipairs(redis.call('LRANGE', key.log(job), acked, cursor - 1)) do
     for _, task in ipairs(cmsgpack.unpack(entry)) do delivered[task] = 1 end
@@ -29,17 +41,10 @@ end
 settle_some(job)
 end_if_done(job)
 
--- Nothing ready, nothing leased, nothing to count, and still not finished: a count is wrong.
 local state, reason = unpack(redis.call('HMGET', key.job(job), 'state', 'error'))
-if state == 'running' then
-  local stuck = meta[4] and redis.call('EXISTS', key.ready(job), key.sets(job), key.leases(job), key.settle(job)) == 0
-  if meta[7] or stuck then
-    end_job(job, 'failed', cmsgpack.pack({'damaged', -1, '', ''}))
-    state, reason = unpack(redis.call('HMGET', key.job(job), 'state', 'error'))
-  end
-end
-
-local answer, tasks, entries = {state, reason or '', tonumber(meta[5]), cursor}, {}, 0
+local wanted = is_damaged(job) and 1 or 0
+if state == 'running' and not meta[7] then wanted = 2 end
+local answer, tasks, entries = {state, reason or '', tonumber(meta[5]), cursor, gen, wanted}, {}, 0
 while #tasks < tonumber(arg.limit) do
   local entry = redis.call('LINDEX', key.log(job), cursor + entries)
   if not entry then break end

@@ -1,8 +1,9 @@
 -- Store a block of pickled tasks; those that waited only for it become ready.
--- keys: job blocks wait consts const
--- args: job number first count payload consts
+-- keys: job blocks edges wait finished consts const
+-- args: job number first count payload edges consts
 -- returns: the state of the job ('' when it is gone)
 --@include numbers
+--@include damage
 --@include ready
 --@include expire
 --
@@ -12,18 +13,24 @@ local state = redis.call('HGET', key.job(arg.job), 'state') or ''
 if state ~= 'running' then return state end
 hear_client(arg.job)
 if redis.call('HSETNX', key.blocks(arg.job), arg.number, arg.payload) == 0 then return state end
+redis.call('HSET', key.edges(arg.job), arg.number, arg.edges)
 local each = {}
 for task = arg.first, arg.first + arg.count - 1 do
   each[#each + 1] = task
   each[#each + 1] = 1
 end
 local waits = subtract(key.wait(arg.job), each)
-if waits.torn then redis.call('HSET', key.job(arg.job), 'damaged', '1') end
+if waits.torn then mark_damaged(arg.job, false) end
 write_counters(key.wait(arg.job), waits)
 for _, digest in ipairs(cmsgpack.unpack(arg.consts)) do
   redis.call('SADD', key.consts(arg.job), digest)
   redis.call('PEXPIRE', key.const(arg.job, digest), life_of(arg.job)) -- born with an expiry of minutes
 end
-make_ready(arg.job, waits.zero, '')
+-- A server that came back older may have forgotten the block, and not the slot that ran it.
+local finished, ready = read_bits(key.finished(arg.job), waits.zero), {}
+for _, task in ipairs(waits.zero) do
+  if not finished[task] then ready[#ready + 1] = task end
+end
+make_ready(arg.job, ready, '')
 renew_job(arg.job)
 return state

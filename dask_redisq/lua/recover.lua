@@ -1,9 +1,12 @@
 -- Look after the dead: workers without a beat lose their leases, jobs without a client end.
--- keys: workers alive worker_slots slots slot control monitor jobs job client leases tomb
+-- keys: workers alive worker_slots slots slot control monitor jobs job client leases ready sets settle parked tomb
 -- args: who interval
--- returns: msgpack {looked (0 or 1), workers found dead, jobs to remove, jobs whose values are to be renewed}
+-- returns: msgpack {looked (0 or 1), workers found dead, jobs to remove, jobs to rebuild, jobs whose values are to be renewed}
+--@include full
 --@include leases
 --@include ending
+--@include damage
+--@include stuck
 --@include tomb
 --
 -- One look per interval for the whole queue, under a lock that expires: a lock that a dead
@@ -13,10 +16,11 @@
 -- A detached job needs its client until it is sealed: nobody else has the graph. After that it is
 -- renewed here, since its tasks may wait or run for days, and goes when its results are too old.
 local RENEW = 6 * 3600 * 1000 -- between two renewals of values, each of which lives for a day or more
+write_when_full()
 if not redis.call('SET', key.monitor(), arg.who, 'NX', 'PX', arg.interval) then
-  return cmsgpack.pack({0, {}, {}, {}})
+  return cmsgpack.pack({0, {}, {}, {}, {}})
 end
-local dead, ended, values, tokens = {}, {}, {}, 0
+local dead, ended, damaged, values, tokens = {}, {}, {}, {}, 0
 for _, worker in ipairs(redis.call('HKEYS', key.workers())) do
   if redis.call('EXISTS', key.alive(worker)) == 0 and #dead < 20 then
     for _, slot in ipairs(redis.call('SMEMBERS', key.worker_slots(worker))) do
@@ -40,6 +44,7 @@ for _, job in ipairs(redis.call('ZRANGE', key.jobs(), first, first + 99)) do
       redis.call('HSET', key.job(job), 'renewed', now_ms())
       values[#values + 1] = job
     end
+    if is_damaged(job) then damaged[#damaged + 1] = job end
   elseif kept and now_ms() >= tonumber(meta[4]) + tonumber(meta[2]) then
     bury(job, 'expired', '')
     ended[#ended + 1] = job
@@ -50,6 +55,8 @@ for _, job in ipairs(redis.call('ZRANGE', key.jobs(), first, first + 99)) do
       bury(job, 'cancelled', reason)
     end
     ended[#ended + 1] = job
+  elseif is_damaged(job) then
+    damaged[#damaged + 1] = job
   end
 end
-return cmsgpack.pack({1, dead, ended, values})
+return cmsgpack.pack({1, dead, ended, damaged, values})

@@ -2,10 +2,12 @@
 -- keys: job blocks
 -- args: job
 -- returns: the state of the job ('' when it is gone), or 'incomplete' if a block is missing
+--@include full
 --@include ending
 --@include expire
 local meta = redis.call('HMGET', key.job(arg.job), 'state', 'blocks')
 if meta[1] ~= 'running' then return meta[1] or '' end
+write_when_full()
 if redis.call('HLEN', key.blocks(arg.job)) ~= tonumber(meta[2]) then return 'incomplete' end
 hear_client(arg.job)
 redis.call('HSET', key.job(arg.job), 'sealed', '1')

@@ -2,19 +2,22 @@
 -- keys: queue slots slot job finished leases wake idle
 -- args: slot seq job epoch batch failure known want floor rest
 -- returns: msgpack {status, refused tasks, lease or false, look again in ms}
+--@include full
 --@include finish
 --@include take
 --@include leases
 --@include settle
 --@include ending
 --@include expire
+--@include damage
 --
--- status: 'ok', 'stale' (an older call of this slot, nothing was leased or given back),
+-- status: 'ok', 'stale' (an older call of this slot, nothing was leased or given back), 'frozen'
+-- (nothing was done: the same call again in a moment),
 -- 'unregistered' (results count, nothing is leased). `rest` = '1': enter the slot as idle if
 -- it gets nothing. `failure` = msgpack {task, kind, payload}, or ''. `want` and `floor` hold for
 -- tasks of the job `known`; of another job, whose tasks may take an hour each, it gets one.
 local slot, seq = arg.slot, tonumber(arg.seq)
-local state = redis.call('HMGET', key.slot(slot), 'seq', 'answer', 'job', 'tags')
+local state = redis.call('HMGET', key.slot(slot), 'seq', 'answer', 'job', 'tags', 'steady')
 local registered = redis.call('SISMEMBER', key.slots(), slot) == 1
 if registered then
   -- A reply was lost, or a copy of the call was under way: the same answer, or a refusal. Were
@@ -28,7 +31,11 @@ local job, refused, plan = arg.job, {}, nil
 local attempt = string.sub(slot, 1, 16) .. string.format('%08x', seq - 1)
 local batch = job ~= '' and cmsgpack.unpack(arg.batch) or {{}, {}, {}}
 local groups = batch[1]
-local meta = redis.call('HMGET', key.job(job), 'state', 'epoch')
+local meta = redis.call('HMGET', key.job(job), 'state', 'epoch', 'frozen', 'rebuilt', 'history')
+-- With another history, an input of this batch may be a result that nobody knows any more.
+if (meta[3] or meta[5]) and meta[1] == 'running' and (#groups > 0 or arg.failure ~= '') then
+  return cmsgpack.pack({'frozen', {}, false, 0})
+end
 local lease_packed = state[3] == job and job ~= '' and redis.call('HGET', key.leases(job), slot)
 local held = lease_packed and cmsgpack.unpack(lease_packed)
 local current = registered and held and held[1] == seq - 1
@@ -53,7 +60,13 @@ if failure and alive and current and not read_bits(key.finished(job), {failure[1
 end
 
 -- Write.
+write_when_full()
 local spare = 0
+local next_one = registered and seq == tonumber(state[1]) + 1
+-- A slot calls by rising numbers, each once it has the answer before. If that call is forgotten
+-- here, the server came back older. Not if the slot was registered again meanwhile: an old copy of
+-- a call may then have come first.
+if registered and state[5] == '1' and not next_one then distrust_all() end
 if registered then
   leave_idle(slot)
   spare = redis.call('LLEN', key.wake(slot))
@@ -61,7 +74,8 @@ if registered then
 end
 local ready = {free = {}, near = {}}
 if alive then
-  ready = write_batch(job, plan, attempt, current)
+  -- After a rebuild, too, a task of this lease may be ready or leased elsewhere.
+  ready = write_batch(job, plan, attempt, current and not meta[4])
 elseif #groups > 0 then
   drop_refused(job, groups, plan, attempt)
 end
@@ -118,7 +132,7 @@ elseif arg.rest == '1' then
   redis.call('HSET', key.slot(slot), 'idle', '1')
 end
 local answer = cmsgpack.pack({'ok', refused, found, retry})
-redis.call('HSET', key.slot(slot), 'seq', seq, 'answer', answer)
+redis.call('HSET', key.slot(slot), 'seq', seq, 'answer', answer, 'steady', next_one and '1' or '0')
 redis.call('PEXPIRE', key.slot(slot), DAY)
 if found then renew_job(found[1]) end
 return answer

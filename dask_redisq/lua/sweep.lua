@@ -1,5 +1,5 @@
 -- Remove a slice of an ended job; call until it answers 1.
--- keys: jobs active job answer names blocks consts const finished values value log alone deaths client wait consumers ready tagged sets restrict leases settle news new_wait new_consumers new_restrict new_answer new_names
+-- keys: jobs active job answer names blocks edges consts const parked finished values value log alone deaths client wait consumers ready tagged sets restrict leases settle news
 -- args: job
 -- returns: 1 when nothing of the job is left, 0 to call again, -1 while the job runs
 --
@@ -32,9 +32,9 @@ for _, set in ipairs(redis.call('ZRANGE', key.sets(job), 0, -1)) do
 end
 redis.call('ZREM', key.active(), job)
 redis.call('ZREM', key.jobs(), job)
-redis.call('UNLINK', key.job(job), key.answer(job), key.names(job), key.blocks(job), key.consts(job), key.finished(job),
+redis.call('UNLINK', key.job(job), key.answer(job), key.names(job), key.blocks(job), key.edges(job),
+  key.consts(job), key.parked(job), key.finished(job),
   key.values(job), key.log(job), key.alone(job), key.deaths(job), key.client(job), key.wait(job),
   key.consumers(job), key.ready(job), key.sets(job), key.restrict(job), key.leases(job),
-  key.settle(job), key.news(job), key.new_wait(job), key.new_consumers(job),
-  key.new_restrict(job), key.new_answer(job), key.new_names(job))
+  key.settle(job), key.news(job))
 return 1

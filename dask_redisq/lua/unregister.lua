@@ -2,6 +2,7 @@
 -- keys: workers alive worker_slots slots slot control leases job finished deaths alone
 -- args: worker slot seq begun position death
 -- returns: 'ok'
+--@include full
 --@include leases
 --@include ending
 --@include numbers
@@ -11,6 +12,7 @@
 -- behind is as good as new. `death` = a msgpack record of how the slot died, '' for an
 -- orderly leave. Only the task that was running is charged, at most once: the registration
 -- that this removes is what makes a replay do nothing.
+write_when_full()
 local function charge(job, task)
   if redis.call('HGET', key.job(job), 'state') ~= 'running' then return end
   if read_bits(key.finished(job), {task})[task] then return end -- others did it meanwhile

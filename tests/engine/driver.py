@@ -20,6 +20,7 @@ from dask_redisq.keys import Keys
 from dask_redisq.lease import Lease
 from dask_redisq.link import Link
 from dask_redisq.pace import EDGES
+from dask_redisq.rebuild import rebuild
 
 __all__ = ["PYTHON", "Answer", "Engine", "Gathered", "Slot"]
 
@@ -59,6 +60,8 @@ class Gathered(NamedTuple):
     finished: int
     cursor: int
     values: dict[int, bytes | None]
+    generation: bytes = b""
+    wanted: int = 0
 
 
 @dataclass
@@ -103,6 +106,10 @@ class Engine:
         self.graphs: dict[str, Graph] = {}
         self.epochs: dict[str, str] = {}
         self.known = ""
+        #: What rebuilds go over, if not the link: something may happen between their calls.
+        self.rebuilder: Any = None
+        #: Jobs of which a value was lost, or history, at some time.
+        self.doubtful: set[str] = set()
         self._random = random.Random(seed)
 
     # -- calls ------------------------------------------------------------------------
@@ -122,7 +129,7 @@ class Engine:
 
     def check(self) -> State:
         """Assert all invariants."""
-        return check(self.link, self.keys, self.graphs)
+        return check(self.link, self.keys, self.graphs, self.doubtful)
 
     def state(self) -> State:
         """Return all that the server holds."""
@@ -186,10 +193,12 @@ class Engine:
     def put_block(self, job: str, number: int) -> bytes:
         """Upload one block."""
         size, n = self.graphs[job].block, len(self.graphs[job])
-        first = number * size
+        first, graph = number * size, self.graphs[job]
+        tasks = range(first, min(first + size, n))
+        edges = [[graph.inputs[t] for t in tasks], [t for t in tasks if t in graph.outputs]]
         state: bytes = self.call(
             "put_block", job=job, number=number, first=first, count=min(size, n - first), payload=b"tasks",
-            consts=pack([]),
+            edges=pack(edges), consts=pack([]),
         )  # fmt: skip
         return state
 
@@ -198,12 +207,25 @@ class Engine:
         state: bytes = self.call("seal", job=job)
         return state
 
-    def gather(self, job: str, cursor: int = 0, limit: int = 1000) -> Gathered:
+    def gather(
+        self, job: str, cursor: int = 0, limit: int = 1000, generation: bytes = b""
+    ) -> Gathered:
         """Ask for outputs; what lies before `cursor` has arrived."""
-        answer = self.call("gather", job=job, cursor=cursor, limit=limit)
-        state, error, finished, cursor, *items = unpack(answer)
+        answer = self.call("gather", job=job, cursor=cursor, gen=generation, limit=limit)
+        state, error, finished, cursor, generation, wanted, *items = unpack(answer)
         values = dict(zip(items[::2], items[1::2], strict=True))
-        return Gathered(state.decode(), unpack(error) if error else [], finished, cursor, values)
+        return Gathered(
+            state.decode(), unpack(error) if error else [], finished, cursor, values, generation,
+            wanted,
+        )  # fmt: skip
+
+    def rebuild(self, job: str, have: Collection[int] = ()) -> bool:
+        """Rebuild a damaged job; all must hold afterwards."""
+        done = rebuild(self.rebuilder or self.link, self.keys, job, have)
+        epoch = self.link.command("HGET", self.keys("job", job), "epoch")
+        self.epochs[job] = (epoch or b"").decode()
+        self.check()
+        return done
 
     def sweep(self, job: str) -> None:
         """Remove an ended job, and look that nothing of it is left."""
@@ -228,10 +250,11 @@ class Engine:
         self.register(slot)
         return slot
 
-    def register(self, slot: Slot) -> None:
-        """Register a slot, new or forgotten, as its supervisor does."""
+    def register(self, slot: Slot, seq: int | None = None) -> None:
+        """Register a slot, new or forgotten, as its supervisor does, at its last answered call."""
         self.call(
-            "register", worker=slot.worker, info=b"info", expiry=LONG, slot=slot.id, tags=pack(list(slot.tags)),
+            "register", worker=slot.worker, info=b"info", expiry=LONG, slot=slot.id,
+            seq=slot.seq if seq is None else seq, tags=pack(list(slot.tags)),
         )  # fmt: skip
 
     def renew(self, *slots: Slot) -> bytes:
@@ -269,8 +292,33 @@ class Engine:
     def lose_worker(self, worker: str) -> list[str]:
         """Let a worker vanish whole, and be missed; return who was found dead."""
         self.link.command("DEL", self.keys("alive", worker), self.keys("monitor"))
-        _, dead, _, _ = unpack(self.call("recover", who="test", interval=LONG))
+        _, dead, *_ = unpack(self.call("recover", who="test", interval=LONG))
         return [name.decode() for name in dead]
+
+    def snapshot(self) -> dict[bytes, tuple[int, bytes]]:
+        """Return all keys as the server would save them."""
+        dump = self.link.command
+        return {
+            name: (dump("PTTL", name), dump("DUMP", name))
+            for name in self.link.command("KEYS", "*")
+        }
+
+    def roll_back(self, snapshot: Mapping[bytes, tuple[int, bytes]]) -> None:
+        """Let the server come back with an older state, as another run."""
+        self.link.command("FLUSHALL")
+        for name, (ttl, data) in snapshot.items():
+            self.link.command("RESTORE", name, ttl, data)
+        self.doubtful.update(self.graphs)
+        self.call("greet", run=self._new_id(20))
+
+    def lose_value(self, job: str, task: int) -> None:
+        """Let an accepted value vanish."""
+        self.doubtful.add(job)
+        record = self.link.command("HGET", self.keys("values", job), task)
+        if record[:1] == b"e":
+            self.link.command("DEL", self.keys("value", job, task, record[1:25].decode()))
+        else:
+            self.link.command("HDEL", self.keys("values", job), task)
 
     def tokens(self, *slots: Slot) -> list[int]:
         """Return how many wake tokens each slot has."""

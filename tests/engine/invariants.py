@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import struct
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -149,6 +149,7 @@ class JobView:
         self.leases: dict[str, tuple[int, list[int]]] = {
             slot: tuple(unpack(lease)) for slot, lease in state.mapping("leases", job).items()
         }
+        self.parked = {int(t) for t in state.members("parked", job)}
         self.alone = {int(t) for t in state.members("alone", job)}
         self.log = [unpack(entry) for entry in state.get("log", job) or ()]
         acked = int(self.meta.get("acked", b"0"))
@@ -173,8 +174,13 @@ def _counters(text: bytes | None, n: int) -> tuple[int, ...]:
     return struct.unpack(f">{n}I", text.ljust(4 * n, b"\0"))
 
 
-def check(link: Link, keys: Keys, graphs: Mapping[str, Graph]) -> State:
-    """Assert P1 to P8 for every job of `graphs` that is there; return the state that was read."""
+def check(
+    link: Link, keys: Keys, graphs: Mapping[str, Graph], doubtful: Collection[str] = ()
+) -> State:
+    """Assert P1 to P8 for every job of `graphs` that is there; return the state that was read.
+
+    Of a `doubtful` job values may be gone.
+    """
     state = State(link, keys)
     _check_keys(state)
     _check_slots(state)
@@ -184,9 +190,10 @@ def check(link: Link, keys: Keys, graphs: Mapping[str, Graph]) -> State:
     for job in there:
         view = JobView(state, job, graphs[job])
         try:
-            _check_values(state, job, view)
-            if view.meta["state"] == b"running":
+            _check_values(state, job, view, whole=job not in doubtful)
+            if view.meta["state"] == b"running" and "frozen" not in view.meta:
                 _check_places(view)
+                assert job in doubtful or "damaged" not in view.meta, "it is marked as damaged"
                 _check_counts(view)
                 _check_sets(state, job, view)
                 _check_leases(state, job, view)
@@ -214,7 +221,7 @@ def _check_keys(state: State) -> None:
         assert ttl > 0, f"the key {name} has no expiry"
         parts = name[len(prefix) :].split(":")
         if parts[0] == "job" and not state.get("job", parts[1]):
-            staged = parts[2] == "new" or parts[2] == "const"
+            staged = parts[2] in {"new", "const", "built"}
             unseen = parts[2] == "value" and ttl <= UNSEEN
             assert staged or unseen, f"the key {name} is left of a job that is gone"
 
@@ -266,14 +273,15 @@ def _check_places(view: JobView) -> None:
             continue
         if view.wait[task] > 0:
             found.append("waiting")
+        elif task in view.parked and not found:
+            found.append("parked")
         assert len(found) == 1, f"task {task} is in {found or 'no place'}"
-    lingering = view.alone & view.finished
-    assert not lingering, f"tasks {lingering} are finished, and still marked as alone"
+    lingering = (view.alone | view.parked) & view.finished
+    assert not lingering, f"tasks {lingering} are finished, and still marked as alone or parked"
 
 
 def _check_counts(view: JobView) -> None:
     """P2, P5, P8: the counters are what the graph and the finished tasks say."""
-    assert "damaged" not in view.meta, "it is marked as damaged"
     count = int(view.meta["finished"])
     assert count == len(view.finished), f"{count} finished, and {len(view.finished)} bits"
     for task, inputs in enumerate(view.graph.inputs):
@@ -292,19 +300,21 @@ def _check_counts(view: JobView) -> None:
     )
 
 
-def _check_values(state: State, job: str, view: JobView) -> None:
-    """P4 and P6: `values` names what is there and needed, and all that is needed."""
+def _check_values(state: State, job: str, view: JobView, *, whole: bool) -> None:
+    """P4 and P6: `values` names what is there and needed; if it is `whole`, all that is needed."""
     named = set()
     for task, record in view.values.items():
         assert task in view.finished, f"task {task} has a value, and is not finished"
         if record[:1] == b"e":
             name = state.keys("value", job, task, record[1 : 1 + _ATTEMPT].decode())
             named.add(name)
-            assert name in state.content, f"the value of task {task}, {name}, does not exist"
-            assert state.ttl[name] > UNSEEN, f"the accepted value of task {task} expires soon"
+            assert name in state.content or not whole, f"the value of task {task} does not exist"
+            assert state.ttl.get(name, UNSEEN + 1) > UNSEEN, (
+                f"{name} was accepted, and expires soon"
+            )
         if view.meta["state"] == b"running":
             assert view.needs(task) > 0, f"the value of task {task} is kept, and nobody needs it"
-    for task in view.finished - view.values.keys():
+    for task in view.finished - view.values.keys() if whole else ():
         open_users = set(view.graph.users[task]) - view.finished
         assert not open_users, f"task {task} has no value, and {open_users} need it"
         assert task not in view.awaited, f"output {task} has no value"

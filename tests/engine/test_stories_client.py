@@ -27,7 +27,7 @@ def engine(link: Link, keys: Keys) -> Engine:
 def look(engine: Engine) -> tuple[list[str], list[str]]:
     """Let a monitor look; return the jobs to remove, and those whose values are to be renewed."""
     engine.link.command("DEL", engine.keys("monitor"))
-    looked, _, gone, values = unpack(engine.call("recover", who="test", interval=1000))
+    looked, _, gone, _, values = unpack(engine.call("recover", who="test", interval=1000))
     assert looked == 1
     return [job.decode() for job in gone], [job.decode() for job in values]
 
@@ -168,11 +168,13 @@ def test_a_job_that_is_gone_tells_why(engine: Engine, end: str) -> None:
         engine.call("stop_workers", reason="by me")
     engine.sweep(job)
     kind = b"client" if end == "client" else b"cancelled"
-    found = unpack(engine.link.call("gather", engine.keys, job=job, cursor=0, limit=10))
+    found = unpack(engine.link.call("gather", engine.keys, job=job, cursor=0, gen="", limit=10))
     assert found[0] == b""
     assert unpack(unpack(found[1])[1])[0] == kind
     assert engine.link.command("PTTL", engine.keys("tomb", job)) <= 600_000
-    lost = unpack(engine.link.call("gather", engine.keys, job="unknown", cursor=0, limit=10))
+    lost = unpack(
+        engine.link.call("gather", engine.keys, job="unknown", cursor=0, gen="", limit=10)
+    )
     assert lost[:2] == [b"", b""]
 
 

@@ -101,7 +101,7 @@ def test_a_refused_lone_task_is_not_counted_with_its_group(engine: Engine) -> No
 
 
 def test_a_damaged_counter_does_not_wrap(engine: Engine) -> None:
-    """H6: a decrement below 0 marks the job as damaged; the client is told, nobody waits for ever."""
+    """H6: a decrement below 0 marks the job as damaged; its client is told, and rebuilds it."""
     w1 = engine.slot()
     job = engine.job({A: (), B: (A,)}, {B})
     engine.step(w1)
@@ -110,8 +110,9 @@ def test_a_damaged_counter_does_not_wrap(engine: Engine) -> None:
     engine.finish(w1, A)
     assert view(engine, job).wait[B] == 0
     assert view(engine, job).meta["damaged"] == b"1"
-    found = engine.gather(job)
-    assert (found.state, found.error[0]) == ("failed", b"damaged")
+    assert engine.gather(job).wanted == 1
+    assert engine.rebuild(job)
+    assert engine.step(w1).tasks == [B]
 
 
 def test_a_finished_user_is_not_counted_again(engine: Engine) -> None:

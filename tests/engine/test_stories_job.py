@@ -89,7 +89,7 @@ def test_a_value_that_nobody_saw_expires(engine: Engine) -> None:
 
 
 def test_a_missing_input_is_a_question(engine: Engine) -> None:
-    """H24: done by others, there after all, or really gone: then the job ends with a reason."""
+    """H24, H25: done by others, there after all, or really gone: then it is parked, and made again."""
     w1 = engine.slot()
     job = engine.job({A: (), B: (A,), C: (A,)}, {B, C}, chunk=1)
     engine.step(w1)
@@ -99,9 +99,14 @@ def test_a_missing_input_is_a_question(engine: Engine) -> None:
     assert engine.call("report_missing", job=job, task=B, input=A) == b"finished"
     engine.checking = False
     engine.link.command("HDEL", engine.keys("values", job), A)
-    assert engine.call("report_missing", job=job, task=C, input=A) == b"gone"
-    found = engine.gather(job)
-    assert (found.state, found.error[:2]) == ("failed", [b"lost", A])
+    assert engine.call("report_missing", job=job, task=C, input=A) == b"parked"
+    engine.doubtful.add(job)
+    engine.checking = True
+    assert engine.step(w1).lease is None  # else it would be leased again and again
+    assert engine.gather(job).wanted == 1
+    assert engine.rebuild(job)
+    assert engine.step(w1).tasks == [A]
+    assert engine.finish(w1, A).tasks == [C]
 
 
 @pytest.mark.parametrize("apart", [(), (A,)], ids=["inline", "apart"])
@@ -148,10 +153,13 @@ def test_nothing_is_made_again_after_the_removal(engine: Engine) -> None:
     late = engine.prepare(w1, groups)
     engine.send(late)
     for script, args in (
-        ("put_block", {"number": 0, "first": 0, "count": 2, "payload": b"x", "consts": b"\x90"}),
+        (
+            "put_block",
+            {"number": 0, "first": 0, "count": 2, "payload": b"x", "edges": b"", "consts": b"\x90"},
+        ),
         ("seal", {}),
         ("cancel", {"reason": "", "tomb": "1"}),
-        ("gather", {"cursor": 0, "limit": 10}),
+        ("gather", {"cursor": 0, "gen": "", "limit": 10}),
         ("report_missing", {"task": A, "input": A}),
         ("renew_values", {"cursor": "0"}),
         ("sweep", {}),
@@ -182,12 +190,14 @@ def test_a_job_without_its_client_ends(engine: Engine) -> None:
     engine.sweep(job)
 
 
-def test_a_count_that_is_wrong_ends_the_job(engine: Engine) -> None:
+def test_a_count_that_is_wrong_is_seen(engine: Engine) -> None:
     """H67: nothing ready, nothing leased, unfinished, sealed: told, not waited for."""
     job = engine.job({A: ()}, {A})
     engine.checking = False
     engine.link.command("DEL", engine.keys("ready", job), engine.keys("active"))
-    assert engine.gather(job).error[0] == b"damaged"
+    assert engine.gather(job).wanted == 1
+    assert engine.rebuild(job)
+    assert view(engine, job).sets == {"": {A}}
 
 
 def test_a_cache_serves_one_epoch_of_one_job() -> None:

@@ -6,6 +6,7 @@ its inputs. So the outputs tell whether one answer saw two runs of a task.
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from driver import LONG, PYTHON, Answer, Engine, Slot
 from invariants import JobView
 
 from dask_redisq.codec import pack, unpack
+from dask_redisq.keys import Keys
 from dask_redisq.lease import Lease
 
 __all__ = ["World"]
@@ -59,10 +61,16 @@ class Client:
         self.sent = 0
         self.sealed = False
         self.cursor = 0
+        self.generation = b""
         self.outputs: dict[int, int] = {}
 
     def __repr__(self) -> str:
         return f"<Client of {self.job}, {len(self.outputs)} of {len(self.graph.outputs)} outputs>"
+
+    @property
+    def detached(self) -> bool:
+        """Whether others may read the job, too."""
+        return bool(self.world.engine.state().mapping("job", self.job)["ttl"] != b"0")
 
     @property
     def done(self) -> bool:
@@ -76,17 +84,63 @@ class Client:
             engine.put_block(self.job, self.sent)
             self.sent += not reply_lost
         elif not self.sealed:
-            engine.seal(self.job)
-            self.sealed = not reply_lost
+            answer = engine.seal(self.job)
+            self.sealed = not reply_lost and answer != b"incomplete"
+            self.sent = 0 if answer == b"incomplete" else self.sent
         else:
-            found = engine.gather(self.job, self.cursor)
-            assert found.state in {"running", "done"}, f"the job ended: {found}"
-            for task, record in found.values.items():
+            self._gather(reply_lost)
+
+    def _gather(self, reply_lost: bool) -> None:
+        engine = self.world.engine
+        found = engine.gather(self.job, self.cursor, generation=self.generation)
+        assert found.state in {"running", "done"}, f"the job ended: {found}"
+        if reply_lost:
+            return
+        whole = True
+        for task, record in found.values.items():
+            if task not in self.outputs:
                 token = self.world.read_record(self.job, task, record)
-                if not reply_lost:
+                if token is None:
+                    engine.call("report_missing", job=self.job, task=-1, input=task)
+                    whole = False
+                else:
                     self.outputs[task] = token
-            if not reply_lost:
-                self.cursor = found.cursor
+        self.generation = found.generation
+        self.cursor = found.cursor if whole else self.cursor
+        if found.wanted == 2:
+            self.sent, self.sealed = 0, False
+        elif found.wanted:
+            with contextlib.suppress(Died):
+                # What one reader of a detached job has, another one may still want.
+                engine.rebuild(self.job, () if self.detached else self.outputs)
+
+
+class Interrupted:
+    """A link for rebuilds, between whose calls other things happen; the rebuilder may die, too."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.inside = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.world.engine.link, name)
+
+    def call(self, script: str, keys: Keys, **args: object) -> Any:
+        """Let something happen, then call."""
+        if not self.inside and self.world.faults:
+            self.inside = True
+            try:
+                while self.world.rng.random() < 0.5:
+                    self.world.happen()
+            finally:
+                self.inside = False
+            if self.world.rng.random() < 0.1:
+                raise Died
+        return self.world.engine.link.call(script, keys, **args)
+
+
+class Died(Exception):
+    """The rebuilder is gone."""
 
 
 class World:
@@ -98,19 +152,28 @@ class World:
         Where the scripts are called.
     seed : int
         Decides everything.
+    lossy : bool, default False
+        Let values vanish, and the server come back older.
     rash : bool, default False
         Let slots keep their results before the verdict, which breaks rule 8.
     """
 
-    def __init__(self, engine: Engine, seed: int, *, rash: bool = False) -> None:
+    def __init__(
+        self, engine: Engine, seed: int, *, lossy: bool = False, rash: bool = False
+    ) -> None:
         self.engine = engine
+        self.lossy = lossy
         self.rash = rash
+        self.saved: Any = None
+        self.faults = True
+        engine.rebuilder = Interrupted(self)
         self.rng = random.Random(seed)
         self.away = random.Random(seed)  # of its own, so that all else stays as it was
         self.tokens: list[Token] = []
         self.alone: dict[str, set[int]] = {}
         self.old_calls: list[dict[str, Any]] = []
         self.greedy = self.rng.random() < 0.8
+        engine.call("greet", run="first")
         self.processes = [self._start(f"w{i}") for i in range(3)]
         self.clients = [self._submit() for _ in range(self.rng.choice([1, 1, 2]))]
 
@@ -136,7 +199,7 @@ class World:
         left = [
             name
             for name in self.engine.state().content
-            if ":job:" in name and ":value:" not in name
+            if ":job:" in name and ":value:" not in name and ":built:" not in name
         ]
         assert not left, f"keys are left: {left}"
 
@@ -157,11 +220,19 @@ class World:
             (2, lambda: self._vanishes(process)),
             (4, lambda: self._beats(process)),
         ]
+        if self.lossy:
+            kinds += [(3, self._value_lost), (2, self._save), (1, self._roll_back)]
         weights, actions = zip(*kinds, strict=True)
         rng.choices(actions, weights)[0]()
 
     def end_faults(self) -> None:
         """From now on all goes well; one slow re-check heals tokens that were lost."""
+        self.faults = False
+        for client in self.clients:  # who held a job still has died long ago
+            if self.engine.link.command("HEXISTS", self.engine.keys("job", client.job), "frozen"):
+                self.engine.link.command(
+                    "HSET", self.engine.keys("job", client.job), "frozen_at", 0
+                )
         for process in self.processes:
             self._beats(process)
         for process in self.processes:
@@ -249,19 +320,26 @@ class World:
         if (job, needed) in process.cache:
             return process.cache[job, needed]
         record = self.engine.link.command("HGET", self.engine.keys("values", job), needed)
-        if record is not None:
-            return self.read_record(job, needed, record)
+        token = None if record is None else self.read_record(job, needed, record)
+        if token is not None:
+            return token
         answer = self.engine.call("report_missing", job=job, task=task, input=needed)
-        assert answer == b"finished", f"input {needed} of task {task} is {answer}"
+        lost = job in self.engine.doubtful
+        assert answer == b"finished" or lost, f"input {needed} of task {task} is {answer}"
         return None
 
-    def read_record(self, job: str, task: int, record: bytes | None) -> int:
-        """Return the token that a record of `values` stands for."""
-        assert record is not None, f"the value of {task} is gone"
+    def read_record(self, job: str, task: int, record: bytes | None) -> int | None:
+        """Return the token that a record of `values` stands for; None if it is lost."""
+        lost = job in self.engine.doubtful
+        assert record or lost, f"the value of {task} is gone"
+        if not record:
+            return None
         data = record[25:]
         if record[:1] == b"e":
             name = self.engine.keys("value", job, task, record[1:25].decode())
             data = self.engine.link.command("GET", name)
+            if data is None and lost:
+                return None
         assert self.tokens[int(data)].task == task, f"{task} has the value of another task"
         return int(data)
 
@@ -339,6 +417,24 @@ class World:
             if record is None or record[1:25].decode() != attempt:
                 self.engine.link.command("DEL", name)
 
+    def _value_lost(self) -> None:
+        """An accepted value vanishes: its key was evicted, or the place that held it is gone."""
+        job = self.rng.choice(self.clients).job
+        state = self.engine.state()
+        if state.mapping("job", job).get("state") == b"running" and state.mapping("values", job):
+            self.engine.lose_value(job, int(self.rng.choice(sorted(state.mapping("values", job)))))
+
+    def _save(self) -> None:
+        self.saved = self.engine.snapshot()
+
+    def _roll_back(self) -> None:
+        """The server dies, and comes back as it was some time ago."""
+        if self.saved is not None:
+            self.engine.roll_back(self.saved)
+            self.alone = {job: set() for job in self.alone}
+            for process in self.processes:
+                process.idle = False  # its connection broke: it looks again
+
     def _old_call(self) -> None:
         """A copy of an old step arrives, of a slot that is alive, dead, or registered again."""
         if self.old_calls:
@@ -352,11 +448,11 @@ class World:
 
     def _client_away(self, client: Client) -> None:
         """The client of a detached job is away for longer than its lease, and a monitor looks."""
-        state = self.engine.state()
-        if client.sealed and state.mapping("job", client.job)["ttl"] != b"0":
+        meta = self.engine.state().mapping("job", client.job)
+        if meta.get("sealed") and client.detached:
             keys = self.engine.keys
             self.engine.link.command("DEL", keys("client", client.job), keys("monitor"))
-            _, dead, gone, _ = unpack(self.engine.call("recover", who="test", interval=LONG))
+            _, dead, gone, *_ = unpack(self.engine.call("recover", who="test", interval=LONG))
             assert (dead, gone) == ([], []), f"a monitor found {dead} and {gone}"
 
     def _beats(self, process: Process) -> None:
@@ -367,7 +463,8 @@ class World:
             self.engine.call("renew", worker=process.slot.worker, expiry=LONG, held=held)
             == b"unknown"
         ):
-            self.engine.register(process.slot)
+            unanswered = process.pending is not None
+            self.engine.register(process.slot, process.slot.seq - unanswered)
             process.idle = False
 
     def _dies(self, process: Process) -> None:
@@ -439,13 +536,16 @@ class World:
 
     def _check_late_reader(self, client: Client) -> None:
         """H48: of a detached job a second reader gets what the first one got, and acknowledged."""
-        meta = self.engine.state().mapping("job", client.job)
-        if meta["ttl"] == b"0":
+        if not client.detached:
             return
         again = Client(self, client.job, client.chunk)
         again.sent, again.sealed = again.blocks, True
-        again.act()
-        assert again.outputs == client.outputs
+        for _ in range(1 + self.lossy * 6 * len(client.graph)):  # what was lost is made again
+            again.act()
+            for process in self.processes if self.lossy else ():
+                self.act(process, recheck=True)
+        assert again.outputs.keys() == client.outputs.keys()
+        assert self.lossy or again.outputs == client.outputs
 
     def _check_answer(self, client: Client) -> None:
         """P9, P10: under all outputs there is one run of each task."""
@@ -454,10 +554,12 @@ class World:
         while todo:
             token = todo.pop()
             task, inputs = self.tokens[token]
-            assert seen.setdefault(task, token) == token, (
+            once = seen.setdefault(task, token) == token
+            assert once or client.job in self.engine.doubtful, (
                 f"the answer holds two runs of task {task}"
             )
             assert tuple(self.tokens[i].task for i in inputs) == client.graph.inputs[task]
             todo += inputs
         view = JobView(self.engine.state(), client.job, client.graph)
-        assert len(view.finished) == len(client.graph)
+        doubtful = client.job in self.engine.doubtful  # it may have begun anew behind its answer
+        assert len(view.finished) == len(client.graph) or doubtful

@@ -1,6 +1,7 @@
 -- Count the edges of accepted tasks: first decide (reads only), then write.
 -- keys: job finished values value wait consumers
 --@include numbers
+--@include damage
 --
 -- Edges are facts of the graph and are applied once, when their task is accepted, to unfinished
 -- tasks only. A was re-run after its value was lost; B finished long ago; counting A -> B again
@@ -54,7 +55,7 @@ end
 
 -- Write what decide_edges gave; return the tasks that became ready, by rising numbers.
 local function write_edges(job, edges)
-  if edges.damaged then redis.call('HSET', key.job(job), 'damaged', '1') end
+  if edges.damaged then mark_damaged(job, false) end
   write_counters(key.wait(job), edges.wait)
   write_counters(key.consumers(job), edges.consumers)
   return edges.ready

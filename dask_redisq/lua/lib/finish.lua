@@ -1,5 +1,5 @@
 -- Accept the components of a batch, each whole or not at all: decide, then write.
--- keys: queue job finished values value consumers ready tagged sets leases log alone settle
+-- keys: queue job finished values value consumers ready tagged sets leases log alone parked settle
 --@include edges
 --@include ready
 --
@@ -251,6 +251,9 @@ local function write_batch(job, plan, attempt, current)
   if plan.big then redis.call('HSET', key.job(job), 'big', '1') end
   if redis.call('EXISTS', key.alone(job)) == 1 then
     for _, task in ipairs(plan.accepted) do redis.call('SREM', key.alone(job), task) end
+  end
+  if redis.call('EXISTS', key.parked(job)) == 1 then
+    for _, task in ipairs(plan.accepted) do redis.call('SREM', key.parked(job), task) end
   end
   keep_values(job, plan, attempt)
   local zero = write_edges(job, plan.edges)

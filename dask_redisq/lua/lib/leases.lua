@@ -1,5 +1,5 @@
 -- Give leases back: what a slot held and did not finish becomes ready again.
--- keys: job leases alone slot slots worker_slots idle wake ready tagged sets control active
+-- keys: job leases alone parked slot slots worker_slots idle wake ready tagged sets control active
 --@include ready
 
 -- Return the tasks of a slot's lease to the ready sets and forget the lease.
@@ -11,10 +11,12 @@ local function end_lease(job, slot, done, begun)
   local packed = redis.call('HGET', key.leases(job), slot)
   if not packed then return end
   redis.call('HDEL', key.leases(job), slot)
-  local left = {}
+  local left, parks = {}, redis.call('EXISTS', key.parked(job)) == 1
   for i, task in ipairs(cmsgpack.unpack(packed)[2]) do
     if not done[task] then
-      left[#left + 1] = task
+      if not (parks and redis.call('SISMEMBER', key.parked(job), task) == 1) then
+        left[#left + 1] = task
+      end
       if begun(task, i) then
         redis.call('SADD', key.alone(job), task)
         redis.call('PEXPIRE', key.alone(job), life_of(job))

@@ -16,6 +16,13 @@ local function life_of(job)
   return tonumber(redis.call('HGET', key.job(job), 'life') or DAY)
 end
 
+-- A job that was done goes on: an output is gone, or what happened is in doubt.
+local function reopen(job)
+  local meta = redis.call('HMGET', key.job(job), 'lease', 'ttl')
+  redis.call('HSET', key.job(job), 'state', 'running', 'life', first_life(tonumber(meta[1]), tonumber(meta[2])))
+  redis.call('HDEL', key.job(job), 'ended', 'expiring')
+end
+
 -- Its client was heard of. A detached job that is sealed has none.
 local function hear_client(job)
   local meta = redis.call('HMGET', key.job(job), 'lease', 'ttl', 'sealed')

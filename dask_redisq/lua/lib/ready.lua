@@ -116,7 +116,9 @@ end
 -- which holds its large input; ''), else the common one.
 local function make_ready(job, tasks, tag)
   if #tasks == 0 then return end
-  if redis.call('HEXISTS', key.job(job), 'hard:1') == 1 then
+  local meta = redis.call('HMGET', key.job(job), 'frozen', 'hard:1')
+  if meta[1] then return end -- the rebuild under way finds them unfinished
+  if meta[2] then
     local sets = {}
     for _, task in ipairs(tasks) do
       local number = string.byte(redis.call('GETRANGE', key.restrict(job), task, task)) or 0

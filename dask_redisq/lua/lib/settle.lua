@@ -1,5 +1,5 @@
 -- Move on with the long edge lists of accepted tasks: at most about 2,000 edges a script.
--- keys: settle
+-- keys: job settle
 --@include edges
 --@include ready
 --
@@ -8,6 +8,7 @@
 local EDGES = 2000
 
 local function settle_some(job)
+  if redis.call('HEXISTS', key.job(job), 'frozen') == 1 then return end
   local left = EDGES
   while left > 0 do
     local slice = redis.call('LPOP', key.settle(job))

@@ -1,0 +1,277 @@
+"""A submitted job as it is followed: its outputs are read as they come, or why there are none.
+
+By the client that submitted it, or by any process that attached to it. The outputs are in an
+append-only log, read by a cursor.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from dask.typing import Key
+
+from dask_redisq import client_lease
+from dask_redisq.codec import loads, unpack
+from dask_redisq.errors import JobFailed, JobLost, NoWorkersError
+from dask_redisq.keys import Keys
+from dask_redisq.link import Link
+from dask_redisq.monitor import Monitor, renew_values
+from dask_redisq.options import JobOptions
+from dask_redisq.rebuild import rebuild
+from dask_redisq.record import read_record
+from dask_redisq.registry import able_workers
+from dask_redisq.trust import VALUE, Seal
+from dask_redisq.verdict import as_exception, is_dropped, why_gone
+from dask_redisq.versions import python_tag
+
+__all__ = ["Dropped", "Follower"]
+
+logger = logging.getLogger("dask_redisq")
+
+#: Output values that one answer may hold.
+GATHER = 2000
+#: Seconds between two looks at a job of which nothing is heard.
+WAIT = 1
+#: Seconds without progress after which missing workers are spoken of.
+QUIET = 5.0
+#: What gather.lua answers if it wants the upload again.
+UPLOAD = 2
+#: Rebuilds in a row without another finished task, after which the job is given up.
+MOST_REPAIRS = 5
+#: Bytes per second at which unpickling is taken to go at the worst.
+SLOW = 2e6
+
+
+class Dropped(JobLost):
+    """The job is gone, though nobody wanted that: its client may submit what is missing."""
+
+
+class Follower:
+    """Reads the outputs of a job.
+
+    Parameters
+    ----------
+    link : Link
+        A connection for this alone.
+    keys : Keys
+        The queue.
+    job : str
+        The job's id.
+    outputs : collection of int
+        The tasks whose values are wanted.
+    names : sequence of hashable
+        The graph key of each task.
+    seal : Seal
+        Checks what is read.
+    options : JobOptions
+        The job's settings.
+
+    Attributes
+    ----------
+    received : dict of int to object
+        Task -> value, of the outputs that arrived.
+    ended : str or None
+        The state in which the job was found ended without its outputs; empty when it is gone.
+    """
+
+    #: Tags of which some task needs one; those of other readers' graphs are not known.
+    restrictions: Collection[tuple[str, ...]] = ()
+
+    def __init__(
+        self,
+        link: Link,
+        keys: Keys,
+        job: str,
+        outputs: Collection[int],
+        names: Sequence[Key],
+        seal: Seal,
+        options: JobOptions,
+    ) -> None:
+        self.link = link
+        self.keys = keys
+        link.watch(keys)
+        self.id = job
+        self.names = names
+        self.seal = seal
+        self.options = options
+        self.received: dict[int, Any] = {}
+        self.ended: str | None = None
+        self._wanted = len(set(outputs))
+        self._said = False
+        self._repairs = self._repaired_at = 0
+        self._born = time.monotonic()
+        self._kept = False
+
+    def __repr__(self) -> str:
+        return f"<Follower of job {self.id}, {len(self.received)} of {self._wanted} outputs>"
+
+    @property
+    def detached(self) -> bool:
+        """Whether others may read the job, too."""
+        return self.options.result_ttl > 0
+
+    def gather(self, deadline: float | None = None) -> dict[int, Any]:
+        """Wait for the outputs; return task -> value.
+
+        Parameters
+        ----------
+        deadline : float, optional
+            When to give up with a `TimeoutError`; by `time.monotonic`.
+        """
+        options = self.options
+        monitor = Monitor(self.link, self.keys, self.id, options.ft_interval, options.alive_expiry)
+        cursor, generation, finished, heard = 0, b"", -1, time.monotonic()
+        renew_at = heard + options.client_lease
+        while True:
+            answer = self.link.call(
+                "gather", self.keys, job=self.id, cursor=cursor, gen=generation, limit=GATHER
+            )
+            state, reason, progress, further, generation, asked, *items = unpack(answer)
+            if self._read_items(items):
+                cursor = further
+            if asked == UPLOAD:
+                self._upload_again()
+            elif asked:
+                self._repair(progress)
+            if len(self.received) == self._wanted:
+                return self.received
+            if state != b"running" and not items:
+                self.ended = state.decode()
+                raise self._verdict(self.ended, reason)
+            now = time.monotonic()
+            self._keep_lease()
+            if now >= renew_at:
+                self.renew_values()
+                renew_at = now + options.client_lease
+            if progress != finished:
+                finished, heard = progress, now
+            if deadline is not None and now >= deadline:
+                raise TimeoutError(f"job {self.id} has no answer yet: {progress} tasks are done")
+            if not items:
+                self._wait(deadline, now)
+                now = time.monotonic()
+                monitor.run(now)
+                if now - heard >= min(QUIET, options.no_workers_timeout or QUIET):
+                    self._look_for_workers(now - heard)
+
+    def _wait(self, deadline: float | None, now: float) -> None:
+        """Wait for news, but not so long that the lease runs out."""
+        left = min(WAIT, self.options.client_lease / 4)
+        if deadline is not None:
+            left = max(0.01, min(left, deadline - now))
+        self.link.command("BLPOP", self.keys("news", self.id), left)
+
+    def renew_values(self) -> None:
+        """Renew the expiry of large values and constants, slice by slice."""
+        if not self.detached:  # else monitors do
+            renew_values(self.link, self.keys, self.id)
+
+    def _upload_again(self) -> None:
+        """Send what the server forgot; only who submitted the job can."""
+        raise JobLost(
+            f"job {self.id} of queue {self.keys.queue!r} is lost: the server came back as it was "
+            "before it had the whole graph. Submit it again"
+        )
+
+    def _repair(self, progress: int) -> None:
+        """Rebuild the job on the server, unless that did not help several times in a row."""
+        if progress > self._repaired_at:
+            self._repaired_at, self._repairs = progress, 0
+        self._repairs += 1
+        if self._repairs > MOST_REPAIRS:
+            raise JobFailed(
+                f"job {self.id} cannot end: it was rebuilt {MOST_REPAIRS} times and got no "
+                "further. Are keys of the queue deleted by hand, or evicted?"
+            )
+        # What one reader of a detached job has, another one may still want.
+        have = [] if self.detached else list(self.received)
+        if not rebuild(self.link, self.keys, self.id, have):
+            time.sleep(0.05)  # somebody else does
+            self._repairs -= 1
+
+    def _read_items(self, items: list[Any]) -> bool:
+        """Enter the values of an answer: task, record, task, record, ...
+
+        Returns false if one is not there: it was lost after its task had finished.
+        """
+        complete, values = True, self.received
+        for task, record in zip(items[::2], items[1::2], strict=True):
+            if task in values:
+                continue
+            data, attempt = read_record(record) if record else (None, "")
+            if data is None and attempt:
+                data = self.link.command("GET", self.keys("value", self.id, task, attempt))
+            if data is None:
+                complete = False
+                self._report_lost(task)
+                continue
+            self._keep_lease(len(data))
+            try:
+                seal = self.seal if self.seal.signs else None  # a call costs 0.2 us
+                values[task] = loads(
+                    seal.open(VALUE, attempt.encode(), task, data) if seal else data
+                )
+            except Exception as error:
+                error.add_note(f"dask-redisq: while reading the result of {self._name(task)}")
+                raise
+        return complete
+
+    def _report_lost(self, task: int) -> None:
+        answer = self.link.call("report_missing", self.keys, job=self.id, task=-1, input=task)
+        if answer == b"finished":  # the job, that is
+            raise JobFailed(f"the value of {self._name(task)} is gone from the server")
+
+    def _look_for_workers(self, quiet: float) -> None:
+        """After `quiet` seconds without progress: say once that nobody is able, or give up."""
+        wanted = {frozenset(tags) for tags in self.restrictions}
+        problem = able_workers(self.link, self.keys, python_tag(), wanted)
+        if problem is None:
+            return
+        if quiet >= QUIET and not self._said:
+            self._said = True
+            logger.warning("job %s waits: %s", self.id, problem)
+        limit = self.options.no_workers_timeout
+        if limit is not None and quiet >= limit:
+            raise NoWorkersError(f"gave up after {limit:g} s: {problem}")
+
+    # -- the lease ------------------------------------------------------------------------
+
+    def _keep_lease(self, upcoming: int = 0) -> None:
+        """Have the lease renewed beside us if the job is old, or `upcoming` bytes may take long."""
+        if self._kept or self.detached:
+            return
+        third = self.options.client_lease / 3
+        if upcoming > SLOW * third or time.monotonic() - self._born > third:
+            self._kept = True
+            client_lease.hold(self.link.url, self.keys.queue, self.id, self.options.client_lease)
+
+    def let_go(self) -> None:
+        """Have the lease renewed no more."""
+        if self._kept:
+            client_lease.drop(self.link.url, self.id)
+
+    # -- the end ----------------------------------------------------------------------------
+
+    def count_refused(self, who: str) -> None:
+        """Tell the queue how many payloads were refused by `who`, if any."""
+        if self.seal.refused:
+            total = self.seal.refused
+            self.link.call("refuse", self.keys, job=self.id, who=who, total=total)
+
+    def _name(self, task: int) -> str:
+        return f"task {self.names[task]!r}"
+
+    def _verdict(self, state: str, reason: bytes) -> BaseException:
+        """Return the exception for a job that ended without its outputs."""
+        if state == "done":
+            return JobFailed(f"job {self.id} is done, but an output is missing")
+        if state == "":
+            error: BaseException = why_gone(reason, self.id, self.keys.queue, self.seal)
+        else:
+            error = as_exception(reason, self.id, self.names, self.seal)
+        if not self.detached and is_dropped(state, reason):
+            return Dropped(str(error))
+        return error

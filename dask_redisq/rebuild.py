@@ -1,0 +1,175 @@
+"""Repair a job: hold it, read what is true of it, compute the rest, and put that in its place.
+
+One mechanism for a value that is gone, a key that was deleted, a server that came back older.
+Whoever looks after the queue may do it, since the graph is in the server too: a waiting client,
+a supervisor, an idle slot. Nothing here unpickles anything.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import struct
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from dask_redisq.codec import pack, unpack
+from dask_redisq.keys import Keys
+from dask_redisq.link import Link
+from dask_redisq.recount import Recount, Truth, recount
+
+__all__ = ["rebuild"]
+
+logger = logging.getLogger("dask_redisq")
+
+#: Milliseconds for which a rebuilder that may have died keeps others off.
+LIFE = 10_000
+#: Milliseconds that what is built aside waits to be taken.
+STAGED = 600_000
+#: Items in one command.
+SLICE = 1000
+
+
+class _Frozen(NamedTuple):
+    """What freeze.lua answers."""
+
+    status: str
+    n: int
+    block: int
+    blocks: int
+    acked: int
+    history: bool
+    pure: bool
+
+
+def rebuild(link: Link, keys: Keys, job: str, have: Collection[int] = ()) -> bool:
+    """Rebuild a job; false if it cannot be now: somebody else does, or it does not run.
+
+    Parameters
+    ----------
+    link, keys : Link, Keys
+        The server and the queue.
+    job : str
+        Its id.
+    have : collection of int, optional
+        Outputs that the caller, its client, has received.
+    """
+    generation = secrets.token_hex(8)
+    answer = unpack(link.call("freeze", keys, job=job, generation=generation, life=LIFE))
+    held = _Frozen._make([answer[0].decode(), *answer[1:5], answer[5] == 1, answer[6] == 1])
+    if held.status != "frozen":
+        return False
+    read = _read(link, keys, job, held, have)
+    if read is None:
+        return False
+    truth, gone = read
+    found = recount(truth, pure=held.pure)
+    logger.warning(
+        "job %s is rebuilt: %d of %d tasks are finished, %d run again%s",
+        job, len(found.finished), held.n, len(found.again),
+        ", after the server came back with another history" if held.history else "",
+    )  # fmt: skip
+    for some in _slices(sorted(found.unneeded | gone)):
+        link.call("drop_values", keys, job=job, generation=generation, tasks=pack(some))
+    hard = _stage(link, keys, job, generation, truth, found)
+    answer = link.call(
+        "rebuild",
+        keys,
+        job=job,
+        generation=generation,
+        epoch=secrets.token_hex(8) if held.history else "",
+        finished=len(found.finished),
+        acked=int(bool(found.delivered)),
+        hard=pack(hard),
+    )
+    return bool(answer == b"rebuilt")
+
+
+def _read(
+    link: Link, keys: Keys, job: str, held: _Frozen, have: Collection[int]
+) -> tuple[Truth, set[int]] | None:
+    """Return what is true of a frozen job, and tasks whose value is recorded and gone.
+
+    None if its graph is not all there.
+    """
+    inputs: list[Sequence[int]] = []
+    outputs: set[int] = set()
+    for numbers in _slices(range(held.blocks), 100):
+        for packed in link.command("HMGET", keys("edges", job), *numbers):
+            if packed is None:
+                return None
+            its_inputs, its_outputs = unpack(packed)
+            inputs += its_inputs
+            outputs.update(its_outputs)
+    bits = link.command("GET", keys("finished", job)) or b""
+    finished = {
+        8 * i + k for i, byte in enumerate(bits) if byte for k in range(8) if byte & (128 >> k)
+    }
+    valued, gone = _survey(link, keys, job)
+    delivered = set(have)
+    if held.acked:
+        for entry in link.command("LRANGE", keys("log", job), 0, held.acked - 1):
+            delivered.update(unpack(entry))
+    return Truth(inputs, frozenset(outputs), finished, valued, delivered), gone
+
+
+def _survey(link: Link, keys: Keys, job: str) -> tuple[set[int], set[int]]:
+    """Return the tasks whose value is there, and those that only have a record of one."""
+    there: set[int] = set()
+    gone: set[int] = set()
+    cursor: Any = b"0"
+    while True:
+        cursor, some_there, some_gone = unpack(link.call("survey", keys, job=job, cursor=cursor))
+        there.update(some_there)
+        gone.update(some_gone)
+        if cursor == b"0":
+            return there, gone
+
+
+def _stage(
+    link: Link, keys: Keys, job: str, generation: str, truth: Truth, found: Recount
+) -> list[int]:
+    """Write the derived state aside; return the numbers of the restrictions with ready tasks."""
+    n = len(truth.inputs)
+
+    def name(what: str) -> str:
+        return keys("built", job, generation, what)
+
+    bits = bytearray(-(-n // 8))
+    for task in found.finished:
+        bits[task // 8] |= 128 >> task % 8
+    entries = [sorted(found.delivered)] if found.delivered else []
+    strings = {
+        "finished": bytes(bits),
+        "wait": struct.pack(f">{n}I", *found.wait),
+        "consumers": struct.pack(f">{n}I", *found.consumers),
+        "log": pack([pack(entry) for entry in [*entries, *_slices(found.told)]]),
+    }
+    for what, data in strings.items():
+        link.send("SET", name(what), data, "PX", STAGED)
+
+    def stage(what: str, kind: str, tasks: Sequence[int]) -> None:
+        for some in _slices(tasks):
+            link.send_call(
+                "stage", keys, job=job, generation=generation, what=what, kind=kind,
+                tasks=pack(some), life=STAGED,
+            )  # fmt: skip
+
+    stage("alone", "set", sorted(found.again))
+    sets = _by_restriction(link.command("GET", keys("restrict", job)), found.ready)
+    for number, tasks in sets.items():
+        stage(f"hard:{number}" if number else "ready", "zset", tasks)
+    link.receive_all()
+    return [number for number in sets if number]
+
+
+def _by_restriction(marks: bytes | None, tasks: Iterable[int]) -> dict[int, list[int]]:
+    """Return the tasks by the number of their restriction, 0 for none."""
+    found: dict[int, list[int]] = {}
+    for task in tasks:
+        found.setdefault(marks[task] if marks else 0, []).append(task)
+    return found
+
+
+def _slices(things: Sequence[Any], size: int = SLICE) -> list[Any]:
+    return [things[i : i + size] for i in range(0, len(things), size)]

@@ -1,0 +1,85 @@
+"""The server's memory is full: told by type, and it drains. Fault row 25."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from conftest import WorkerProcess, wait_until
+
+import dask_redisq as redisq
+from dask_redisq.link import Link
+from dask_redisq.queue import Queue
+from dask_redisq.server import PrivateServer
+
+
+@pytest.fixture
+def small() -> Iterator[PrivateServer]:
+    """A server that may take 8 MB more than it has."""
+    with PrivateServer() as server:
+        link = Link(server.url)
+        used = next(
+            int(line.split(b":")[1])
+            for line in link.command("INFO", "memory").split(b"\r\n")
+            if line.startswith(b"used_memory:")
+        )
+        link.command("CONFIG", "SET", "maxmemory", used + 8 * 2**20)
+        link.close()
+        yield server
+
+
+@pytest.fixture
+def queue(small: PrivateServer, start_worker: Callable[..., WorkerProcess]) -> Iterator[Queue]:
+    """A queue on it with two slots."""
+    start_worker("test", "--nworkers", "2", url=small.url)
+    with Queue("test", small.url) as found:
+        found.wait_for_workers(2, timeout=20)
+        yield found
+
+
+def drained(queue: Queue, server: PrivateServer) -> None:
+    """The queue is as good as new: nothing is left of the job, and another one runs."""
+    link = Link(server.url)
+    wait_until(lambda: link.command("KEYS", "*job:*") == [])
+    link.close()
+    assert queue.get({"x": (sum, [1, 2])}, "x") == 3
+    assert queue.stats()["slots"] == 2
+
+
+def test_a_graph_that_does_not_fit_is_refused_at_submit(queue: Queue, small: PrivateServer) -> None:
+    """The error is typed, and comes at once."""
+    dsk: dict[Any, Any] = {("x", i): (len, bytes([i]) * 2**20) for i in range(20)}
+    with pytest.raises(redisq.ServerFull, match="full"):
+        queue.get(dsk, list(dsk))
+    drained(queue, small)
+
+
+def test_results_that_do_not_fit_end_their_job(queue: Queue, small: PrivateServer) -> None:
+    """They wait for room for a while; then the error names the task; no slot dies of it."""
+    dsk: dict[Any, Any] = {("x", i): (bytes, 2**20) for i in range(20)}
+    dsk["sum"] = (list, list(dsk))
+    pids = {slot for worker in queue.workers() for slot in worker["slots"]}
+    with pytest.raises(redisq.ServerFull, match="full") as caught:
+        queue.get(dsk, "sum")
+    assert "task" in str(caught.value.__notes__)
+    assert {slot for worker in queue.workers() for slot in worker["slots"]} == pids
+    drained(queue, small)
+
+
+def test_what_is_running_ends_though_the_memory_is_full(queue: Queue, small: PrivateServer) -> None:
+    """Small results are accepted by the call that frees their inputs."""
+    link = Link(small.url)
+    link.command("SET", "ballast", bytes(1), "PX", 600_000)
+    link.command("CONFIG", "SET", "maxmemory", 1)
+    try:
+        with pytest.raises(redisq.ServerFull):
+            link.command("SET", "more", bytes(1000))
+        with pytest.raises(redisq.ServerFull):
+            queue.get({"x": (sum, [1, 2])}, "x")
+        assert queue.stats()["slots"] == 2
+    finally:
+        link.command("CONFIG", "SET", "maxmemory", 0)
+        link.command("DEL", "ballast")
+        link.close()
+    drained(queue, small)
