@@ -18,18 +18,17 @@ import signal
 import socket
 import time
 from dataclasses import dataclass
-from typing import Any
 
-from dask_redisq.codec import pack
 from dask_redisq.control import ControlWords, Word
 from dask_redisq.errors import ServerRefused, ServerUnavailable
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link, redact
 from dask_redisq.monitor import Monitor
+from dask_redisq.registration import Registration
 from dask_redisq.server_check import warn_about_server
 from dask_redisq.slot_process import SlotProcess, start_slot
 from dask_redisq.verdict import how_it_ended
-from dask_redisq.versions import about_worker, python_tag
+from dask_redisq.versions import python_tag
 
 __all__ = ["Supervisor", "WorkerOptions", "run_worker"]
 
@@ -108,6 +107,9 @@ class Supervisor:
         self._tags = tuple(
             dict.fromkeys([python_tag(), options.name, socket.gethostname(), *options.tags])
         )
+        self.registration = Registration(
+            self.link, self.worker, options.name, self._tags, options.nworkers, options.alive_expiry
+        )
 
     def __repr__(self) -> str:
         running = sum(p.child is not None for p in self.places)
@@ -128,7 +130,7 @@ class Supervisor:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_stop)
-        self._register()
+        self._register_all()
         logger.info(
             "worker %s: %d slots on %s, queues %s",
             self.options.name,
@@ -139,7 +141,7 @@ class Supervisor:
         try:
             while self._turn(wake_read):
                 pass
-            self._leave(self.keys)
+            self.registration.leave(self.keys)
         except ServerUnavailable as error:
             logger.warning("left without a word to the server: %s", error)
         finally:
@@ -230,7 +232,7 @@ class Supervisor:
 
     def _leave_queue(self, keys: Keys) -> None:
         """Leave one queue; without any the worker ends."""
-        self._leave([keys])
+        self.registration.leave([keys])
         self.keys.remove(keys)
         self.monitors = [m for m in self.monitors if m.keys is not keys]
         if not self.keys:
@@ -251,7 +253,7 @@ class Supervisor:
         """Register a slot and start its process; in this order: only the registered may lease."""
         slot = secrets.token_hex(8)
         for keys in self.keys:
-            self._register_slot(keys, slot)
+            self.registration.register(keys, slot)
         queues = [keys.queue for keys in self.keys]
         options = self.options
         return start_slot(slot, queues, self._tags, options.name, options.url, now)
@@ -263,7 +265,7 @@ class Supervisor:
             if child is None or child.process.poll() is None:
                 continue
             place.child = None
-            self._unregister_slot(child)
+            self.registration.remove_slot(self.keys, child)
             orderly = child.process.returncode == 0
             if not orderly:
                 logger.warning(
@@ -295,84 +297,30 @@ class Supervisor:
             else:
                 child.kill_at = None
 
+    # -- the beat -----------------------------------------------------------------------
+
+    def _children(self) -> list[SlotProcess]:
+        return [place.child for place in self.places if place.child is not None]
+
+    def _register_all(self) -> None:
+        for keys in self.keys:
+            self.registration.register(keys)
+            for child in self._children():
+                self.registration.register(keys, child.slot)
+
+    def _beat(self) -> None:
+        """Renew the alive keys; a registration that vanished is made again."""
+        for keys in self.registration.renew(self.keys, self._children()):
+            logger.warning("queue %s forgot this worker: registering again", keys.queue)
+            self._register_all()
+        self._next_beat = time.monotonic() + self.options.alive_expiry / 3
+
     def _kill_all(self) -> None:
         for place in self.places:
             if place.child is not None:
                 place.child.kill()
                 place.child.close()
                 place.child = None
-
-    # -- the server ---------------------------------------------------------------------
-
-    def _register(self) -> None:
-        for keys in self.keys:
-            self._register_slot(keys, "")
-            for place in self.places:
-                if place.child is not None:
-                    self._register_slot(keys, place.child.slot)
-
-    def _register_slot(self, keys: Keys, slot: str) -> None:
-        self.link.call(
-            "register",
-            keys,
-            worker=self.worker,
-            info=pack(about_worker(self.options.name, self._tags, len(self.places))),
-            expiry=int(self.options.alive_expiry * 1000),
-            slot=slot,
-            tags=pack(list(self._tags)),
-        )
-
-    def _beat(self) -> None:
-        """Renew the alive keys; a registration that vanished is made again."""
-        held: list[list[Any]] = [[] for _ in self.keys]
-        for place in self.places:
-            if place.child is not None:
-                cursor = place.child.page.read()
-                for i, pairs in enumerate(held):
-                    pairs += [place.child.slot, cursor.seq if cursor.queue == i else 0]
-        for keys, pairs in zip(self.keys, held, strict=True):
-            answer = self.link.call(
-                "renew",
-                keys,
-                worker=self.worker,
-                expiry=int(self.options.alive_expiry * 1000),
-                held=pack(pairs),
-            )
-            if answer == b"unknown":
-                logger.warning("queue %s forgot this worker: registering again", keys.queue)
-                self._register()
-        self._next_beat = time.monotonic() + self.options.alive_expiry / 3
-
-    def _unregister_slot(self, child: SlotProcess) -> None:
-        cursor = child.page.read()
-        code = child.process.returncode
-        for i, keys in enumerate(self.keys):
-            mine = cursor.queue == i and cursor.seq > 0
-            killed_by_us = child.kill_at is not None
-            self.link.call(
-                "unregister",
-                keys,
-                worker=self.worker,
-                slot=child.slot,
-                seq=cursor.seq if mine else -1,
-                begun=cursor.begun if mine else -1,
-                position=cursor.position if mine else -1,
-                death=b"" if code == 0 or killed_by_us else pack([self.options.name, code]),
-            )
-
-    def _leave(self, queues: list[Keys]) -> None:
-        """Unregister the worker; its leases go back."""
-        for keys in queues:
-            self.link.call(
-                "unregister",
-                keys,
-                worker=self.worker,
-                slot="",
-                seq=-1,
-                begun=-1,
-                position=-1,
-                death=b"",
-            )
 
 
 def run_worker(options: WorkerOptions) -> int:

@@ -29,7 +29,7 @@ LAYERS: list[tuple[str, ...]] = [
     # one connection, and what is read and written over it
     ("link",),
     ("server", "server_check", "monitor", "memory", "registry", "control", "slot_process"),
-    ("status",),
+    ("status", "registration"),
     # the roles: a job's client, a slot, a worker
     ("job", "slot", "supervisor"),
     # the doors

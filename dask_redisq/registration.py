@@ -1,0 +1,107 @@
+"""What a worker tells its queues of itself: it is here, its slots are, they are gone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from dask_redisq.codec import pack
+from dask_redisq.keys import Keys
+from dask_redisq.link import Link
+from dask_redisq.slot_process import SlotProcess
+from dask_redisq.versions import about_worker
+
+__all__ = ["Registration"]
+
+
+class Registration:
+    """One worker as the server knows it, on any of its queues.
+
+    Parameters
+    ----------
+    link : Link
+        Its connection.
+    worker : str
+        Its start id.
+    name : str
+        Shown to people.
+    tags : tuple of str
+        What its slots carry.
+    slots : int
+        How many it has room for.
+    expiry : float
+        Seconds without a beat after which it counts as dead.
+    """
+
+    def __init__(
+        self, link: Link, worker: str, name: str, tags: tuple[str, ...], slots: int, expiry: float
+    ) -> None:
+        self.link = link
+        self.worker = worker
+        self.name = name
+        self._tags = tags
+        self._slots = slots
+        self._expiry = int(expiry * 1000)
+
+    def __repr__(self) -> str:
+        return f"<Registration of {self.name} {self.worker}>"
+
+    def register(self, keys: Keys, slot: str = "") -> None:
+        """Register one slot of the worker, or the worker alone; what was there stays as it is."""
+        self.link.call(
+            "register",
+            keys,
+            worker=self.worker,
+            info=pack(about_worker(self.name, self._tags, self._slots)),
+            expiry=self._expiry,
+            slot=slot,
+            tags=pack(list(self._tags)),
+        )
+
+    def renew(self, queues: Sequence[Keys], slots: Iterable[SlotProcess]) -> list[Keys]:
+        """Renew the alive keys; return the queues that do not know the worker, or a slot of it."""
+        held: list[list[Any]] = [[] for _ in queues]
+        for slot in slots:
+            cursor = slot.page.read()
+            for i, pairs in enumerate(held):
+                pairs += [slot.slot, cursor.seq if cursor.queue == i else 0]
+        unknown = []
+        for keys, pairs in zip(queues, held, strict=True):
+            answer = self.link.call(
+                "renew", keys, worker=self.worker, expiry=self._expiry, held=pack(pairs)
+            )
+            if answer == b"unknown":
+                unknown.append(keys)
+        return unknown
+
+    def remove_slot(self, queues: Sequence[Keys], slot: SlotProcess) -> None:
+        """Give an ended slot's lease back; its page and its exit code tell what to charge."""
+        cursor = slot.page.read()
+        code = slot.process.returncode
+        killed_by_us = slot.kill_at is not None
+        for i, keys in enumerate(queues):
+            mine = cursor.queue == i and cursor.seq > 0
+            self.link.call(
+                "unregister",
+                keys,
+                worker=self.worker,
+                slot=slot.slot,
+                seq=cursor.seq if mine else -1,
+                begun=cursor.begun if mine else -1,
+                position=cursor.position if mine else -1,
+                death=b"" if code == 0 or killed_by_us else pack([self.name, code]),
+            )
+
+    def leave(self, queues: Iterable[Keys]) -> None:
+        """Unregister the worker; its leases go back."""
+        for keys in queues:
+            self.link.call(
+                "unregister",
+                keys,
+                worker=self.worker,
+                slot="",
+                seq=-1,
+                begun=-1,
+                position=-1,
+                death=b"",
+            )
