@@ -16,6 +16,7 @@ from dask_redisq.errors import (
     ServerRefused,
     ServerUnavailable,
     TaskNotSerializable,
+    TaskTimeout,
     ValueTooLarge,
     WorkerDied,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "ServerRefused",
     "ServerUnavailable",
     "TaskNotSerializable",
+    "TaskTimeout",
     "ValueTooLarge",
     "WorkerDied",
     "__version__",

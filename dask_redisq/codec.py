@@ -86,6 +86,9 @@ class Block(NamedTuple):
         Numbers of those tasks whose value the client waits for.
     restricted : dict of int to tuple of str
         Task number -> the tags of which a slot must carry one.
+    limits : dict of int to tuple
+        Task number -> the seconds that it may take, 0 for any; and how often it may fail and run
+        again, -1 for what holds for its job. For tasks with limits of their own.
     """
 
     tasks: list[Any]
@@ -93,6 +96,7 @@ class Block(NamedTuple):
     users: list[tuple[int, ...]]
     outputs: frozenset[int]
     restricted: dict[int, tuple[str, ...]]
+    limits: dict[int, tuple[float, int]]
 
 
 class _Constants:

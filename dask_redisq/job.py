@@ -57,6 +57,8 @@ class JobOptions:
     chunk_size: int = 0
     priority: int = 0
     allowed_failures: int = 3
+    retries: int = 0
+    retry_delay: float = 0.0
     locality_wait: float = 0.1
     ft_interval: float = 5.0
     alive_expiry: float = 10.0
@@ -143,6 +145,8 @@ class Job:
             priority=self.options.priority,
             python=python_tag(),
             allowed=self.options.allowed_failures,
+            retries=self.options.retries,
+            retry_delay=int(self.options.retry_delay * 1000),
             patience=int(self.options.locality_wait * 1000),
             client_lease=self._lease,
             hard=pack([list(tags) for tags in hard]),

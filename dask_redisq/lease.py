@@ -59,6 +59,8 @@ class LeaseRun:
         Returns seconds, like `time.perf_counter`.
     begin : callable
         Called as ``begin(task, position)`` before each task.
+    limit : callable
+        Called as ``limit(task, timeout, retries)`` before that, for tasks with limits.
     go_on : callable
         Asked before each further leased task; false: hand the rest back.
     """
@@ -72,6 +74,7 @@ class LeaseRun:
         tags: frozenset[str],
         clock: Callable[[], float],
         begin: Callable[[int, int], None],
+        limit: Callable[[int, float, int], None],
         go_on: Callable[[], bool],
     ) -> None:
         self.lease = lease
@@ -81,6 +84,7 @@ class LeaseRun:
         self.tags = tags
         self.clock = clock
         self.begin = begin
+        self.limit = limit
         self.go_on = go_on
         self.made: dict[int, None] = {}
         self.failed: tuple[int, BaseException] | None = None
@@ -139,6 +143,9 @@ class LeaseRun:
             node = self._node(task)
             if task != first and not self._may_follow(task, node, now - started):
                 continue
+            limits = self.blocks[task // self.lease.block].limits
+            if limits and task in limits:
+                self.limit(task, *limits[task])
             self.begin(task, position)
             try:
                 self.values[task] = run_task(node, self.values)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dask_redisq.codec import pack
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
+from dask_redisq.page import Cursor
 from dask_redisq.slot_process import SlotProcess
 from dask_redisq.versions import about_worker
 
@@ -63,8 +65,9 @@ class Registration:
         held: list[list[Any]] = [[] for _ in queues]
         for slot in slots:
             cursor = slot.page.read()
-            for i, pairs in enumerate(held):
-                pairs += [slot.slot, cursor.seq if cursor.queue == i else 0]
+            for keys, pairs in zip(queues, held, strict=True):
+                mine = slot.queues[cursor.queue] == keys.queue
+                pairs += [slot.slot, cursor.seq if mine else 0]
         unknown = []
         for keys, pairs in zip(queues, held, strict=True):
             answer = self.link.call(
@@ -77,10 +80,10 @@ class Registration:
     def remove_slot(self, queues: Sequence[Keys], slot: SlotProcess) -> None:
         """Give an ended slot's lease back; its page and its exit code tell what to charge."""
         cursor = slot.page.read()
-        code = slot.process.returncode
-        killed_by_us = slot.kill_at is not None
-        for i, keys in enumerate(queues):
-            mine = cursor.queue == i and cursor.seq > 0
+        retries = slot.page.read_limit(cursor).retries
+        kind, record = self._charge(slot, cursor)
+        for keys in queues:
+            mine = slot.queues[cursor.queue] == keys.queue and cursor.seq > 0
             self.link.call(
                 "unregister",
                 keys,
@@ -89,8 +92,29 @@ class Registration:
                 seq=cursor.seq if mine else -1,
                 begun=cursor.begun if mine else -1,
                 position=cursor.position if mine else -1,
-                death=b"" if code == 0 or killed_by_us else pack([self.name, code]),
+                kind=kind if mine else "",
+                record=record,
+                retries=retries,
             )
+
+    def _charge(self, slot: SlotProcess, cursor: Cursor) -> tuple[str, bytes]:
+        """Return what the task that was running is charged with, and the record of it."""
+        code, overdue = slot.process.returncode, slot.overdue
+        if overdue is not None and code == -signal.SIGKILL:
+            # The kill may have hit the task behind the one that took too long.
+            if (cursor.begun, cursor.seq) == (overdue.task, overdue.seq):
+                return "timeout", pack([self.name, overdue.seconds])
+            return "", b""
+        if code == 0 or slot.killed or slot.kill_at is not None:
+            return "", b""
+        return "died", pack([self.name, code, slot.peak])
+
+    def give_back(self, keys: Keys, slot: SlotProcess, cursor: Cursor) -> bytes:
+        """Give back what did not begin of a lease; see give_back.lua for the answer."""
+        answer: bytes = self.link.call(
+            "give_back", keys, slot=slot.slot, seq=cursor.seq, position=cursor.position
+        )
+        return answer
 
     def leave(self, queues: Iterable[Keys]) -> None:
         """Unregister the worker; its leases go back."""
@@ -103,5 +127,7 @@ class Registration:
                 seq=-1,
                 begun=-1,
                 position=-1,
-                death=b"",
+                kind="",
+                record=b"",
+                retries=-1,
             )

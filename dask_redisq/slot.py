@@ -20,12 +20,13 @@ from typing import Any
 
 from dask_redisq.batch import Batch
 from dask_redisq.codec import pack, unpack
+from dask_redisq.errors import ValueTooLarge
 from dask_redisq.keys import Keys
 from dask_redisq.lease import Lease, LeaseRun
 from dask_redisq.link import Link
 from dask_redisq.memory import JobMemory, SlotMemory
 from dask_redisq.pace import Pace
-from dask_redisq.page import Page
+from dask_redisq.page import Limit, Page
 from dask_redisq.remote_error import pack_error
 
 __all__ = ["Slot", "main"]
@@ -204,8 +205,9 @@ class Slot:
     def _work(self, queue: _Queue, lease: Lease) -> _Report:
         """Run a lease and return what to report of it."""
         report = _Report(lease.job, lease.epoch)
-        self.page.hold(queue.index, lease.job, lease.seq, time.monotonic_ns() // 1_000_000)
-        if self.page.stopped(lease.job.encode()):
+        self.page.hold(queue.index, lease.job, lease.seq, _now_ms(), len(lease.tasks))
+        job = lease.job.encode()
+        if self.page.stopped(job, lease.seq):
             return report  # it was cancelled while the answer was under way
         memory = self.memory.job(queue.keys, lease.job, lease.epoch)
         try:
@@ -227,7 +229,10 @@ class Slot:
             self.tags,
             time.perf_counter,
             self.page.begin,
-            lambda: not self.stopping and not self.page.stopped(lease.job.encode()),
+            lambda task, most, retries: self.page.limit(
+                task, lease.seq, Limit(_now_ms(), round(most * 1000), retries)
+            ),
+            lambda: not self.stopping and not self.page.stopped(job, lease.seq),
         )
         run.run()
         # No task runs any more: what kills this process from here on is charged to none.
@@ -235,10 +240,13 @@ class Slot:
         report.batch = run.report()
         self._store_apart(queue, lease, report.batch)
         if report.batch.failed is not None:
-            report.failure = self._failure(*report.batch.failed)
+            task, why = report.batch.failed
+            # It would be as large the next time.
+            retries = 0 if isinstance(why, ValueTooLarge) else _own_retries(memory, lease, task)
+            report.failure = self._failure(task, why, retries)
         elif report.batch.unpublished is not None:
-            task, why = report.batch.unpublished
-            report.failure = pack([task, "unpicklable", why])
+            task, text = report.batch.unpublished
+            report.failure = pack([task, "unpicklable", text, 0])
         return report
 
     def _load_inputs(
@@ -276,8 +284,16 @@ class Slot:
                 self.link.send("SET", name, published.data, "PX", UNSEEN)
         self.link.receive_all()
 
-    def _failure(self, task: int, error: BaseException) -> bytes:
-        return pack([task, "raised", pack_error(error, self.where)])
+    def _failure(self, task: int, error: BaseException, retries: int = -1) -> bytes:
+        return pack([task, "raised", pack_error(error, self.where), retries])
+
+
+def _now_ms() -> int:
+    return time.monotonic_ns() // 1_000_000
+
+
+def _own_retries(memory: JobMemory, lease: Lease, task: int) -> int:
+    return memory.blocks[task // lease.block].limits.get(task, (0.0, -1))[1]
 
 
 def _die_with_parent(life: int) -> None:

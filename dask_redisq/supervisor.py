@@ -24,11 +24,13 @@ from dask_redisq.errors import ServerRefused, ServerUnavailable
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link, redact
 from dask_redisq.monitor import Monitor
+from dask_redisq.page import Cursor
 from dask_redisq.registration import Registration
 from dask_redisq.server_check import warn_about_server
 from dask_redisq.slot_process import SlotProcess, start_slot
 from dask_redisq.verdict import how_it_ended
 from dask_redisq.versions import python_tag
+from dask_redisq.watch import due_at, find_overdue, hostages_since
 
 __all__ = ["Supervisor", "WorkerOptions", "run_worker"]
 
@@ -38,8 +40,10 @@ logger = logging.getLogger("dask_redisq.worker")
 GRACE = 1.0
 #: Seconds that a stopped worker waits for a server that is away.
 LAST_PATIENCE = 2.0
-#: Seconds between two turns of the loop if nothing happens.
-TICK = 1.0
+#: Seconds between two turns of the loop if nothing happens: slots' pages are looked at in each.
+TICK = 0.25
+#: Seconds between two questions whether a slot is idle, while one holds tasks up.
+ASK_AGAIN = 1.0
 #: Slots that die young are started again with a growing pause, in seconds.
 YOUNG, MOST_PAUSE = 5.0, 10.0
 
@@ -191,7 +195,8 @@ class Supervisor:
                 return False
         else:
             self._fill(now)
-        self._kill_overdue(now)
+        for child in self._children():
+            self._look_after(child, now)
         if now >= self._next_beat:
             self._beat()
         for monitor in self.monitors:
@@ -205,6 +210,9 @@ class Supervisor:
         due = [self._next_beat, now + TICK]
         due += [p.child.kill_at for p in self.places if p.child and p.child.kill_at]
         due += [p.start_at for p in self.places if not p.child]
+        for child in self._children():
+            cursor = child.page.read()
+            due += [at for at in [due_at(cursor, child.page.read_limit(cursor))] if at]
         with selectors.DefaultSelector() as selector:
             selector.register(wake_read, selectors.EVENT_READ)
             if self.words.listening:
@@ -262,16 +270,16 @@ class Supervisor:
         """Find slots that ended, give their leases back, and make room for others."""
         for place in self.places:
             child = place.child
-            if child is None or child.process.poll() is None:
+            if child is None or child.poll() is None:
                 continue
             place.child = None
             self.registration.remove_slot(self.keys, child)
-            orderly = child.process.returncode == 0
+            orderly = child.process.returncode == 0 or child.killed
             if not orderly:
                 logger.warning(
                     "slot %s ended: %s", child.slot, how_it_ended(child.process.returncode)
                 )
-            young = not orderly and child.kill_at is None and now - child.started < YOUNG
+            young = not orderly and now - child.started < YOUNG
             place.deaths = place.deaths + 1 if young else 0
             place.start_at = (
                 now + min(MOST_PAUSE, 0.1 * 2**place.deaths) if place.deaths > 1 else now
@@ -284,18 +292,42 @@ class Supervisor:
             if place.child is not None:
                 place.child.stop()
                 if self.signals > 1:
-                    place.child.process.kill()
+                    place.child.kill()
 
-    def _kill_overdue(self, now: float) -> None:
-        """Kill slots that still run a task of a job that was cancelled a moment ago."""
-        for place in self.places:
-            child = place.child
-            if child is None or child.kill_at is None or now < child.kill_at:
-                continue
-            if child.page.read().job == child.kill_job:
-                child.process.kill()
+    def _look_after(self, child: SlotProcess, now: float) -> None:
+        """Do what a slot's page asks for: kill it, or give tasks back that it holds up."""
+        cursor = child.page.read()
+        if child.kill_at is not None and now >= child.kill_at:
+            # A task of a job that was cancelled a moment ago still runs, or none.
+            if cursor.job == child.kill_job:
+                child.kill()
             else:
                 child.kill_at = None
+        overdue = find_overdue(cursor, child.page.read_limit(cursor), now)
+        if overdue is not None and not child.killed:
+            logger.warning(
+                "slot %s: a task ran longer than its timeout of %g s; it is killed",
+                child.slot,
+                overdue.seconds,
+            )
+            child.overdue = overdue
+            child.kill()
+        since = hostages_since(cursor)
+        if since is not None and now >= max(since, child.ask_at) and child.given != cursor.seq:
+            self._give_back(child, cursor, now)
+
+    def _give_back(self, child: SlotProcess, cursor: Cursor, now: float) -> None:
+        """Give others what waits behind a long task, if somebody waits for work."""
+        keys = next((k for k in self.keys if k.queue == child.queues[cursor.queue]), None)
+        if keys is None:
+            return
+        answer = self.registration.give_back(keys, child, cursor)
+        if answer == b"nobody":
+            child.ask_at = now + ASK_AGAIN
+            return
+        child.given = cursor.seq
+        if answer == b"given":
+            child.page.give_back(cursor.seq)
 
     # -- the beat -----------------------------------------------------------------------
 
@@ -319,6 +351,7 @@ class Supervisor:
         for place in self.places:
             if place.child is not None:
                 place.child.kill()
+                place.child.wait()
                 place.child.close()
                 place.child = None
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dask.typing import Key
 
 from dask_redisq.codec import unpack
-from dask_redisq.errors import JobCancelled, JobFailed, TaskNotSerializable, WorkerDied
+from dask_redisq.errors import JobCancelled, JobFailed, TaskNotSerializable, TaskTimeout, WorkerDied
 from dask_redisq.remote_error import unpack_error
 
 __all__ = ["as_exception", "how_it_ended"]
@@ -26,11 +26,14 @@ def as_exception(reason: bytes, job: str, keys: Sequence[Key]) -> BaseException:
     keys : sequence of hashable
         The graph key of each task.
     """
-    kind, task, payload, _slot = unpack(reason)
+    kind, task, payload, _slot, *tries = unpack(reason)
     name = repr(keys[task]) if task >= 0 else ""
     if kind == b"lost":
         payload = repr(keys[int(payload)]).encode()
-    return _KINDS[kind.decode()](job, name, payload)
+    error = _KINDS[kind.decode()](job, name, payload)
+    if tries and tries[0] > 1:
+        error.add_note(f"dask-redisq: task {name} failed {tries[0]} times, and has no retries left")
+    return error
 
 
 def how_it_ended(code: int) -> str:
@@ -53,10 +56,25 @@ def _unpicklable(_job: str, name: str, payload: bytes) -> BaseException:
 
 def _died(_job: str, name: str, payload: bytes) -> BaseException:
     deaths = [unpack(record) for record in unpack(payload)]
-    told = "; ".join(f"on {worker.decode()} by {how_it_ended(code)}" for worker, code in deaths)
+    told = "; ".join(f"on {worker.decode()} by {how_it_ended(code)}" for worker, code, *_ in deaths)
     return WorkerDied(
         f"task {name} was running at {len(deaths)} deaths of its process, as many as "
         f"allowed_failures: {told}. A task that crashes Python or runs out of memory does this"
+    )
+
+
+def _timeout(_job: str, name: str, payload: bytes) -> BaseException:
+    worker, limit = unpack(payload)
+    return TaskTimeout(
+        f"task {name} ran longer than its timeout of {limit:g} s on worker {worker.decode()}, and "
+        "its process was killed. Raise the timeout, or give it retries"
+    )
+
+
+def _unseen(_job: str, name: str, payload: bytes) -> BaseException:
+    return JobFailed(
+        f"the value of task {name} was gone from the server before it could count, "
+        f"{payload.decode()} times. Does the server evict keys, or is it out of memory?"
     )
 
 
@@ -88,6 +106,8 @@ _KINDS: dict[str, Callable[[str, str, bytes], BaseException]] = {
     "raised": _raised,
     "unpicklable": _unpicklable,
     "died": _died,
+    "timeout": _timeout,
+    "unseen": _unseen,
     "lost": _lost,
     "damaged": _damaged,
     "cancelled": _cancelled,

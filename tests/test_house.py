@@ -24,7 +24,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("_defaults", "errors", "keys", "keeper", "order", "cache", "pace", "page", "task", "versions"),
     ("settings", "scripts", "codec", "record", "tls"),
     ("remote_error", "graph", "batch", "dask_input"),
-    ("lease",),
+    ("lease", "watch"),
     ("verdict",),
     # one connection, and what is read and written over it
     ("link",),

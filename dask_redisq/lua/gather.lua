@@ -1,5 +1,5 @@
 -- Give the client of a job what finished since it last asked; its question is the receipt of the last answer.
--- keys: job log values consumers client leases settle ready sets
+-- keys: job log values consumers client leases settle ready sets delayed
 -- args: job cursor limit client_lease
 -- returns: msgpack {state, error, finished, next cursor, task, record, task, record, ...}
 --@include settle
@@ -30,7 +30,8 @@ end_if_done(job)
 -- Nothing ready, nothing leased, nothing to count, and still not finished: a count is wrong.
 local state, reason = unpack(redis.call('HMGET', key.job(job), 'state', 'error'))
 if state == 'running' then
-  local stuck = meta[4] and redis.call('EXISTS', key.ready(job), key.sets(job), key.leases(job), key.settle(job)) == 0
+  local stuck = meta[4] and redis.call('EXISTS', key.ready(job), key.sets(job), key.delayed(job), key.leases(job),
+    key.settle(job)) == 0
   if meta[7] or stuck then
     end_job(job, 'failed', cmsgpack.pack({'damaged', -1, '', ''}))
     state, reason = unpack(redis.call('HMGET', key.job(job), 'state', 'error'))
