@@ -100,14 +100,15 @@ class Registration:
     def _charge(self, slot: SlotProcess, cursor: Cursor) -> tuple[str, bytes]:
         """Return what the task that was running is charged with, and the record of it."""
         code, overdue = slot.process.returncode, slot.overdue
+        slot.tail.wait()
         if overdue is not None and code == -signal.SIGKILL:
             # The kill may have hit the task behind the one that took too long.
             if (cursor.begun, cursor.seq) == (overdue.task, overdue.seq):
-                return "timeout", pack([self.name, overdue.seconds])
+                return "timeout", pack([self.name, overdue.seconds, slot.tail.lines()])
             return "", b""
         if code == 0 or slot.killed or slot.kill_at is not None:
             return "", b""
-        return "died", pack([self.name, code, slot.peak])
+        return "died", pack([self.name, code, slot.peak, slot.tail.lines()])
 
     def give_back(self, keys: Keys, slot: SlotProcess, cursor: Cursor) -> bytes:
         """Give back what did not begin of a lease; see give_back.lua for the answer."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import io
 import os
 import signal
 import sys
@@ -325,6 +326,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--where", required=True)
     options = parser.parse_args(argv)
     _die_with_parent(options.life)
+    # What a task printed before it killed this process is told with its death.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)
     import dask
 
     # A compute inside a task runs right there: waiting for other slots could wait for ever.

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dask_redisq.output import Outputs, Tail
 from dask_redisq.page import Page
 from dask_redisq.watch import Overdue
 
@@ -38,6 +39,8 @@ class SlotProcess:
         The process.
     page : Page
         Where it writes what it does.
+    tail : Tail
+        The last that it printed.
     life : int
         Write end of the pipe whose end tells it that its supervisor is gone.
     started : float
@@ -62,6 +65,7 @@ class SlotProcess:
     queues: tuple[str, ...]
     process: subprocess.Popen[bytes]
     page: Page
+    tail: Tail
     life: int
     started: float
     kill_at: float | None = None
@@ -126,7 +130,13 @@ class SlotProcess:
 
 
 def start_slot(
-    slot: str, queues: Sequence[str], tags: Sequence[str], where: str, url: str, now: float
+    slot: str,
+    queues: Sequence[str],
+    tags: Sequence[str],
+    where: str,
+    url: str,
+    outputs: Outputs,
+    now: float,
 ) -> SlotProcess:
     """Start the process of a registered slot.
 
@@ -135,6 +145,7 @@ def start_slot(
     """
     page = Page()
     life_read, life_write = os.pipe()
+    tail, stdout, stderr = outputs.open()
     # As this process was started: without -P, a hashlib.py in the working directory would be
     # imported instead of the library's, and no slot would ever come up.
     safe = ["-P"] if sys.flags.safe_path else []
@@ -145,9 +156,12 @@ def start_slot(
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
         pass_fds=(page.fd, life_read),
         start_new_session=True,  # it leads a group, which ends with it
         env={**os.environ, **_ENVIRONMENT, "DASK_REDISQ__URL": url},
     )
-    os.close(life_read)
-    return SlotProcess(slot, tuple(queues), process, page, life_write, now)
+    for fd in (life_read, stdout, stderr):
+        os.close(fd)
+    return SlotProcess(slot, tuple(queues), process, page, tail, life_write, now)

@@ -24,6 +24,7 @@ from dask_redisq.errors import ServerRefused, ServerUnavailable
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link, redact
 from dask_redisq.monitor import Monitor
+from dask_redisq.output import Outputs
 from dask_redisq.page import Cursor
 from dask_redisq.registration import Registration
 from dask_redisq.server_check import warn_about_server
@@ -103,6 +104,7 @@ class Supervisor:
         self.keys = [Keys(name) for name in options.queues]
         self.link = Link(options.url, patience=None)
         self.words = ControlWords(options.url, self.worker)
+        self.outputs = Outputs()
         self.monitors = [Monitor(self.link, k, self.worker) for k in self.keys]
         self.places = [_Place() for _ in range(options.nworkers)]
         self.stopping = False
@@ -150,6 +152,7 @@ class Supervisor:
             logger.warning("left without a word to the server: %s", error)
         finally:
             self._kill_all()
+            self.outputs.close()
             signal.set_wakeup_fd(-1)
             os.close(wake_read)
             os.close(wake_write)
@@ -264,7 +267,7 @@ class Supervisor:
             self.registration.register(keys, slot)
         queues = [keys.queue for keys in self.keys]
         options = self.options
-        return start_slot(slot, queues, self._tags, options.name, options.url, now)
+        return start_slot(slot, queues, self._tags, options.name, options.url, self.outputs, now)
 
     def _reap(self, now: float) -> None:
         """Find slots that ended, give their leases back, and make room for others."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+import textwrap
 from collections.abc import Callable, Sequence
 
 from dask.typing import Key
+from dask.utils import format_bytes
 
 from dask_redisq.codec import unpack
 from dask_redisq.errors import JobCancelled, JobFailed, TaskNotSerializable, TaskTimeout, WorkerDied
@@ -42,7 +44,12 @@ def how_it_ended(code: int) -> str:
     >>> how_it_ended(-9)
     'signal SIGKILL'
     """
-    return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"signal {signal.Signals(-code).name}"
+    except ValueError:  # one without a name
+        return f"signal {-code}"
 
 
 def _raised(_job: str, name: str, payload: bytes) -> BaseException:
@@ -56,18 +63,31 @@ def _unpicklable(_job: str, name: str, payload: bytes) -> BaseException:
 
 def _died(_job: str, name: str, payload: bytes) -> BaseException:
     deaths = [unpack(record) for record in unpack(payload)]
-    told = "; ".join(f"on {worker.decode()} by {how_it_ended(code)}" for worker, code, *_ in deaths)
+    told = "; ".join(
+        f"on {worker.decode()} by {how_it_ended(code)} after a peak of {format_bytes(peak)}"
+        for worker, code, peak, _ in deaths
+    )
+    killed = any(code == -signal.SIGKILL for _, code, _, _ in deaths)
     return WorkerDied(
         f"task {name} was running at {len(deaths)} deaths of its process, as many as "
         f"allowed_failures: {told}. A task that crashes Python or runs out of memory does this"
+        + (": SIGKILL is what the kernel's out-of-memory killer sends" if killed else "")
+        + _last_lines(deaths[-1][0], deaths[-1][3])
     )
 
 
+def _last_lines(worker: bytes, lines: bytes) -> str:
+    if not lines:
+        return ""
+    text = textwrap.indent(lines.decode(errors="replace"), "    ")
+    return f".\nThe last that it printed on {worker.decode()}:\n{text}"
+
+
 def _timeout(_job: str, name: str, payload: bytes) -> BaseException:
-    worker, limit = unpack(payload)
+    worker, limit, lines = unpack(payload)
     return TaskTimeout(
         f"task {name} ran longer than its timeout of {limit:g} s on worker {worker.decode()}, and "
-        "its process was killed. Raise the timeout, or give it retries"
+        "its process was killed. Raise the timeout, or give it retries" + _last_lines(worker, lines)
     )
 
 

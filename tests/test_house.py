@@ -21,7 +21,19 @@ PACKAGE = "dask_redisq"
 #: in it. The root, with the public names, comes last: no module may import from it.
 LAYERS: list[tuple[str, ...]] = [
     # plain: words, settings, decisions without I/O
-    ("_defaults", "errors", "keys", "keeper", "order", "cache", "pace", "page", "task", "versions"),
+    (
+        "_defaults",
+        "errors",
+        "keys",
+        "keeper",
+        "order",
+        "cache",
+        "output",
+        "pace",
+        "page",
+        "task",
+        "versions",
+    ),
     ("settings", "scripts", "codec", "record", "tls"),
     ("remote_error", "graph", "batch", "dask_input"),
     ("lease", "watch"),
