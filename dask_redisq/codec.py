@@ -128,8 +128,8 @@ class _Constants:
     def _keep(self, data: bytes | memoryview) -> str:
         digest = hashlib.blake2b(data, digest_size=16).hexdigest()
         if digest not in self._stored:
-            self._stored.add(digest)
             self._store(digest, bytes(data))
+            self._stored.add(digest)  # not before: a refused one would be taken for stored
         return digest
 
 

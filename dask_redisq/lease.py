@@ -24,8 +24,8 @@ __all__ = ["Lease", "LeaseRun"]
 #: Bytes of values inside one call, and of one value inside a call.
 INLINE_TOTAL = 256 * 1024
 INLINE = 64 * 1024
-#: The server's limit for one string, less some room.
-MOST_BYTES = 512 * 2**20 - 1024
+#: A value below this fits into any server, whatever its limit.
+FITS = 1_000_000
 
 
 class Lease(NamedTuple):
@@ -63,6 +63,8 @@ class LeaseRun:
         Called as ``limit(task, timeout, retries)`` before that, for tasks with limits.
     go_on : callable
         Asked before each further leased task; false: hand the rest back.
+    most : callable
+        Returns the bytes that the server holds in one value; asked for large ones only.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class LeaseRun:
         begin: Callable[[int, int], None],
         limit: Callable[[int, float, int], None],
         go_on: Callable[[], bool],
+        most: Callable[[], int],
     ) -> None:
         self.lease = lease
         self.blocks = blocks
@@ -86,6 +89,7 @@ class LeaseRun:
         self.begin = begin
         self.limit = limit
         self.go_on = go_on
+        self.most = most
         self.made: dict[int, None] = {}
         self.failed: tuple[int, BaseException] | None = None
         self._missing: dict[int, int] = {}  # user of what was made -> inputs that it still lacks
@@ -284,8 +288,8 @@ class LeaseRun:
             text = f"it is a {type(value).__module__}.{type(value).__qualname__}: {why}"
             raise _NotPublishable(task, text) from why
         size = len(data)
-        if size > MOST_BYTES:
-            text = f"the result takes {size:,} bytes; the server holds at most {MOST_BYTES:,} "
+        if size > FITS and size > (most := self.most()):
+            text = f"the result takes {size:,} bytes; the server holds at most {most:,} "
             raise _NotPublishable(task, ValueTooLarge(f"{text}in one value: return smaller parts"))
         inline = size <= INLINE and size <= self._room
         if inline:

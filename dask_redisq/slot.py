@@ -29,6 +29,7 @@ from dask_redisq.memory import JobMemory, SlotMemory
 from dask_redisq.pace import Pace
 from dask_redisq.page import Limit, Page
 from dask_redisq.remote_error import pack_error
+from dask_redisq.server_check import most_bytes
 
 __all__ = ["Slot", "main"]
 
@@ -234,6 +235,7 @@ class Slot:
                 task, lease.seq, Limit(_now_ms(), round(most * 1000), retries)
             ),
             lambda: not self.stopping and not self.page.stopped(job, lease.seq),
+            lambda: most_bytes(self.link),
         )
         run.run()
         # No task runs any more: what kills this process from here on is charged to none.
