@@ -385,3 +385,20 @@ def test_a_result_that_does_not_pickle_is_not_tried_again(
     with pytest.raises(redisq.TaskNotSerializable, match="'x'"):
         queue.get({"x": (make, tmp_path / "log")}, "x", retries=3)
     assert len(times_in(tmp_path / "log")) == 1
+
+
+def test_a_task_that_its_worker_killed_in_a_hurry_is_not_charged(
+    queue: Queue, workers: WorkerProcess, start_worker: Callable[..., WorkerProcess], tmp_path: Path
+) -> None:
+    """Ctrl-C twice: its slot is killed, and that is nobody's fault."""
+    log, gate = tmp_path / "log", tmp_path / "gate"
+    job = Background(queue.get, {"x": (log_and_wait, log, gate)}, "x", allowed_failures=1)
+    wait_until(lambda: len(pids(log)) == 1)
+    os.kill(workers.pid, signal.SIGINT)
+    wait_until(lambda: len(workers.slots()) == 1)
+    os.kill(workers.pid, signal.SIGINT)
+    assert workers.wait() == 0
+    start_worker("test", "--nworkers", "1")
+    wait_until(lambda: len(pids(log)) == 2, timeout=20)
+    gate.touch()
+    assert job.result() == pids(log)[1]

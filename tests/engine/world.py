@@ -310,7 +310,7 @@ class World:
             mine = set(tasks) if job == args["job"] else set()
             failed = unpack(args["failure"])[:1] if args["failure"] else []
             self.alone[job].update(mine & {*answer.refused, *failed})
-        if answer.lease is not None:
+        if answer.lease is not None and seq < args["seq"]:  # a replay tells of how it was
             self._check_lease(answer.lease)
         return answer
 
