@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 from dask_redisq.control import ControlWords, Word
 from dask_redisq.errors import ServerRefused, ServerUnavailable
+from dask_redisq.guard import Guard
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link, redact
 from dask_redisq.monitor import Monitor
@@ -136,6 +137,7 @@ class Supervisor:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_stop)
+        self.guard = Guard()
         self._register_all()
         logger.info(
             "worker %s: %d slots on %s, queues %s",
@@ -153,6 +155,7 @@ class Supervisor:
         finally:
             self._kill_all()
             self.outputs.close()
+            self.guard.close()
             signal.set_wakeup_fd(-1)
             os.close(wake_read)
             os.close(wake_write)
@@ -267,7 +270,9 @@ class Supervisor:
             self.registration.register(keys, slot)
         queues = [keys.queue for keys in self.keys]
         options = self.options
-        return start_slot(slot, queues, self._tags, options.name, options.url, self.outputs, now)
+        child = start_slot(slot, queues, self._tags, options.name, options.url, self.outputs, now)
+        self.guard.watch(child.process.pid)
+        return child
 
     def _reap(self, now: float) -> None:
         """Find slots that ended, give their leases back, and make room for others."""
@@ -276,6 +281,7 @@ class Supervisor:
             if child is None or child.poll() is None:
                 continue
             place.child = None
+            self.guard.forget(child.process.pid)
             self.registration.remove_slot(self.keys, child)
             orderly = child.process.returncode == 0 or child.killed
             if not orderly:
@@ -355,6 +361,7 @@ class Supervisor:
             if place.child is not None:
                 place.child.kill()
                 place.child.wait()
+                self.guard.forget(place.child.process.pid)
                 place.child.close()
                 place.child = None
 

@@ -21,20 +21,8 @@ PACKAGE = "dask_redisq"
 #: in it. The root, with the public names, comes last: no module may import from it.
 LAYERS: list[tuple[str, ...]] = [
     # plain: words, settings, decisions without I/O
-    (
-        "_defaults",
-        "errors",
-        "keys",
-        "keeper",
-        "order",
-        "cache",
-        "output",
-        "pace",
-        "page",
-        "task",
-        "versions",
-    ),
-    ("settings", "scripts", "codec", "record", "tls"),
+    ("_defaults", "errors", "keys", "keeper", "order", "cache", "pace", "page", "task", "versions"),
+    ("settings", "scripts", "codec", "record", "tls", "output", "guard"),
     ("remote_error", "graph", "batch", "dask_input"),
     ("lease", "watch"),
     ("verdict",),

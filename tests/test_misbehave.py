@@ -289,6 +289,19 @@ def test_processes_that_a_task_left_end_with_its_slot(
     wait_until(lambda: not psutil.pid_exists(child) or _is_zombie(child))
 
 
+def test_processes_that_a_task_left_end_with_the_supervisor(
+    queue: Queue, workers: WorkerProcess, tmp_path: Path
+) -> None:
+    """SIGKILL of the supervisor alone: its slots end, and what their tasks left; rows 5, 45."""
+    log = tmp_path / "log"
+    assert queue.get({"x": (leave_a_child, log, "return")}, "x") is None
+    (child,) = pids(log)
+    guards = psutil.Process(workers.pid).children()
+    os.kill(workers.pid, signal.SIGKILL)
+    wait_until(lambda: not psutil.pid_exists(child) or _is_zombie(child))
+    wait_until(lambda: not any(p.is_running() and not _is_zombie(p.pid) for p in guards))
+
+
 def _is_zombie(pid: int) -> bool:
     try:
         return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
