@@ -22,6 +22,7 @@ from dask_redisq.errors import (
     NoWorkersError,
     RedisqError,
     TaskNotSerializable,
+    ValueTooLarge,
 )
 from dask_redisq.graph import BLOCK, Plan
 from dask_redisq.keys import Keys
@@ -30,6 +31,7 @@ from dask_redisq.monitor import Monitor, sweep
 from dask_redisq.rebuild import rebuild
 from dask_redisq.record import read_record
 from dask_redisq.registry import able_workers
+from dask_redisq.server_check import most_bytes
 from dask_redisq.trust import BLOCK as A_BLOCK
 from dask_redisq.trust import UNSIGNED, VALUE, Signer
 from dask_redisq.verdict import as_exception
@@ -49,6 +51,8 @@ QUIET = 5.0
 AHEAD = 2
 #: Seconds between two renewals of the keys that large values have; each lives for a day.
 RENEW = 6 * 3600
+#: Bytes that fit into any server, whatever its limit.
+FITS = 1_000_000
 #: Milliseconds that staged counters wait for create, and constants for their block.
 STAGED = 600_000
 #: What gather.lua answers if it wants the upload again.
@@ -64,6 +68,8 @@ class JobOptions:
     chunk_size: int = 0
     priority: int = 0
     allowed_failures: int = 3
+    retries: int = 0
+    retry_delay: float = 0.0
     locality_wait: float = 0.1
     ft_interval: float = 5.0
     alive_expiry: float = 10.0
@@ -159,6 +165,8 @@ class Job:
             priority=self.options.priority,
             python=python_tag(),
             allowed=self.options.allowed_failures,
+            retries=self.options.retries,
+            retry_delay=int(self.options.retry_delay * 1000),
             patience=int(self.options.locality_wait * 1000),
             client_lease=self._lease,
             hard=pack([list(tags) for tags in hard]),
@@ -186,6 +194,9 @@ class Job:
             block = self.plan.block(first)
             try:
                 payload, digests = encoder.encode(block)
+                self._check_size(payload)
+            except ValueTooLarge as why:
+                raise self._too_large(first, block.tasks, why) from None
             except Exception as why:
                 raise self._unpicklable(first, block.tasks, why) from why
             self.link.send_call(
@@ -203,9 +214,24 @@ class Job:
             if replies and replies[-1] in (b"failed", b"cancelled", b""):
                 return  # what happened is told by gather
 
+    def _check_size(self, data: bytes) -> None:
+        if len(data) > FITS and len(data) > (most := most_bytes(self.link)):
+            raise ValueTooLarge(
+                f"{len(data):,} bytes, and the server holds at most {most:,} in one value"
+            )
+
     def _store_constant(self, digest: str, data: bytes) -> None:
+        self._check_size(data)
         self._staged.append(self.keys("const", self.id, digest))
         self.link.send("SET", self.keys("const", self.id, digest), data, "PX", STAGED)
+
+    def _too_large(self, first: int, tasks: list[Any], why: ValueTooLarge) -> Exception:
+        """Return the error that names the largest task of a block."""
+        sizes = [len(dumps(task)) for task in tasks]
+        return ValueTooLarge(
+            f"{self._name(first + sizes.index(max(sizes)))} cannot be sent to a worker: what it is "
+            f"given takes {why}: pass it in smaller parts"
+        )
 
     def _unpicklable(self, first: int, tasks: list[Any], why: Exception) -> Exception:
         """Return the error that names which task of a block cannot be pickled."""

@@ -14,7 +14,13 @@ import dask
 from dask.typing import Key
 
 from dask_redisq import status
-from dask_redisq.dask_input import plain_graph, refuse_disk_shuffle, restrictions
+from dask_redisq.dask_input import (
+    check_retries,
+    limits,
+    plain_graph,
+    refuse_disk_shuffle,
+    restrictions,
+)
 from dask_redisq.errors import NoServerError, NoWorkersError
 from dask_redisq.graph import plan_graph
 from dask_redisq.job import Job, JobOptions
@@ -97,7 +103,12 @@ class Queue:
             Tasks per lease at most; -1 spreads them evenly; by default by their duration.
         allowed_failures : int, default 3
             Deaths of its process at which a task fails the job.
-        locality_wait, ft_interval, alive_expiry, no_workers_timeout : float, optional
+        timeout : float, optional
+            Seconds that a task may run; then its process is killed.
+        retries : int, default 0
+            How often a task that raises or takes too long runs again. Annotations of these two
+            names go before them.
+        locality_wait, retry_delay, ft_interval, alive_expiry, no_workers_timeout : float, optional
             Seconds; see ``redisq.yaml``.
         priority : int, default 0
             Jobs of a higher one come first; -4096 to 4096.
@@ -130,6 +141,7 @@ class Queue:
             kwargs.get("workers"),
             others=bool(kwargs.get("allow_other_workers")),
         )
+        plan.limits = limits(annotations, plan.keys, setting("timeout", kwargs.get("timeout")))
         values = dict(plan.constants)
         if len(plan):
             signer = find_secret(self.url)  # refused before anything is sent
@@ -285,6 +297,8 @@ def _job_options(kwargs: dict[str, Any]) -> JobOptions:
         chunk_size=int(chunk or 0),
         priority=max(-4096, min(4096, int(kwargs.get("priority") or 0))),
         allowed_failures=int(setting("allowed-failures", kwargs.get("allowed_failures"))),
+        retries=check_retries(setting("retries", kwargs.get("retries"))),
+        retry_delay=setting("retry-delay", kwargs.get("retry_delay")),
         locality_wait=setting("locality-wait", kwargs.get("locality_wait")),
         ft_interval=setting("ft-interval", kwargs.get("ft_interval")),
         alive_expiry=setting("alive-expiry", kwargs.get("alive_expiry")),

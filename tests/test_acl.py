@@ -23,7 +23,7 @@ DOCUMENT = PACKAGE.parent / "docs" / "security.md"
 #: Role -> the modules that talk to the server for it.
 MODULES = {
     "client": ("queue", "job", "monitor", "rebuild", "registry", "status"),
-    "worker": ("supervisor", "slot", "memory", "control", "monitor", "rebuild"),
+    "worker": ("supervisor", "registration", "slot", "memory", "control", "monitor", "rebuild"),
     "monitor": ("status", "registry"),
 }
 #: Script or command -> why the role does without it.

@@ -22,16 +22,16 @@ PACKAGE = "dask_redisq"
 LAYERS: list[tuple[str, ...]] = [
     # plain: words, settings, decisions without I/O
     ("_defaults", "errors", "keys", "keeper", "order", "cache", "pace", "page", "task", "versions"),
-    ("settings", "scripts", "codec", "record", "tls", "trust"),
+    ("settings", "scripts", "codec", "record", "tls", "trust", "output", "guard"),
     ("remote_error", "graph", "batch", "recount", "dask_input"),
-    ("lease",),
+    ("lease", "watch"),
     ("verdict",),
     # one connection, and what is read and written over it
     ("link",),
     ("rebuild",),
     ("server", "server_check", "monitor", "memory", "registry", "control", "slot_process"),
     ("secret",),
-    ("status",),
+    ("status", "registration"),
     # the roles: a job's client, a slot, a worker
     ("job", "slot", "supervisor"),
     # the doors

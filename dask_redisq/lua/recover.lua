@@ -1,5 +1,5 @@
 -- Look after the dead: workers without a beat lose their leases, jobs without a client end.
--- keys: workers alive worker_slots slots slot control monitor jobs job client leases ready sets settle parked
+-- keys: workers alive worker_slots slots slot control monitor jobs job client leases ready sets delayed settle parked
 -- args: who interval
 -- returns: msgpack {looked (0 or 1), workers found dead, jobs ended and not yet removed, jobs to rebuild}
 --@include full
@@ -7,6 +7,7 @@
 --@include ending
 --@include damage
 --@include stuck
+--@include retry
 --
 -- One look per interval for the whole queue, under a lock that expires: a lock that a dead
 -- monitor holds for ever was the end of recovery elsewhere. It starts from the authoritative
@@ -39,6 +40,8 @@ for _, job in ipairs(redis.call('ZRANGE', key.jobs(), first, first + 99)) do
     ended[#ended + 1] = job
   elseif is_damaged(job) then
     damaged[#damaged + 1] = job
+  elseif state == 'running' then
+    release_due(job) -- a slot was told when to look, and it may be gone
   end
 end
 return cmsgpack.pack({1, dead, ended, damaged})
