@@ -382,19 +382,24 @@ class World:
             mine = set(tasks) if job == args["job"] else set()
             failed = unpack(args["failure"])[:1] if args["failure"] else []
             self.alone[job].update(mine & {*answer.refused, *failed})
-        if answer.lease is not None and seq < args["seq"]:  # a replay tells of how it was
-            self._check_lease(answer.lease)
+        if answer.lease is not None:
+            self._check_lease(answer.lease, self._given_of(args["slot"], answer.lease.job))
         return answer
 
-    def _check_lease(self, lease: Lease) -> None:
+    def _check_lease(self, lease: Lease, given: list[int]) -> None:
         job, tasks = lease.job, lease.tasks
         chunk = next(c.chunk for c in self.clients if c.job == job)
         assert tasks, "a lease of nothing"
         assert chunk <= 0 or len(tasks) <= chunk, f"a lease of {tasks} at chunk size {chunk}"
-        careful = self.alone[job].intersection(tasks)
+        # A replay tells of what was given back since; others may have failed in it by now.
+        careful = self.alone[job].intersection(tasks).difference(given)
         assert not careful or (lease.alone and len(tasks) == 1), (
             f"{careful} of {tasks} must run alone"
         )
+
+    def _given_of(self, slot: str, job: str) -> list[int]:
+        lease = self.engine.link.command("HGET", self.engine.keys("leases", job), slot)
+        return unpack(lease)[2] if lease is not None and len(unpack(lease)) > 2 else []
 
     def _lease_of(self, slot: str) -> tuple[str, list[int], int] | None:
         """Return job, tasks and number of the lease that the server holds for a slot."""
