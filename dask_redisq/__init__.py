@@ -19,6 +19,7 @@ from dask_redisq.errors import (
     ServerRefused,
     ServerUnavailable,
     TaskNotSerializable,
+    TaskTimeout,
     ValueTooLarge,
     WorkerDied,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "ServerRefused",
     "ServerUnavailable",
     "TaskNotSerializable",
+    "TaskTimeout",
     "ValueTooLarge",
     "WorkerDied",
     "__version__",

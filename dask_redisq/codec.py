@@ -87,6 +87,9 @@ class Block(NamedTuple):
         Numbers of those tasks whose value the client waits for.
     restricted : dict of int to tuple of str
         Task number -> the tags of which a slot must carry one.
+    limits : dict of int to tuple
+        Task number -> the seconds that it may take, 0 for any; and how often it may fail and run
+        again, -1 for what holds for its job. For tasks with limits of their own.
     """
 
     tasks: list[Any]
@@ -94,6 +97,7 @@ class Block(NamedTuple):
     users: list[tuple[int, ...]]
     outputs: frozenset[int]
     restricted: dict[int, tuple[str, ...]]
+    limits: dict[int, tuple[float, int]]
 
 
 class _Constants:
@@ -126,8 +130,8 @@ class _Constants:
     def _keep(self, data: bytes | memoryview) -> str:
         digest = self._name(data)
         if digest not in self._stored:
-            self._stored.add(digest)
             self._store(digest, bytes(data))
+            self._stored.add(digest)  # not before: a refused one would be taken for stored
         return digest
 
 

@@ -10,7 +10,7 @@ from dask.base import unpack_collections
 from dask.typing import Key
 
 from dask_redisq.answer import Answer, assemble
-from dask_redisq.dask_input import plain_graph, refuse_disk_shuffle, restrictions
+from dask_redisq.dask_input import limits, plain_graph, refuse_disk_shuffle, restrictions
 from dask_redisq.graph import Plan, plan_graph
 from dask_redisq.job import Job
 from dask_redisq.keys import Keys
@@ -33,6 +33,7 @@ def plan_job(dsk: Any, keys: Any, kwargs: dict[str, Any]) -> tuple[Plan, Any]:
         kwargs.get("workers"),
         others=bool(kwargs.get("allow_other_workers")),
     )
+    plan.limits = limits(annotations, plan.keys, setting("timeout", kwargs.get("timeout")))
     return plan, keys
 
 

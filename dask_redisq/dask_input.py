@@ -1,4 +1,4 @@
-"""What Dask hands to a ``get``, made plain: a mapping, the keys, and restrictions.
+"""What Dask hands to a ``get``, made plain: a mapping, the keys, restrictions and limits.
 
 Source: sections 1.1, 1.3 and 1.8 of Dask's contract: `dask.compute` passes an expression, users
 pass dicts and `HighLevelGraph`.
@@ -15,7 +15,7 @@ from dask.typing import Key
 
 from dask_redisq.errors import RedisqError
 
-__all__ = ["plain_graph", "refuse_disk_shuffle", "restrictions"]
+__all__ = ["limits", "plain_graph", "refuse_disk_shuffle", "restrictions"]
 
 
 def plain_graph(dsk: Any, keys: Any) -> tuple[Mapping[Key, Any], Any, Mapping[str, Any]]:
@@ -38,7 +38,7 @@ def _annotations_of_layers(dsk: Mapping[Key, Any]) -> dict[str, Any]:
     found: dict[str, dict[Key, Any]] = {}
     for layer in getattr(dsk, "layers", {}).values():
         for name, value in (getattr(layer, "annotations", None) or {}).items():
-            if name in ("workers", "allow_other_workers"):
+            if name in ("workers", "allow_other_workers", "timeout", "retries"):
                 for key in layer:
                     found.setdefault(name, {})[key] = value(key) if callable(value) else value
     return found
@@ -101,3 +101,56 @@ def restrictions(
         if tags and not free.get(key, others):
             found[task] = tuple(sorted({tags} if isinstance(tags, str) else set(tags)))
     return found
+
+
+def limits(
+    annotations: Mapping[str, Any], keys: list[Key], timeout: Any = None
+) -> dict[int, tuple[float, int]]:
+    """Return task -> its timeout in seconds (0: none) and its retries (-1: its job's).
+
+    Parameters
+    ----------
+    annotations : Mapping
+        ``timeout`` and ``retries`` by key, as `dask.annotate` gives them.
+    keys : list
+        The key of each task.
+    timeout : float, optional
+        For tasks that are not annotated.
+
+    Raises
+    ------
+    ValueError
+        For a timeout that is not above 0, or retries that are no number from 0 on.
+    """
+    default = 0.0 if timeout is None else check_timeout(timeout)
+    timeouts = annotations.get("timeout") or {}
+    retries = annotations.get("retries") or {}
+    if not default and not timeouts and not retries:
+        return {}
+    found = {}
+    for task, key in enumerate(keys):
+        own = timeouts.get(key)
+        seconds = default if own is None else check_timeout(own, f" of task {key!r}")
+        again = retries.get(key)
+        tries = -1 if again is None else check_retries(again, f" of task {key!r}")
+        if seconds or tries >= 0:
+            found[task] = (seconds, tries)
+    return found
+
+
+def check_timeout(given: Any, whose: str = "") -> float:
+    """Return a timeout in seconds; anything but a number above 0 is a ValueError."""
+    try:
+        seconds = float(given)
+    except (TypeError, ValueError):
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"the timeout{whose} is a number of seconds above 0, not {given!r}")
+    return seconds
+
+
+def check_retries(given: Any, whose: str = "") -> int:
+    """Return a number of retries; anything but a whole number from 0 on is a ValueError."""
+    if isinstance(given, bool) or not isinstance(given, int) or given < 0:
+        raise ValueError(f"retries{whose} is how often it may run again, from 0, not {given!r}")
+    return given

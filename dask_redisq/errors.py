@@ -18,6 +18,7 @@ __all__ = [
     "ServerRefused",
     "ServerUnavailable",
     "TaskNotSerializable",
+    "TaskTimeout",
     "ValueTooLarge",
     "WorkerDied",
 ]
@@ -94,6 +95,14 @@ class TaskNotSerializable(RedisqError, TypeError):
     """A task's arguments, its result or its exception cannot be pickled.
 
     It is a `TypeError` too, which is what `pickle` raises for most such objects.
+    """
+
+
+class TaskTimeout(RedisqError, TimeoutError):
+    """A task ran longer than its ``timeout``, and the process that ran it was killed.
+
+    The message names the task, the limit and the worker. With ``retries`` left the task
+    runs again instead.
     """
 
 

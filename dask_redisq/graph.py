@@ -55,6 +55,8 @@ class Plan:
         Key under which a task reads a constant -> that constant.
     restricted : dict of int to tuple of str
         Task -> the tags of which its slot must carry one.
+    limits : dict of int to tuple
+        Task -> its timeout and retries; see `codec.Block`.
     """
 
     keys: list[Key]
@@ -67,6 +69,7 @@ class Plan:
     names: dict[Key, int]
     data: dict[Key, Any]
     restricted: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    limits: dict[int, tuple[float, int]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.nodes)
@@ -89,6 +92,9 @@ class Plan:
             frozenset(i for i in range(first, last) if i in wanted),
             {i: self.restricted[i] for i in range(first, last) if i in self.restricted}
             if self.restricted
+            else {},
+            {i: self.limits[i] for i in range(first, last) if i in self.limits}
+            if self.limits
             else {},
         )
 
@@ -141,6 +147,7 @@ class Plan:
             names={n: number[task] for n, task in self.names.items() if task in number},
             data={**self.data, **found},
             restricted={number[t]: tags for t, tags in self.restricted.items() if t in number},
+            limits={number[t]: limit for t, limit in self.limits.items() if t in number},
         )
 
     def _packed(self, task: int) -> Any:

@@ -16,13 +16,20 @@ from dask.typing import Key
 
 from dask_redisq.answer import Answer, pack_names
 from dask_redisq.codec import BlockEncoder, dumps, pack
-from dask_redisq.errors import JobFailed, JobLost, RedisqError, TaskNotSerializable
+from dask_redisq.errors import (
+    JobFailed,
+    JobLost,
+    RedisqError,
+    TaskNotSerializable,
+    ValueTooLarge,
+)
 from dask_redisq.follow import Dropped, Follower
 from dask_redisq.graph import BLOCK, Plan
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.monitor import sweep
 from dask_redisq.options import JobOptions
+from dask_redisq.server_check import most_bytes
 from dask_redisq.trust import BLOCK as A_BLOCK
 from dask_redisq.trust import UNSIGNED, Signer
 from dask_redisq.versions import python_tag
@@ -33,6 +40,8 @@ logger = logging.getLogger("dask_redisq")
 
 #: Blocks whose receipt may be under way while the next one is pickled.
 AHEAD = 2
+#: Bytes that fit into any server, whatever its limit.
+FITS = 1_000_000
 #: Milliseconds that constants wait for their block; counters wait no longer for create.
 STAGED = 600_000
 #: Leases for which the keys of a job stay without its client (lua/lib/life.lua).
@@ -170,6 +179,8 @@ class Job(Follower):
             priority=self.options.priority,
             python=python_tag(),
             allowed=self.options.allowed_failures,
+            retries=self.options.retries,
+            retry_delay=int(self.options.retry_delay * 1000),
             patience=int(self.options.locality_wait * 1000),
             client_lease=self._lease,
             hard=pack([list(tags) for tags in hard]),
@@ -220,6 +231,9 @@ class Job(Follower):
             block = self.plan.block(first)
             try:
                 payload, digests = encoder.encode(block)
+                self._check_size(payload)
+            except ValueTooLarge as why:
+                raise self._too_large(first, block.tasks, why) from None
             except Exception as why:
                 raise self._unpicklable(first, block.tasks, why) from why
             self.link.send_call(
@@ -237,9 +251,24 @@ class Job(Follower):
             if replies and replies[-1] in (b"failed", b"cancelled", b""):
                 return  # what happened is told by gather
 
+    def _check_size(self, data: bytes) -> None:
+        if len(data) > FITS and len(data) > (most := most_bytes(self.link)):
+            raise ValueTooLarge(
+                f"{len(data):,} bytes, and the server holds at most {most:,} in one value"
+            )
+
     def _store_constant(self, digest: str, data: bytes) -> None:
+        self._check_size(data)
         self._staged.append(self.keys("const", self.id, digest))
         self.link.send("SET", self.keys("const", self.id, digest), data, "PX", STAGED)
+
+    def _too_large(self, first: int, tasks: list[Any], why: ValueTooLarge) -> Exception:
+        """Return the error that names the largest task of a block."""
+        sizes = [len(dumps(task)) for task in tasks]
+        return ValueTooLarge(
+            f"{self._name(first + sizes.index(max(sizes)))} cannot be sent to a worker: what it is "
+            f"given takes {why}: pass it in smaller parts"
+        )
 
     def _unpicklable(self, first: int, tasks: list[Any], why: Exception) -> Exception:
         """Return the error that names which task of a block cannot be pickled."""

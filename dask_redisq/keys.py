@@ -43,6 +43,7 @@ PATTERNS: dict[str, tuple[str, str]] = {
     "log": ("job:%s:log", "list: msgpack arrays of finished output tasks, in order"),
     "alone": ("job:%s:alone", "set: tasks that may have run before, so run alone"),
     "deaths": ("job:%s:deaths", "hash: task -> msgpack array, one record per death"),
+    "tries": ("job:%s:tries", "hash: task -> failures and timeouts; unseen:task -> lost values"),
     "client": ("job:%s:client", "string with expiry: the lease of the job's client"),
     # one job: derived
     "wait": ("job:%s:wait", "u32 per task: unfinished inputs, + 1 until its block is there"),
@@ -50,8 +51,9 @@ PATTERNS: dict[str, tuple[str, str]] = {
     "ready": ("job:%s:ready", "zset: ready tasks that any slot may run, by number"),
     "tagged": ("job:%s:ready:%s", "zset: ready tasks of one tag (soft) or restriction (hard)"),
     "sets": ("job:%s:sets", "zset: names of tagged ready sets -> not empty since (ms)"),
+    "delayed": ("job:%s:delayed", "zset: tasks that run again -> not before (ms)"),
     "restrict": ("job:%s:restrict", "u8 per task: 0, or the number of its restriction"),
-    "leases": ("job:%s:leases", "hash: slot -> msgpack [seq, tasks] of its lease"),
+    "leases": ("job:%s:leases", "hash: slot -> msgpack [seq, tasks, given back] of its lease"),
     "parked": ("job:%s:parked", "set: tasks whose input is gone and made again"),
     "settle": ("job:%s:settle", "list: edges of accepted tasks that are still to be counted"),
     "news": ("job:%s:news", "list: a token wakes the job's client"),

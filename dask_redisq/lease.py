@@ -24,8 +24,8 @@ __all__ = ["Lease", "LeaseRun"]
 #: Bytes of values inside one call, and of one value inside a call.
 INLINE_TOTAL = 256 * 1024
 INLINE = 64 * 1024
-#: The server's limit for one string, less some room.
-MOST_BYTES = 512 * 2**20 - 1024
+#: A value below this fits into any server, whatever its limit.
+FITS = 1_000_000
 
 
 class Lease(NamedTuple):
@@ -59,8 +59,12 @@ class LeaseRun:
         Returns seconds, like `time.perf_counter`.
     begin : callable
         Called as ``begin(task, position)`` before each task.
+    limit : callable
+        Called as ``limit(task, timeout, retries)`` before that, for tasks with limits.
     go_on : callable
         Asked before each further leased task; false: hand the rest back.
+    most : callable
+        Returns the bytes that the server holds in one value; asked for large ones only.
     sign : callable, optional
         Called as ``sign(task, pickle)`` for each value that leaves this process.
     """
@@ -74,7 +78,9 @@ class LeaseRun:
         tags: frozenset[str],
         clock: Callable[[], float],
         begin: Callable[[int, int], None],
+        limit: Callable[[int, float, int], None],
         go_on: Callable[[], bool],
+        most: Callable[[], int],
         sign: Callable[[int, bytes], bytes] | None = None,
     ) -> None:
         self.lease = lease
@@ -84,7 +90,9 @@ class LeaseRun:
         self.tags = tags
         self.clock = clock
         self.begin = begin
+        self.limit = limit
         self.go_on = go_on
+        self.most = most
         self.sign = sign
         self.made: dict[int, None] = {}
         self.failed: tuple[int, BaseException] | None = None
@@ -143,6 +151,9 @@ class LeaseRun:
             node = self._node(task)
             if task != first and not self._may_follow(task, node, now - started):
                 continue
+            limits = self.blocks[task // self.lease.block].limits
+            if limits and task in limits:
+                self.limit(task, *limits[task])
             self.begin(task, position)
             try:
                 self.values[task] = run_task(node, self.values)
@@ -283,8 +294,8 @@ class LeaseRun:
         if self.sign is not None:
             data = self.sign(task, data)
         size = len(data)
-        if size > MOST_BYTES:
-            text = f"the result takes {size:,} bytes; the server holds at most {MOST_BYTES:,} "
+        if size > FITS and size > (most := self.most()):
+            text = f"the result takes {size:,} bytes; the server holds at most {most:,} "
             raise _NotPublishable(task, ValueTooLarge(f"{text}in one value: return smaller parts"))
         inline = size <= INLINE and size <= self._room
         if inline:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from dask_redisq.dask_input import check_retries
 from dask_redisq.settings import setting
 
 __all__ = ["JobOptions", "job_options"]
@@ -17,6 +18,8 @@ class JobOptions:
     chunk_size: int = 0
     priority: int = 0
     allowed_failures: int = 3
+    retries: int = 0
+    retry_delay: float = 0.0
     locality_wait: float = 0.1
     ft_interval: float = 5.0
     alive_expiry: float = 10.0
@@ -44,6 +47,8 @@ def job_options(kwargs: dict[str, Any]) -> JobOptions:
         chunk_size=int(chunk or 0),
         priority=max(-4096, min(4096, int(kwargs.get("priority") or 0))),
         allowed_failures=int(setting("allowed-failures", kwargs.get("allowed_failures"))),
+        retries=check_retries(setting("retries", kwargs.get("retries"))),
+        retry_delay=setting("retry-delay", kwargs.get("retry_delay")),
         locality_wait=setting("locality-wait", kwargs.get("locality_wait")),
         ft_interval=setting("ft-interval", kwargs.get("ft_interval")),
         alive_expiry=setting("alive-expiry", kwargs.get("alive_expiry")),

@@ -1,7 +1,7 @@
 """A page of memory that a slot writes and its supervisor reads: what runs now.
 
 The supervisor must know which task was running when a slot died, and a message per task would
-cost more than the task. Writing here costs 0.3 us.
+cost more than the task. Writing here costs 0.3 us; the clock is read for tasks with a limit only.
 """
 
 from __future__ import annotations
@@ -12,15 +12,18 @@ import struct
 import tempfile
 from typing import NamedTuple
 
-__all__ = ["Cursor", "Page"]
+__all__ = ["Cursor", "Limit", "Page"]
 
 _SIZE = 4096
-_CURSOR = struct.Struct("<qqqqI32s")
+_CURSOR = struct.Struct("<qqqqII32s")
 _BEGUN = struct.Struct("<qq")
-_CALLS_AT = 256
-_STOP_AT = 1024
+_LIMIT = struct.Struct("<qqqqq")
+_LIMIT_AT = 256
+_CALLS_AT = 512
+_GIVEN = struct.Struct("<q")
+_TOLD_AT, _STOP_AT, _GIVEN_AT = 1023, 1024, 1088
 #: Queues that one worker may serve.
-MOST_QUEUES = (_STOP_AT - _CALLS_AT) // 8
+MOST_QUEUES = (_TOLD_AT - _CALLS_AT) // 8
 
 
 class Cursor(NamedTuple):
@@ -38,6 +41,8 @@ class Cursor(NamedTuple):
         When that lease came, by the slot's `time.monotonic`.
     queue : int
         The queue, by its place in the slot's list.
+    tasks : int
+        How many tasks the lease has.
     job : bytes
         The job.
     """
@@ -47,7 +52,26 @@ class Cursor(NamedTuple):
     seq: int
     since_ms: int
     queue: int
+    tasks: int
     job: bytes
+
+
+class Limit(NamedTuple):
+    """What holds for the running task.
+
+    Attributes
+    ----------
+    since_ms : int
+        When it began, by the slot's `time.monotonic`, which all processes of a host share.
+    most_ms : int
+        How long it may take; 0 for any time.
+    retries : int
+        How often it may fail and run again; -1 for what holds for its job.
+    """
+
+    since_ms: int
+    most_ms: int
+    retries: int
 
 
 class Page:
@@ -72,22 +96,34 @@ class Page:
         if fresh:
             self.rest()
 
-    def hold(self, queue: int, job: str, seq: int, since_ms: int) -> None:
+    def hold(self, queue: int, job: str, seq: int, since_ms: int, tasks: int) -> None:
         """Write that lease `seq` of a queue is in hand, and nothing of it has begun."""
-        _CURSOR.pack_into(self._memory, 0, -1, -1, seq, since_ms, queue, job.encode())
+        _CURSOR.pack_into(self._memory, 0, -1, -1, seq, since_ms, queue, tasks, job.encode())
 
     def begin(self, task: int, position: int) -> None:
         """Write that `task` begins, `position` down the lease."""
         _BEGUN.pack_into(self._memory, 0, task, position)
 
+    def limit(self, task: int, seq: int, limit: Limit) -> None:
+        """Write what holds for `task`, which begins next.
+
+        It names the task and the lease, so that it needs no removal: it holds for no other.
+        """
+        _LIMIT.pack_into(self._memory, _LIMIT_AT, task, seq, *limit)
+
     def rest(self) -> None:
         """Write that no lease is in hand."""
-        _CURSOR.pack_into(self._memory, 0, -1, -1, 0, 0, 0, b"")
+        _CURSOR.pack_into(self._memory, 0, -1, -1, 0, 0, 0, 0, b"")
 
     def read(self) -> Cursor:
         """Return where the slot is."""
-        begun, position, seq, since, queue, job = _CURSOR.unpack_from(self._memory, 0)
-        return Cursor(begun, position, seq, since, queue, job.rstrip(b"\0"))
+        begun, position, seq, since, queue, tasks, job = _CURSOR.unpack_from(self._memory, 0)
+        return Cursor(begun, position, seq, since, queue, tasks, job.rstrip(b"\0"))
+
+    def read_limit(self, cursor: Cursor) -> Limit:
+        """Return what holds for the task that runs by `cursor`."""
+        task, seq, *rest = _LIMIT.unpack_from(self._memory, _LIMIT_AT)
+        return Limit(*rest) if (task, seq) == (cursor.begun, cursor.seq) else Limit(0, 0, -1)
 
     def answered(self, queue: int, seq: int) -> None:
         """Write that call `seq` on a queue was answered."""
@@ -101,10 +137,19 @@ class Page:
     def stop(self, job: bytes) -> None:
         """Ask the slot to begin no further task of `job`."""
         self._memory[_STOP_AT : _STOP_AT + 32] = job.ljust(32, b"\0")
+        self._memory[_TOLD_AT] = 1
 
-    def stopped(self, job: bytes) -> bool:
-        """Tell whether the slot was asked to begin no further task of `job`."""
-        return self._memory[_STOP_AT : _STOP_AT + 32] == job.ljust(32, b"\0")
+    def give_back(self, seq: int) -> None:
+        """Tell the slot that the tasks of lease `seq` that did not begin are others' now."""
+        _GIVEN.pack_into(self._memory, _GIVEN_AT, seq)
+        self._memory[_TOLD_AT] = 1
+
+    def stopped(self, job: bytes, seq: int) -> bool:
+        """Tell whether the slot was asked to begin no further task of a job, or of a lease."""
+        if not self._memory[_TOLD_AT]:  # the slot asks before each task
+            return False
+        given = _GIVEN.unpack_from(self._memory, _GIVEN_AT)[0]
+        return given == seq or self._memory[_STOP_AT : _STOP_AT + 32] == job.ljust(32, b"\0")
 
     def close(self) -> None:
         """Unmap the page and close its descriptor."""

@@ -82,7 +82,12 @@ class Queue:
             Tasks per lease at most; -1 spreads them evenly; by default by their duration.
         allowed_failures : int, default 3
             Deaths of its process at which a task fails the job.
-        locality_wait, ft_interval, alive_expiry, no_workers_timeout : float, optional
+        timeout : float, optional
+            Seconds that a task may run; then its process is killed.
+        retries : int, default 0
+            How often a task that raises or takes too long runs again. Annotations of these two
+            names go before them.
+        locality_wait, retry_delay, ft_interval, alive_expiry, no_workers_timeout : float, optional
             Seconds; see ``redisq.yaml``.
         priority : int, default 0
             Jobs of a higher one come first; -4096 to 4096.

@@ -18,6 +18,9 @@ from dask_redisq.errors import TaskNotSerializable
 
 __all__ = ["pack_error", "unpack_error"]
 
+#: Bytes of an exception's pickle: it goes inside a call, and is kept until its job is removed.
+MOST_BYTES = 500_000
+
 _OURS = str(Path(__file__).resolve().parent)
 
 
@@ -45,8 +48,10 @@ def pack_error(error: BaseException, where: str) -> bytes:
     problem = ""
     try:
         data = dumps(error)
+        if len(data) > MOST_BYTES:
+            data, problem = b"", f"its pickle takes {len(data):,} bytes"
         # An exception class with required arguments pickles well and cannot be read back.
-        if type(loads(data)) is not type(error):
+        elif type(loads(data)) is not type(error):
             data, problem = b"", "it comes back from its pickle as another type"
     except Exception as why:
         data, problem = b"", repr(why)

@@ -8,7 +8,13 @@ import dask
 
 __all__ = ["setting"]
 
-_LEAST = {"ft-interval": 1.0, "alive-expiry": 0.5, "client-lease": 1.0, "locality-wait": 0.0}
+_LEAST = {
+    "ft-interval": 1.0,
+    "alive-expiry": 0.5,
+    "client-lease": 1.0,
+    "locality-wait": 0.0,
+    "retry-delay": 0.0,
+}
 
 
 def setting(name: str, given: Any = None) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import io
 import os
 import signal
 import sys
@@ -20,15 +21,16 @@ from typing import Any
 
 from dask_redisq.batch import Batch
 from dask_redisq.codec import pack, unpack
-from dask_redisq.errors import BadSignature, ServerFull
+from dask_redisq.errors import BadSignature, ServerFull, ValueTooLarge
 from dask_redisq.keys import Keys
 from dask_redisq.lease import Lease, LeaseRun
 from dask_redisq.link import Link
 from dask_redisq.memory import JobMemory, SlotMemory
 from dask_redisq.pace import Pace
-from dask_redisq.page import Page
+from dask_redisq.page import Limit, Page
 from dask_redisq.remote_error import pack_error
 from dask_redisq.secret import find_secret
+from dask_redisq.server_check import most_bytes
 from dask_redisq.trust import ERROR, UNSIGNED, Seal, Signer
 
 __all__ = ["Slot", "main"]
@@ -227,8 +229,9 @@ class Slot:
     def _work(self, queue: _Queue, lease: Lease) -> _Report:
         """Run a lease and return what to report of it."""
         report = _Report(lease.job, lease.epoch)
-        self.page.hold(queue.index, lease.job, lease.seq, time.monotonic_ns() // 1_000_000)
-        if self.page.stopped(lease.job.encode()):
+        self.page.hold(queue.index, lease.job, lease.seq, _now_ms(), len(lease.tasks))
+        job = lease.job.encode()
+        if self.page.stopped(job, lease.seq):
             return report  # it was cancelled while the answer was under way
         memory = self.memory.job(queue.keys, lease.job, lease.epoch)
         try:
@@ -253,7 +256,11 @@ class Slot:
             self.tags,
             time.perf_counter,
             self.page.begin,
-            lambda: not self.stopping and not self.page.stopped(lease.job.encode()),
+            lambda task, most, retries: self.page.limit(
+                task, lease.seq, Limit(_now_ms(), round(most * 1000), retries)
+            ),
+            lambda: not self.stopping and not self.page.stopped(job, lease.seq),
+            lambda: most_bytes(self.link),
             memory.seal.signer_of_values(self._attempt(lease).encode()),
         )
         run.run()
@@ -262,10 +269,13 @@ class Slot:
         report.batch = run.report()
         self._store_apart(queue, lease, report.batch)
         if report.batch.failed is not None:
-            report.failure = self._failure(*report.batch.failed, memory.seal)
+            task, why = report.batch.failed
+            # It would be as large the next time.
+            retries = 0 if isinstance(why, ValueTooLarge) else _own_retries(memory, lease, task)
+            report.failure = self._failure(task, why, memory.seal, retries)
         elif report.batch.unpublished is not None:
-            task, why = report.batch.unpublished
-            report.failure = pack([task, "unpicklable", why])
+            task, text = report.batch.unpublished
+            report.failure = pack([task, "unpicklable", text, 0])
         return report
 
     def _load_inputs(
@@ -319,8 +329,17 @@ class Slot:
         """Return the name under which step.lua records what this lease makes."""
         return f"{self.slot}{lease.seq:08x}"
 
-    def _failure(self, task: int, error: BaseException, seal: Seal) -> bytes:
-        return pack([task, "raised", seal.sign(ERROR, b"", task, pack_error(error, self.where))])
+    def _failure(self, task: int, error: BaseException, seal: Seal, retries: int = -1) -> bytes:
+        signed = seal.sign(ERROR, b"", task, pack_error(error, self.where))
+        return pack([task, "raised", signed, retries])
+
+
+def _now_ms() -> int:
+    return time.monotonic_ns() // 1_000_000
+
+
+def _own_retries(memory: JobMemory, lease: Lease, task: int) -> int:
+    return memory.blocks[task // lease.block].limits.get(task, (0.0, -1))[1]
 
 
 def _die_with_parent(life: int) -> None:
@@ -352,6 +371,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--where", required=True)
     options = parser.parse_args(argv)
     _die_with_parent(options.life)
+    # What a task printed before it killed this process is told with its death.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)
     import dask
 
     # A compute inside a task runs right there: waiting for other slots could wait for ever.

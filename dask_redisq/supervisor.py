@@ -18,18 +18,21 @@ import signal
 import socket
 import time
 from dataclasses import dataclass, field
-from typing import Any
 
-from dask_redisq.codec import pack
 from dask_redisq.control import ControlWords, Word
 from dask_redisq.errors import ServerRefused, ServerUnavailable
+from dask_redisq.guard import Guard
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link, redact
 from dask_redisq.monitor import Monitor
+from dask_redisq.output import Outputs
+from dask_redisq.page import Cursor
+from dask_redisq.registration import Registration
 from dask_redisq.server_check import warn_about_server
 from dask_redisq.slot_process import SlotProcess, start_slot
 from dask_redisq.verdict import how_it_ended
-from dask_redisq.versions import about_worker, python_tag
+from dask_redisq.versions import python_tag
+from dask_redisq.watch import due_at, find_overdue, hostages_since
 
 __all__ = ["Supervisor", "WorkerOptions", "run_worker"]
 
@@ -39,8 +42,10 @@ logger = logging.getLogger("dask_redisq.worker")
 GRACE = 1.0
 #: Seconds that a stopped worker waits for a server that is away.
 LAST_PATIENCE = 2.0
-#: Seconds between two turns of the loop if nothing happens.
-TICK = 1.0
+#: Seconds between two turns of the loop if nothing happens: slots' pages are looked at in each.
+TICK = 0.25
+#: Seconds between two questions whether a slot is idle, while one holds tasks up.
+ASK_AGAIN = 1.0
 #: Slots that die young are started again with a growing pause, in seconds.
 YOUNG, MOST_PAUSE = 5.0, 10.0
 
@@ -105,6 +110,7 @@ class Supervisor:
         for keys in self.keys:
             self.link.watch(keys)
         self.words = ControlWords(options.url, self.worker)
+        self.outputs = Outputs()
         self.monitors = [Monitor(self.link, k, self.worker) for k in self.keys]
         self.places = [_Place() for _ in range(options.nworkers)]
         self.stopping = False
@@ -112,6 +118,9 @@ class Supervisor:
         self._next_beat = 0.0
         self._tags = tuple(
             dict.fromkeys([python_tag(), options.name, socket.gethostname(), *options.tags])
+        )
+        self.registration = Registration(
+            self.link, self.worker, options.name, self._tags, options.nworkers, options.alive_expiry
         )
 
     def __repr__(self) -> str:
@@ -133,7 +142,8 @@ class Supervisor:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_stop)
-        self._register()
+        self.guard = Guard()
+        self._register_all()
         logger.info(
             "worker %s: %d slots on %s, queues %s",
             self.options.name,
@@ -144,11 +154,13 @@ class Supervisor:
         try:
             while self._turn(wake_read):
                 pass
-            self._leave(self.keys)
+            self.registration.leave(self.keys)
         except ServerUnavailable as error:
             logger.warning("left without a word to the server: %s", error)
         finally:
             self._kill_all()
+            self.outputs.close()
+            self.guard.close()
             signal.set_wakeup_fd(-1)
             os.close(wake_read)
             os.close(wake_write)
@@ -194,7 +206,8 @@ class Supervisor:
                 return False
         else:
             self._fill(now)
-        self._kill_overdue(now)
+        for child in self._children():
+            self._look_after(child, now)
         if now >= self._next_beat:
             self._beat()
         for monitor in self.monitors:
@@ -208,6 +221,9 @@ class Supervisor:
         due = [self._next_beat, now + TICK]
         due += [p.child.kill_at for p in self.places if p.child and p.child.kill_at]
         due += [p.start_at for p in self.places if not p.child]
+        for child in self._children():
+            cursor = child.page.read()
+            due += [at for at in [due_at(cursor, child.page.read_limit(cursor))] if at]
         with selectors.DefaultSelector() as selector:
             selector.register(wake_read, selectors.EVENT_READ)
             if self.words.listening:
@@ -235,7 +251,7 @@ class Supervisor:
 
     def _leave_queue(self, keys: Keys) -> None:
         """Leave one queue; without any the worker ends."""
-        self._leave([keys])
+        self.registration.leave([keys])
         self.keys.remove(keys)
         self.monitors = [m for m in self.monitors if m.keys is not keys]
         if not self.keys:
@@ -256,25 +272,30 @@ class Supervisor:
         """Register a slot and start its process; in this order: only the registered may lease."""
         slot = secrets.token_hex(8)
         for keys in self.keys:
-            self._register_slot(keys, slot, 0)
+            self.registration.register(keys, slot, 0)
         queues = [keys.queue for keys in self.keys]
         opt = self.options
-        return start_slot(slot, queues, self._tags, opt.name, opt.url, now, opt.environment)
+        child = start_slot(
+            slot, queues, self._tags, opt.name, opt.url, self.outputs, now, opt.environment
+        )
+        self.guard.watch(child.process.pid)
+        return child
 
     def _reap(self, now: float) -> None:
         """Find slots that ended, give their leases back, and make room for others."""
         for place in self.places:
             child = place.child
-            if child is None or child.process.poll() is None:
+            if child is None or child.poll() is None:
                 continue
             place.child = None
-            self._unregister_slot(child)
-            orderly = child.process.returncode == 0
+            self.guard.forget(child.process.pid)
+            self.registration.remove_slot(self.keys, child)
+            orderly = child.process.returncode == 0 or child.killed
             if not orderly:
                 logger.warning(
                     "slot %s ended: %s", child.slot, how_it_ended(child.process.returncode)
                 )
-            young = not orderly and child.kill_at is None and now - child.started < YOUNG
+            young = not orderly and now - child.started < YOUNG
             place.deaths = place.deaths + 1 if young else 0
             place.start_at = (
                 now + min(MOST_PAUSE, 0.1 * 2**place.deaths) if place.deaths > 1 else now
@@ -287,97 +308,70 @@ class Supervisor:
             if place.child is not None:
                 place.child.stop()
                 if self.signals > 1:
-                    place.child.process.kill()
+                    place.child.kill()
 
-    def _kill_overdue(self, now: float) -> None:
-        """Kill slots that still run a task of a job that was cancelled a moment ago."""
-        for place in self.places:
-            child = place.child
-            if child is None or child.kill_at is None or now < child.kill_at:
-                continue
-            if child.page.read().job == child.kill_job:
-                child.process.kill()
+    def _look_after(self, child: SlotProcess, now: float) -> None:
+        """Do what a slot's page asks for: kill it, or give tasks back that it holds up."""
+        cursor = child.page.read()
+        if child.kill_at is not None and now >= child.kill_at:
+            # A task of a job that was cancelled a moment ago still runs, or none.
+            if cursor.job == child.kill_job:
+                child.kill()
             else:
                 child.kill_at = None
+        overdue = find_overdue(cursor, child.page.read_limit(cursor), now)
+        if overdue is not None and not child.killed:
+            logger.warning(
+                "slot %s: a task ran longer than its timeout of %g s; it is killed",
+                child.slot,
+                overdue.seconds,
+            )
+            child.overdue = overdue
+            child.kill()
+        since = hostages_since(cursor)
+        if since is not None and now >= max(since, child.ask_at) and child.given != cursor.seq:
+            self._give_back(child, cursor, now)
+
+    def _give_back(self, child: SlotProcess, cursor: Cursor, now: float) -> None:
+        """Give others what waits behind a long task, if somebody waits for work."""
+        keys = next((k for k in self.keys if k.queue == child.queues[cursor.queue]), None)
+        if keys is None:
+            return
+        answer = self.registration.give_back(keys, child, cursor)
+        if answer == b"nobody":
+            child.ask_at = now + ASK_AGAIN
+            return
+        child.given = cursor.seq
+        if answer == b"given":
+            child.page.give_back(cursor.seq)
+
+    # -- the beat -----------------------------------------------------------------------
+
+    def _children(self) -> list[SlotProcess]:
+        return [place.child for place in self.places if place.child is not None]
+
+    def _register_all(self) -> None:
+        for keys in self.keys:
+            self.registration.register(keys)
+            for child in self._children():
+                seq = child.page.last_answered(child.queues.index(keys.queue))
+                self.registration.register(keys, child.slot, seq)
+
+    def _beat(self) -> None:
+        """Renew the alive keys; a registration that vanished is made again."""
+        for keys in self.registration.renew(self.keys, self._children()):
+            logger.warning("queue %s forgot this worker: registering again", keys.queue)
+            self._register_all()
+        self._next_beat = time.monotonic() + self.options.alive_expiry / 3
 
     def _kill_all(self) -> None:
         for place in self.places:
             if place.child is not None:
                 place.child.kill()
+                place.child.wait()
+                self.guard.forget(place.child.process.pid)
                 place.child.close()
                 place.child = None
-
-    # -- the server ---------------------------------------------------------------------
-
-    def _register(self) -> None:
-        for i, keys in enumerate(self.keys):
-            self._register_slot(keys, "", 0)
-            for child in [p.child for p in self.places if p.child is not None]:
-                self._register_slot(keys, child.slot, child.page.last_answered(i))
-
-    def _register_slot(self, keys: Keys, slot: str, seq: int) -> None:
-        self.link.call(
-            "register",
-            keys,
-            worker=self.worker,
-            info=pack(about_worker(self.options.name, self._tags, len(self.places))),
-            expiry=int(self.options.alive_expiry * 1000),
-            slot=slot,
-            seq=seq,
-            tags=pack(list(self._tags)),
-        )
-
-    def _beat(self) -> None:
-        """Renew the alive keys; a registration that vanished is made again."""
-        held: list[list[Any]] = [[] for _ in self.keys]
-        for place in self.places:
-            if place.child is not None:
-                cursor = place.child.page.read()
-                for i, pairs in enumerate(held):
-                    pairs += [place.child.slot, cursor.seq if cursor.queue == i else 0]
-        for keys, pairs in zip(self.keys, held, strict=True):
-            answer = self.link.call(
-                "renew",
-                keys,
-                worker=self.worker,
-                expiry=int(self.options.alive_expiry * 1000),
-                held=pack(pairs),
-            )
-            if answer == b"unknown":
-                logger.warning("queue %s forgot this worker: registering again", keys.queue)
-                self._register()
-        self._next_beat = time.monotonic() + self.options.alive_expiry / 3
-
-    def _unregister_slot(self, child: SlotProcess) -> None:
-        cursor = child.page.read()
-        code = child.process.returncode
-        for i, keys in enumerate(self.keys):
-            mine = cursor.queue == i and cursor.seq > 0
-            killed_by_us = child.kill_at is not None
-            self.link.call(
-                "unregister",
-                keys,
-                worker=self.worker,
-                slot=child.slot,
-                seq=cursor.seq if mine else -1,
-                begun=cursor.begun if mine else -1,
-                position=cursor.position if mine else -1,
-                death=b"" if code == 0 or killed_by_us else pack([self.options.name, code]),
-            )
-
-    def _leave(self, queues: list[Keys]) -> None:
-        """Unregister the worker; its leases go back."""
-        for keys in queues:
-            self.link.call(
-                "unregister",
-                keys,
-                worker=self.worker,
-                slot="",
-                seq=-1,
-                begun=-1,
-                position=-1,
-                death=b"",
-            )
 
 
 def run_worker(options: WorkerOptions) -> int:

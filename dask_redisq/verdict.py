@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+import textwrap
 from collections.abc import Callable, Sequence
 
 from dask.typing import Key
+from dask.utils import format_bytes
 
 from dask_redisq.codec import unpack
 from dask_redisq.errors import (
@@ -13,6 +15,7 @@ from dask_redisq.errors import (
     JobFailed,
     JobLost,
     TaskNotSerializable,
+    TaskTimeout,
     WorkerDied,
 )
 from dask_redisq.remote_error import unpack_error
@@ -40,7 +43,7 @@ def as_exception(reason: bytes, job: str, keys: Sequence[Key], seal: Seal) -> Ba
     BadSignature
         If that is not from who has our secret.
     """
-    kind, task, payload, _slot = unpack(reason)
+    kind, task, payload, _slot, *tries = unpack(reason)
     name = repr(keys[task]) if task >= 0 else ""
     if kind == b"raised":
         # A reason that somebody forged may hold anything, and none of it may get past the seal.
@@ -48,7 +51,10 @@ def as_exception(reason: bytes, job: str, keys: Sequence[Key], seal: Seal) -> Ba
         payload = seal.open(ERROR, b"", max(task, 0), signed)
     if kind == b"lost":
         payload = repr(keys[int(payload)]).encode()
-    return _KINDS[kind.decode()](job, name, payload)
+    error = _KINDS[kind.decode()](job, name, payload)
+    if tries and tries[0] > 1:
+        error.add_note(f"dask-redisq: task {name} failed {tries[0]} times, and has no retries left")
+    return error
 
 
 def why_gone(tomb: bytes, job: str, queue: str, seal: Seal) -> BaseException:
@@ -97,7 +103,12 @@ def how_it_ended(code: int) -> str:
     >>> how_it_ended(-9)
     'signal SIGKILL'
     """
-    return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"signal {signal.Signals(-code).name}"
+    except ValueError:  # one without a name
+        return f"signal {-code}"
 
 
 def _raised(_job: str, name: str, payload: bytes) -> BaseException:
@@ -111,10 +122,38 @@ def _unpicklable(_job: str, name: str, payload: bytes) -> BaseException:
 
 def _died(_job: str, name: str, payload: bytes) -> BaseException:
     deaths = [unpack(record) for record in unpack(payload)]
-    told = "; ".join(f"on {worker.decode()} by {how_it_ended(code)}" for worker, code in deaths)
+    told = "; ".join(
+        f"on {worker.decode()} by {how_it_ended(code)} after a peak of {format_bytes(peak)}"
+        for worker, code, peak, _ in deaths
+    )
+    killed = any(code == -signal.SIGKILL for _, code, _, _ in deaths)
     return WorkerDied(
         f"task {name} was running at {len(deaths)} deaths of its process, as many as "
         f"allowed_failures: {told}. A task that crashes Python or runs out of memory does this"
+        + (": SIGKILL is what the kernel's out-of-memory killer sends" if killed else "")
+        + _last_lines(deaths[-1][0], deaths[-1][3])
+    )
+
+
+def _last_lines(worker: bytes, lines: bytes) -> str:
+    if not lines:
+        return ""
+    text = textwrap.indent(lines.decode(errors="replace"), "    ")
+    return f".\nThe last that it printed on {worker.decode()}:\n{text}"
+
+
+def _timeout(_job: str, name: str, payload: bytes) -> BaseException:
+    worker, limit, lines = unpack(payload)
+    return TaskTimeout(
+        f"task {name} ran longer than its timeout of {limit:g} s on worker {worker.decode()}, and "
+        "its process was killed. Raise the timeout, or give it retries" + _last_lines(worker, lines)
+    )
+
+
+def _unseen(_job: str, name: str, payload: bytes) -> BaseException:
+    return JobFailed(
+        f"the value of task {name} was gone from the server before it could count, "
+        f"{payload.decode()} times. Does the server evict keys, or is it out of memory?"
     )
 
 
@@ -146,6 +185,8 @@ _KINDS: dict[str, Callable[[str, str, bytes], BaseException]] = {
     "raised": _raised,
     "unpicklable": _unpicklable,
     "died": _died,
+    "timeout": _timeout,
+    "unseen": _unseen,
     "lost": _lost,
     "damaged": _damaged,
     "cancelled": _cancelled,

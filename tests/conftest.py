@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -62,6 +63,16 @@ def secret(monkeypatch: pytest.MonkeyPatch) -> str:
     return SECRET
 
 
+def slots_of(worker: psutil.Process) -> list[psutil.Process]:
+    """Return the slot processes of a worker, in the order of their start."""
+    found = []
+    for child in worker.children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "dask_redisq.slot" in child.cmdline():
+                found.append(child)
+    return found
+
+
 class WorkerProcess:
     """A real worker, started as a user starts it."""
 
@@ -81,7 +92,7 @@ class WorkerProcess:
 
     def slots(self) -> list[psutil.Process]:
         """Return its slot processes."""
-        return psutil.Process(self.pid).children()
+        return slots_of(psutil.Process(self.pid))
 
     def wait(self, timeout: float = 10.0) -> int:
         """Return the exit code once it ended."""

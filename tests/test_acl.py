@@ -32,8 +32,8 @@ MODULES = {
         "rebuild",
         "registry",
         "status",
-    ),  # fmt: skip
-    "worker": ("supervisor", "slot", "memory", "control", "monitor", "rebuild"),
+    ),
+    "worker": ("supervisor", "registration", "slot", "memory", "control", "monitor", "rebuild"),
     "monitor": ("status", "registry"),
 }
 #: Script or command -> why the role does without it.

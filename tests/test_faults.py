@@ -135,7 +135,8 @@ def test_a_late_second_result_is_dropped(
     at = next(i for i, p in enumerate(workers.slots()) if p.pid == first.pid)
     slot = next(x for i, x in enumerate(_slot_ids(workers)) if i == at)
     assert slot in row["slots"]
-    args = {"worker": row["id"], "slot": slot, "seq": -1, "begun": -1, "position": -1, "death": b""}
+    args = {"worker": row["id"], "slot": slot, "seq": -1, "begun": -1, "position": -1}
+    args |= {"kind": "", "record": b"", "retries": -1}
     link.call("unregister", keys, **args)
     wait_until(lambda: len(pids(log)) == 2)
     gate.touch()

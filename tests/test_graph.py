@@ -42,7 +42,9 @@ def test_a_restriction_stays_with_its_task() -> None:
     """Under its new number."""
     plan = plan_graph({"a": (inc, 0), "b": (inc, 1)}, ["a", "b"])
     plan.restricted = {plan.outputs["b"]: ("gpu",)}
+    plan.limits = {plan.outputs["b"]: (1.0, 2)}
     left = plan.without({plan.outputs["a"]: 1})
+    assert left.limits == {left.outputs["b"]: (1.0, 2)}
     assert left.restricted == {left.outputs["b"]: ("gpu",)}
 
 

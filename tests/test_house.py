@@ -22,9 +22,9 @@ PACKAGE = "dask_redisq"
 LAYERS: list[tuple[str, ...]] = [
     # plain: words, settings, decisions without I/O
     ("_defaults", "errors", "keys", "keeper", "order", "cache", "pace", "page", "task", "versions"),
-    ("settings", "scripts", "codec", "record", "tls", "trust"),
-    ("remote_error", "graph", "batch", "recount", "dask_input", "answer", "options"),
-    ("lease",),
+    ("settings", "scripts", "codec", "record", "tls", "trust", "output", "guard"),
+    ("remote_error", "graph", "batch", "recount", "dask_input", "answer"),
+    ("lease", "watch", "options"),
     ("verdict",),
     # one connection, and what is read and written over it
     ("link",),
@@ -32,7 +32,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("server", "server_check", "monitor", "memory", "registry", "control", "slot_process"),
     ("secret",),
     ("pool", "removal", "client_lease"),
-    ("status",),
+    ("status", "registration"),
     # the roles: a job's client, a slot, a worker
     ("follow",),
     ("job", "slot", "supervisor", "renewer"),

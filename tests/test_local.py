@@ -18,7 +18,7 @@ from typing import Any
 import dask
 import psutil
 import pytest
-from conftest import is_gone, wait_until
+from conftest import is_gone, slots_of, wait_until
 
 from dask_redisq import LocalCluster, Queue, start_local_workers
 from dask_redisq import local as local_module
@@ -78,8 +78,8 @@ def with_slots(server: int, *workers: int) -> list[psutil.Process]:
     """Give the processes of a server, of workers and of their two slots each."""
     found = [psutil.Process(pid) for pid in workers]
     # A slot is registered, then started.
-    wait_until(lambda: all(len(worker.children()) == 2 for worker in found))
-    slots = [slot for worker in found for slot in worker.children()]
+    wait_until(lambda: all(len(slots_of(worker)) == 2 for worker in found))
+    slots = [slot for worker in found for slot in slots_of(worker)]
     return [psutil.Process(server), *found, *slots]
 
 
@@ -111,7 +111,7 @@ def test_a_closed_worker_has_left_in_good_order(
 ) -> None:
     """SIGTERM drains it: exit code 0, nothing registered, no slot left."""
     worker = start(2)
-    slots = psutil.Process(worker.pid).children()
+    slots = slots_of(psutil.Process(worker.pid))
     worker.close()
     worker.close()
     assert worker.exit_code == 0
@@ -125,8 +125,10 @@ def test_a_worker_that_does_not_drain_in_time_is_killed(
 ) -> None:
     """Its slots go with it, in the middle of a task."""
     worker = start(1)
-    wait_until(psutil.Process(worker.pid).children)  # a slot is registered before it starts
-    (slot,) = psutil.Process(worker.pid).children()
+    wait_until(
+        lambda: slots_of(psutil.Process(worker.pid))
+    )  # a slot is registered before it starts
+    (slot,) = slots_of(psutil.Process(worker.pid))
     begun = tmp_path / "begun"
     client = subprocess.Popen([sys.executable, "-c", CLIENT, queue.url, str(begun)])
     try:

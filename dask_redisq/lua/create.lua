@@ -1,6 +1,6 @@
 -- Make a job: its counters, settings and state; blocks follow, then seal.
 -- keys: queue jobs job answer names wait consumers restrict new_wait new_consumers new_restrict new_answer new_names client
--- args: job n block blocks epoch chunk priority python allowed patience client_lease hard ttl
+-- args: job n block blocks epoch chunk priority python allowed retries retry_delay patience client_lease hard ttl
 -- returns: 'created', or 'exists' (a replay)
 --@include expire
 --
@@ -21,7 +21,8 @@ local time = redis.call('TIME')
 redis.call('HSET', key.job(arg.job),
   'state', 'running', 'n', arg.n, 'finished', 0, 'block', arg.block, 'blocks', arg.blocks,
   'epoch', arg.epoch, 'chunk', arg.chunk, 'priority', arg.priority, 'python', arg.python,
-  'allowed', arg.allowed, 'patience', arg.patience, 'acked', 0,
+  'allowed', arg.allowed, 'retries', arg.retries, 'retry_delay', arg.retry_delay,
+  'patience', arg.patience, 'acked', 0,
   'lease', arg.client_lease, 'ttl', arg.ttl,
   'life', first_life(tonumber(arg.client_lease), tonumber(arg.ttl)))
 if redis.call('EXISTS', key.new_restrict(arg.job)) == 1 then

@@ -1,5 +1,5 @@
 -- Replace all derived state of a frozen job by what was built aside, and let it go on.
--- keys: job finished wait consumers ready tagged sets alone parked log settle leases built
+-- keys: job finished wait consumers ready tagged sets delayed alone parked log settle leases built
 -- args: job generation epoch finished acked hard
 -- returns: 'rebuilt', or 'late' when the job is not frozen under this generation, or what was built is gone
 --@include full
@@ -39,6 +39,10 @@ for _, number in ipairs(hard) do replace('hard:' .. number, key.tagged(job, 'har
 redis.call('SUNIONSTORE', key.alone(job), key.alone(job), built('alone'))
 redis.call('UNLINK', built('alone'), built('log'))
 
+local function leave_ready(task)
+  redis.call('ZREM', key.ready(job), task)
+  for _, number in ipairs(hard) do redis.call('ZREM', key.tagged(job, 'hard:' .. number), task) end
+end
 local leases = redis.call('HGETALL', key.leases(job))
 for i = 1, #leases, 2 do
   local lease = cmsgpack.unpack(leases[i + 1])
@@ -48,13 +52,21 @@ for i = 1, #leases, 2 do
       -- nobody needs it any more
     elseif waits[k] == 0 then
       left[#left + 1] = task
-      redis.call('ZREM', key.ready(job), task)
-      for _, number in ipairs(hard) do redis.call('ZREM', key.tagged(job, 'hard:' .. number), task) end
+      leave_ready(task)
     else
       redis.call('SADD', key.alone(job), task)
     end
   end
-  redis.call('HSET', key.leases(job), leases[i], cmsgpack.pack({lease[1], left}))
+  redis.call('HSET', key.leases(job), leases[i], cmsgpack.pack({lease[1], left, lease[3]}))
+end
+for _, task in ipairs(redis.call('ZRANGE', key.delayed(job), 0, -1)) do
+  local id = tonumber(task)
+  local waits = read_counters(key.wait(job), {id})[1] > 0
+  if waits or read_bits(key.finished(job), {id})[id] then
+    redis.call('ZREM', key.delayed(job), task)
+  else
+    leave_ready(task)
+  end
 end
 
 local careful = redis.call('SMEMBERS', key.alone(job))

@@ -1,5 +1,5 @@
 -- Look after the dead: workers without a beat lose their leases, jobs without a client end.
--- keys: workers alive worker_slots slots slot control monitor jobs job client leases ready sets settle parked tomb
+-- keys: workers alive worker_slots slots slot control monitor jobs job client leases ready sets delayed settle parked tomb
 -- args: who interval
 -- returns: msgpack {looked (0 or 1), workers found dead, jobs to remove, jobs to rebuild, jobs whose values are to be renewed}
 --@include full
@@ -8,6 +8,7 @@
 --@include damage
 --@include stuck
 --@include tomb
+--@include retry
 --
 -- One look per interval for the whole queue, under a lock that expires: a lock that a dead
 -- monitor holds for ever was the end of recovery elsewhere. It starts from the authoritative
@@ -44,7 +45,11 @@ for _, job in ipairs(redis.call('ZRANGE', key.jobs(), first, first + 99)) do
       redis.call('HSET', key.job(job), 'renewed', now_ms())
       values[#values + 1] = job
     end
-    if is_damaged(job) then damaged[#damaged + 1] = job end
+    if is_damaged(job) then
+      damaged[#damaged + 1] = job
+    else
+      release_due(job)
+    end
   elseif kept and now_ms() >= tonumber(meta[4]) + tonumber(meta[2]) then
     bury(job, 'expired', '')
     ended[#ended + 1] = job
@@ -57,6 +62,8 @@ for _, job in ipairs(redis.call('ZRANGE', key.jobs(), first, first + 99)) do
     ended[#ended + 1] = job
   elseif is_damaged(job) then
     damaged[#damaged + 1] = job
+  elseif meta[1] == 'running' then
+    release_due(job) -- a slot was told when to look, and it may be gone
   end
 end
 return cmsgpack.pack({1, dead, ended, damaged, values})

@@ -1,10 +1,11 @@
 -- Finish a slot's lease and give it the next: one round trip per chunk.
--- keys: queue slots slot job finished leases wake idle
+-- keys: queue slots slot job finished leases wake idle tries delayed
 -- args: slot seq job epoch batch failure known want floor rest
 -- returns: msgpack {status, refused tasks, lease or false, look again in ms}
 --@include full
 --@include finish
 --@include take
+--@include retry
 --@include leases
 --@include settle
 --@include ending
@@ -14,7 +15,7 @@
 -- status: 'ok', 'stale' (an older call of this slot, nothing was leased or given back), 'frozen'
 -- (nothing was done: the same call again in a moment),
 -- 'unregistered' (results count, nothing is leased). `rest` = '1': enter the slot as idle if
--- it gets nothing. `failure` = msgpack {task, kind, payload}, or ''. `want` and `floor` hold for
+-- it gets nothing. `failure` = msgpack {task, kind, payload, retries (-1: the job's)}, or ''. `want` and `floor` hold for
 -- tasks of the job `known`; of another job, whose tasks may take an hour each, it gets one.
 local slot, seq = arg.slot, tonumber(arg.seq)
 local state = redis.call('HMGET', key.slot(slot), 'seq', 'answer', 'job', 'tags', 'steady')
@@ -24,6 +25,18 @@ if registered then
   -- it run again it would lease a second time, and nobody would know that lease.
   if seq == tonumber(state[1]) then return state[2] end
   if seq < tonumber(state[1]) then return cmsgpack.pack({'stale', {}, false, 0}) end
+end
+
+local function contains(list, thing)
+  for _, one in ipairs(list) do if one == thing then return true end end
+  return false
+end
+
+-- Return `list` without `thing`; and whether it was there, or `found`.
+local function without(list, thing, found)
+  local left = {}
+  for _, one in ipairs(list) do if one ~= thing then left[#left + 1] = one end end
+  return left, found or #left < #list
 end
 
 -- Decide. Nothing is written before all of this was read and checked.
@@ -52,15 +65,24 @@ else
 end
 -- A late failure never counts, as a late success may: W2 raises in A while W1's late result of A
 -- was accepted. It counts for an open task of the current lease; for one that followed from that
--- lease, only if all that was made before it was accepted.
-local failure, failed = arg.failure ~= '' and cmsgpack.unpack(arg.failure), false
+-- lease, only if all that was made before it was accepted; for one that was given back, never.
+local failure, failed, try = arg.failure ~= '' and cmsgpack.unpack(arg.failure), false, nil
 if failure and alive and current and not read_bits(key.finished(job), {failure[1]})[failure[1]] then
   failed = #refused == 0
-  for _, task in ipairs(held[2]) do failed = failed or task == failure[1] end
+  failed = (failed or contains(held[2], failure[1])) and not contains(held[3] or {}, failure[1])
+  if failed then try = count_try(job, failure[1], failure[4]) end
 end
+local unseen = current and worst_unseen(job, plan.unseen or {})
 
 -- Write.
 write_when_full()
+local again = try and try.again
+local kept = {} -- what does not become ready with the rest: it is delayed
+if again then
+  write_try(job, try)
+  if try.delay > 0 then kept[try.task] = true end
+end
+if unseen then count_unseen(job, plan.unseen) end
 local spare = 0
 local next_one = registered and seq == tonumber(state[1]) + 1
 -- A slot calls by rising numbers, each once it has the answer before. If that call is forgotten
@@ -75,7 +97,7 @@ end
 local ready = {free = {}, near = {}}
 if alive then
   -- After a rebuild, too, a task of this lease may be ready or leased elsewhere.
-  ready = write_batch(job, plan, attempt, current and not meta[4])
+  ready = write_batch(job, plan, attempt, current and not held[3] and not meta[4])
 elseif #groups > 0 then
   drop_refused(job, groups, plan, attempt)
 end
@@ -83,17 +105,29 @@ if alive and #refused > 0 then drop_refused(job, groups, plan, attempt) end
 if state[3] and registered then
   -- Numbers of one job say nothing of another's: a server that came back older may hold a lease
   -- of another job than the slot reports.
-  local mine, again = state[3] == job, {}
-  for _, task in ipairs(refused) do again[task] = mine end
-  if failure and mine then again[failure[1]] = true end
-  end_lease(state[3], slot, mine and plan.done or {}, function(task) return again[task] end)
+  local mine, begun = state[3] == job, {}
+  for _, task in ipairs(refused) do begun[task] = mine end
+  if failure and mine then begun[failure[1]] = true end
+  local out = setmetatable(mine and kept or {}, {__index = mine and plan.done or nil})
+  end_lease(state[3], slot, out, function(task) return begun[task] end)
   redis.call('HDEL', key.slot(slot), 'job')
 end
-if failed then
-  end_job(job, 'failed', cmsgpack.pack({failure[2], failure[1], failure[3], slot}))
+if failed and not again then
+  end_job(job, 'failed', cmsgpack.pack({failure[2], failure[1], failure[3], slot, try.count}))
+  alive = false
+elseif unseen and unseen.over then
+  end_job(job, 'failed', cmsgpack.pack({'unseen', unseen.task, tostring(unseen.count), slot}))
   alive = false
 end
 if alive then
+  if again and try.delay > 0 then
+    -- It was leased, or it followed from what was leased and is ready by what was accepted. If its
+    -- edges are left to settle it is neither: then it comes back with them.
+    local open = contains(held[2], try.task)
+    ready.free, open = without(ready.free, try.task, open)
+    ready.near, open = without(ready.near, try.task, open)
+    if open then postpone(job, try) end
+  end
   if #plan.accepted > 0 and #plan.outputs > 0 then tell_client(job) end
   make_ready(job, ready.near, registered and slot or '')
   settle_some(job)

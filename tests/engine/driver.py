@@ -31,8 +31,8 @@ LONG = 3_600_000
 
 #: Scripts of which a second call must change nothing; sweep, gather and stop_workers work in steps.
 _REPLAYED = {
-    "cancel", "create", "forget", "put_block", "register", "renew", "renew_client", "report_missing", "seal", "step",
-    "unregister",
+    "cancel", "create", "forget", "give_back", "put_block", "register", "renew", "renew_client", "report_missing", "seal",
+    "step", "unregister",
 }  # fmt: skip
 #: Their answer tells the state that is there now.
 _ANSWERS_DIFFER = {"cancel", "create", "forget", "report_missing"}
@@ -157,6 +157,8 @@ class Engine:
         chunk: int = 0,
         priority: int = 0,
         allowed: int = 3,
+        retries: int = 0,
+        retry_delay: int = 0,
         patience: int = LONG,
         python: str = PYTHON,
         ttl: int = 0,
@@ -171,8 +173,8 @@ class Engine:
         restrictions = [list(tags) for tags in graph.restrictions]
         self.call(
             "create", job=job, n=n, block=block, blocks=self._blocks(job), epoch=self.epochs[job], chunk=chunk,
-            priority=priority, python=python, allowed=allowed, patience=patience, client_lease=lease,
-            hard=pack(restrictions), ttl=ttl,
+            priority=priority, python=python, allowed=allowed, retries=retries, retry_delay=retry_delay,
+            patience=patience, client_lease=lease, hard=pack(restrictions), ttl=ttl,
         )  # fmt: skip
         return job
 
@@ -269,25 +271,52 @@ class Engine:
         *,
         begun: int = -1,
         position: int = -1,
-        death: bytes = b"",
+        kind: str = "",
+        record: bytes = b"",
+        retries: int = -1,
         seq: int | None = None,
     ) -> None:
         """Unregister one slot; `begun` and `position` tell where it was in its lease."""
         if seq is None:
             seq = slot.lease.seq if slot.lease else -1
         self.call(
-            "unregister", worker=slot.worker, slot=slot.id, seq=seq, begun=begun, position=position, death=death,
+            "unregister", worker=slot.worker, slot=slot.id, seq=seq, begun=begun, position=position, kind=kind,
+            record=record, retries=retries,
         )  # fmt: skip
 
     def leave(self, worker: str) -> None:
         """Let a worker leave with all its slots, which have ended."""
         self.call(
-            "unregister", worker=worker, slot="", seq=-1, begun=-1, position=-1, death=b"",
+            "unregister", worker=worker, slot="", seq=-1, begun=-1, position=-1, kind="", record=b"", retries=-1,
         )  # fmt: skip
 
     def die(self, slot: Slot, begun: int, position: int = 0) -> None:
         """Let a slot die in a task."""
-        self.unregister(slot, begun=begun, position=position, death=pack([slot.worker, -9]))
+        record = pack([slot.worker, -9])
+        self.unregister(slot, begun=begun, position=position, kind="died", record=record)
+
+    def time_out(self, slot: Slot, begun: int, position: int = 0, retries: int = -1) -> None:
+        """Let a slot be killed because its task ran too long."""
+        record = pack([slot.worker, 1.5])
+        self.unregister(
+            slot, begun=begun, position=position, kind="timeout", record=record, retries=retries
+        )
+
+    def give_back(self, slot: Slot, position: int, seq: int | None = None) -> bytes:
+        """Let the supervisor of a slot give back what waits behind `position` in its lease."""
+        if seq is None:
+            assert slot.lease is not None
+            seq = slot.lease.seq
+        answer: bytes = self.call("give_back", slot=slot.id, seq=seq, position=position)
+        return answer
+
+    def pass_time(self, job: str) -> bool:
+        """Let all delayed tasks of a job be due; tell whether there are any."""
+        name = self.keys("delayed", job)
+        tasks = self.link.command("ZRANGE", name, 0, -1)
+        for task in tasks:
+            self.link.command("ZADD", name, 0, task)
+        return bool(tasks)
 
     def lose_worker(self, worker: str) -> list[str]:
         """Let a worker vanish whole, and be missed; return who was found dead."""
@@ -336,6 +365,7 @@ class Engine:
         groups: Sequence[Any] = (),
         *,
         failure: tuple[int, bytes] | None = None,
+        retries: int = -1,
         want: int = 1000,
         floor: int = 1,
         known: str | None = None,
@@ -350,7 +380,7 @@ class Engine:
         args = {
             "slot": slot.id, "seq": slot.seq, "job": job, "epoch": self.epochs.get(job, ""),
             "batch": pack(batch_of(groups)) if job else b"",
-            "failure": pack([failure[0], "raised", failure[1]]) if failure else b"",
+            "failure": pack([failure[0], "raised", failure[1], retries]) if failure else b"",
             "known": self.known if known is None else known, "want": want, "floor": floor, "rest": int(rest),
         }  # fmt: skip
         slot.lease = None

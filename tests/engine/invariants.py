@@ -146,10 +146,13 @@ class JobView:
         for name in state.content:
             if name == common or name.startswith(tagged):
                 self.sets[name[len(tagged) :]] = {int(t) for t in state.content[name]}
+        held = {slot: unpack(lease) for slot, lease in state.mapping("leases", job).items()}
         self.leases: dict[str, tuple[int, list[int]]] = {
-            slot: tuple(unpack(lease)) for slot, lease in state.mapping("leases", job).items()
+            slot: (lease[0], lease[1]) for slot, lease in held.items()
         }
         self.parked = {int(t) for t in state.members("parked", job)}
+        self.given: dict[str, list[int]] = {s: x[2] for s, x in held.items() if len(x) > 2}
+        self.delayed = {int(t) for t in state.members("delayed", job)}
         self.alone = {int(t) for t in state.members("alone", job)}
         self.log = [unpack(entry) for entry in state.get("log", job) or ()]
         acked = int(self.meta.get("acked", b"0"))
@@ -197,7 +200,7 @@ def check(
                 _check_counts(view)
                 _check_sets(state, job, view)
                 _check_leases(state, job, view)
-                if view.sets:
+                if view.sets or view.delayed:
                     active.add(job)
             elif view.meta["state"] == b"done":
                 assert len(view.finished) == len(view.graph), "it is done with unfinished tasks"
@@ -268,6 +271,9 @@ def _check_places(view: JobView) -> None:
         for task in tasks_:
             places[task].append(f"lease of {slot}")
     for task, found in places.items():
+        if task in view.delayed:
+            found.append("delayed")
+            assert task in view.alone, f"task {task} runs again, and not alone"
         if task in view.finished:
             assert not found, f"task {task} is finished, and in {found}"
             continue

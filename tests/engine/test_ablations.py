@@ -66,7 +66,7 @@ ABLATIONS = {
         "if plan.done[task] then return false end",
     ),
     "R2, an accepted task leaves ready sets and leases": Patch(
-        "lib/finish.lua", "if not current then evict(job, plan) end", ""
+        "lib/finish.lua", "if not whole then evict(job, plan) end", ""
     ),
     "R3, what may have run before runs alone": Patch(
         "lib/leases.lua", "if begun(task, i) then", "if false then"
@@ -94,7 +94,9 @@ ABLATIONS = {
         "do",
     ),
     "R9, nobody is charged for a finished task": Patch(
-        "unregister.lua", "if read_bits(key.finished(job), {task})[task] then return end", ""
+        "unregister.lua",
+        "if read_bits(key.finished(job), {begun})[begun] then charged = false end",
+        "",
     ),
     "R11, unregister returns the lease": Patch(
         "lib/leases.lua", "if state[2] then end_lease(", "if false then end_lease("
@@ -122,6 +124,39 @@ ABLATIONS = {
         "put_block.lua",
         "if redis.call('HSETNX', key.blocks(arg.job), arg.number, arg.payload) == 0 then return state end",
         "redis.call('HSET', key.blocks(arg.job), arg.number, arg.payload)",
+    ),
+    "R3, a task that failed runs alone": Patch(
+        "lib/retry.lua", "  redis.call('SADD', key.alone(job), try.task)\n", ""
+    ),
+    "R9, a failure with tries left is not the end": Patch(
+        "step.lua", "if failed and not again then", "if failed then"
+    ),
+    "R2, a delayed task is not ready as well": Patch(
+        "step.lua", "  if try.delay > 0 then kept[try.task] = true end\n", ""
+    ),
+    "R2, nor when its slot was killed": Patch(
+        "unregister.lua", "local kept = delayed and {[begun] = true} or {}", "local kept = {}"
+    ),
+    "R2, an accepted task is not delayed": Patch(
+        "lib/finish.lua", "    redis.call('ZREM', key.delayed(job), task)\n", ""
+    ),
+    "R12, what was delayed becomes ready": Patch(
+        "lib/take.lua", "  if careful then due = release_due(job) end", ""
+    ),
+    "R18, a job with delayed tasks is active": Patch(
+        "lib/ready.lua", "key.sets(job), key.delayed(job))", "key.sets(job))"
+    ),
+    "R18, who finds only delayed tasks is told when to look": Patch(
+        "lib/take.lua", "  if due then retry = math.min(retry or due, due) end\n", ""
+    ),
+    "H13, what was given back may be anywhere": Patch(
+        "step.lua", "current and not held[3])", "current)"
+    ),
+    "H13, only what did not begin is given back": Patch(
+        "give_back.lua", "if i <= begun then", "if i < begun then"
+    ),
+    "R6, only the lease that is meant is given back": Patch(
+        "give_back.lua", "if not job or tonumber(stored[1]) ~= seq then return 'over' end", ""
     ),
     "R18, a call leaves the idle sets": Patch("step.lua", "  leave_idle(slot)\n", ""),
     "R18, what becomes ready wakes": Patch(

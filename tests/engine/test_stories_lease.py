@@ -138,7 +138,7 @@ def test_renew_makes_no_registration(engine: Engine) -> None:
     engine.unregister(w1)
     assert engine.renew(w1, w2) == b"unknown"
     assert engine.state().members("slots") == {w2.id}
-    engine.call("unregister", worker="w", slot="", seq=-1, begun=-1, position=-1, death=b"")
+    engine.leave("w")
     before = engine.state()
     assert engine.renew(w1) == b"unknown"
     assert engine.state().difference(before) == {}
@@ -275,7 +275,7 @@ def test_a_worker_that_leaves_gives_all_its_leases_back(engine: Engine) -> None:
     job = engine.job({A: (), B: ()}, {A, B}, allowed=1)
     engine.step(w1, want=1)
     engine.step(w2, want=1)
-    engine.call("unregister", worker="w1", slot="", seq=-1, begun=-1, position=-1, death=b"")
+    engine.leave("w1")
     assert view(engine, job).sets == {"": {A, B}}
     assert engine.state().members("slots") == {other.id}
 

@@ -44,6 +44,10 @@ class Process:
     cache: dict[tuple[str, int], int] = field(default_factory=dict)
     #: Blocks until a token comes.
     idle: bool = False
+    #: It was told to look again after a while.
+    told: bool = False
+    #: What lies behind this place of the lease was given back, as its supervisor told it.
+    end: int | None = None
 
     def __repr__(self) -> str:
         return (
@@ -174,6 +178,7 @@ class World:
         self.old_calls: list[dict[str, Any]] = []
         self.greedy = self.rng.random() < 0.8
         engine.call("greet", run="first")
+        self.failing = 0.1
         self.processes = [self._start(f"w{i}") for i in range(3)]
         self.clients = [self._submit() for _ in range(self.rng.choice([1, 1, 2]))]
 
@@ -185,7 +190,7 @@ class World:
             self.happen()
         self.end_faults()
         tasks = sum(len(c.graph) for c in self.clients)
-        for _ in range(20 + 6 * tasks):
+        for _ in range(40 + 8 * tasks):
             if all(c.done for c in self.clients):
                 break
             self.turn()
@@ -219,6 +224,8 @@ class World:
             (3, lambda: self._dies(process)),
             (2, lambda: self._vanishes(process)),
             (4, lambda: self._beats(process)),
+            (6, self._given_back),
+            (3, self._time_passes),
         ]
         if self.lossy:
             kinds += [(3, self._value_lost), (2, self._save), (1, self._roll_back)]
@@ -233,6 +240,7 @@ class World:
                 self.engine.link.command(
                     "HSET", self.engine.keys("job", client.job), "frozen_at", 0
                 )
+        self.failing = 0
         for process in self.processes:
             self._beats(process)
         for process in self.processes:
@@ -244,7 +252,12 @@ class World:
             if not client.done:
                 client.act()
         acted = [self.act(process) for process in self.processes]
-        if not any(acted):
+        if not any(acted) and self._time_passes():
+            told = [process for process in self.processes if process.idle and process.told]
+            assert told, "delayed tasks are due, and no slot knows when to look"
+            for process in told:
+                self.act(process, recheck=True)
+        elif not any(acted):
             active = self.engine.state().members("active")
             assert not active, f"all slots sleep, and {active} have ready tasks"
 
@@ -261,8 +274,11 @@ class World:
                 return False
         process.idle = False
         groups: list[Any] = []
+        failure: tuple[int, bytes] | None = None
         if process.hand is not None:
             self._work(process, process.hand)
+            if process.made and self.rng.random() < self.failing:  # the last one raised
+                failure = (process.made.popitem()[0], b"boom")
             apart = {t for t in process.made if self.rng.random() < 0.4}
             values = {t: str(token).encode() for t, token in process.made.items()}
             process.slot.lease = process.hand
@@ -273,7 +289,7 @@ class World:
         want, floor = self.rng.choice([(1, 1), (2, 2), (1000, 1), (1000, 1000)])
         known = process.hand.job if process.hand else self.engine.known
         process.pending = self.engine.prepare(
-            process.slot, groups, want=want, floor=floor, known=known, rest=True
+            process.slot, groups, failure=failure, want=want, floor=floor, known=known, rest=True
         )
         if recheck and self.rng.random() < 0.5:
             return True  # it is on its way
@@ -283,7 +299,7 @@ class World:
     def _work(self, process: Process, lease: Lease) -> None:
         """Run the lease's tasks and what follows from them alone; maybe hand some back."""
         process.made = {}
-        for position, task in enumerate(lease.tasks):
+        for position, task in enumerate(lease.tasks[: process.end]):
             if position and self.rng.random() < 0.15:
                 break
             if task not in process.made:
@@ -352,7 +368,8 @@ class World:
             accepted = process.made.keys() - set(answer.refused)
             self._keep(process, {t: process.made[t] for t in accepted})
         process.pending, process.made, process.position = None, {}, -1
-        process.hand = answer.lease
+        process.hand, process.end = answer.lease, None
+        process.told = answer.retry > 0
         process.idle = answer.lease is None and answer.status == "ok"
 
     def _keep(self, process: Process, made: dict[int, int]) -> None:
@@ -372,20 +389,27 @@ class World:
             assert not changed, f"the old call {args['seq']} changes {changed}"
         if answer.status == "ok" and before is not None and before[2] < args["seq"]:
             job, tasks, _ = before
-            self.alone[job].update(set(tasks) & set(answer.refused if job == args["job"] else ()))
+            mine = set(tasks) if job == args["job"] else set()
+            failed = unpack(args["failure"])[:1] if args["failure"] else []
+            self.alone[job].update(mine & {*answer.refused, *failed})
         if answer.lease is not None:
-            self._check_lease(answer.lease)
+            self._check_lease(answer.lease, self._given_of(args["slot"], answer.lease.job))
         return answer
 
-    def _check_lease(self, lease: Lease) -> None:
+    def _check_lease(self, lease: Lease, given: list[int]) -> None:
         job, tasks = lease.job, lease.tasks
         chunk = next(c.chunk for c in self.clients if c.job == job)
         assert tasks, "a lease of nothing"
         assert chunk <= 0 or len(tasks) <= chunk, f"a lease of {tasks} at chunk size {chunk}"
-        careful = self.alone[job].intersection(tasks)
+        # A replay tells of what was given back since; others may have failed in it by now.
+        careful = self.alone[job].intersection(tasks).difference(given)
         assert not careful or (lease.alone and len(tasks) == 1), (
             f"{careful} of {tasks} must run alone"
         )
+
+    def _given_of(self, slot: str, job: str) -> list[int]:
+        lease = self.engine.link.command("HGET", self.engine.keys("leases", job), slot)
+        return unpack(lease)[2] if lease is not None and len(unpack(lease)) > 2 else []
 
     def _lease_of(self, slot: str) -> tuple[str, list[int], int] | None:
         """Return job, tasks and number of the lease that the server holds for a slot."""
@@ -395,7 +419,7 @@ class World:
         lease = self.engine.link.command("HGET", self.engine.keys("leases", job.decode()), slot)
         if lease is None:
             return None
-        seq, tasks = unpack(lease)
+        seq, tasks, *_ = unpack(lease)
         return job.decode(), tasks, seq
 
     # -- what goes wrong ------------------------------------------------------------------
@@ -455,6 +479,30 @@ class World:
             _, dead, gone, *_ = unpack(self.engine.call("recover", who="test", interval=LONG))
             assert (dead, gone) == ([], []), f"a monitor found {dead} and {gone}"
 
+    def _given_back(self) -> None:
+        """The longest lease takes long while the others act; the slot may hear of it too late."""
+        process = max(self.processes, key=lambda p: len(p.hand.tasks) if p.hand else 0)
+        others = [other for other in self.processes if other is not process]
+        for other in others * self.rng.choice([0, 1, 4]):
+            self.act(other)
+        lease, before = process.hand, self._lease_of(process.slot.id)
+        if lease is None:
+            return
+        position = self.rng.randrange(max(1, len(lease.tasks) - 1))
+        if self.engine.give_back(process.slot, position, lease.seq) != b"given":
+            return
+        assert before is not None
+        assert before[2] == lease.seq, f"lease {before[2]} is given back for {lease.seq}"
+        after = self._lease_of(process.slot.id)
+        assert after is not None
+        assert after[1] == before[1][: position + 1], f"of {before[1]} it keeps {after[1]}"
+        if self.rng.random() < 0.5:
+            process.end = position + 1
+
+    def _time_passes(self) -> bool:
+        """All delayed tasks are due; tell whether there are any."""
+        return sum(self.engine.pass_time(client.job) for client in self.clients) > 0
+
     def _beats(self, process: Process) -> None:
         """A supervisor beats; it registers again if the queue forgot it."""
         seq = process.hand.seq if process.hand else 0
@@ -476,8 +524,8 @@ class World:
             begun = list(process.made)[-1] if process.made else lease.tasks[0]
             self._lose_lease(process, upto=max(process.position, 0))
         self.engine.unregister(
-            process.slot, begun=begun, position=max(process.position, 0), death=pack(["w", -9]),
-            seq=lease.seq if lease else -1,
+            process.slot, begun=begun, position=max(process.position, 0), kind=self.rng.choice(["died", "timeout", ""]),
+            record=pack(["w", -9]), seq=lease.seq if lease else -1,
         )  # fmt: skip
         if process.pending is not None:
             if self.rng.random() < 0.5:
@@ -528,7 +576,7 @@ class World:
         chunk = rng.choice([0, 0, 1, 2, 3, -1])
         job = self.engine.create(
             inputs, outputs, block=rng.choice([3, 128]), hard=hard, chunk=chunk, allowed=10**6,
-            priority=rng.choice([0, 0, 1]), patience=rng.choice([0, LONG]), python=PYTHON,
+            retries=10**6, retry_delay=rng.choice([0, 0, LONG]), priority=rng.choice([0, 0, 1]), patience=rng.choice([0, LONG]), python=PYTHON,
             ttl=self.away.choice([0, 0, LONG]),
         )  # fmt: skip
         self.alone[job] = set()

@@ -1,5 +1,5 @@
 -- Renew the expiry of all that a job, or the queue itself, has.
--- keys: queue jobs active workers slots job answer names blocks edges consts parked finished values log alone deaths wait consumers ready tagged sets restrict leases settle news
+-- keys: queue jobs active workers slots job answer names blocks edges consts parked finished values log alone deaths tries wait consumers ready tagged sets delayed restrict leases settle news
 --
 -- One place, called at the end of each script that writes: Redis drops the expiry with a key
 -- that became empty, so a ready set that drains and fills again would otherwise live for ever.
@@ -22,7 +22,7 @@ local function renew_job(job)
     key.parked(job), key.finished(job), key.values(job),
     key.log(job), key.alone(job), key.deaths(job), key.wait(job), key.consumers(job),
     key.ready(job), key.sets(job), key.restrict(job), key.leases(job), key.settle(job),
-    key.news(job),
+    key.news(job), key.tries(job), key.delayed(job),
   }) do
     redis.call('PEXPIRE', name, life)
   end

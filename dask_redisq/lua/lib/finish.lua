@@ -1,5 +1,5 @@
 -- Accept the components of a batch, each whole or not at all: decide, then write.
--- keys: queue job finished values value consumers ready tagged sets leases log alone parked settle
+-- keys: queue job finished values value consumers ready tagged sets delayed leases log alone parked tries settle
 --@include edges
 --@include ready
 --
@@ -75,11 +75,13 @@ local function decide_lone(job, plan, group, attempt)
   local n, names, values = #plan.names, plan.names, plan.values
   for i, task in ipairs(group[TASKS]) do
     local value = group[VALUES][i]
-    if not plan.finished[task] and not plan.done[task] and value_seen(job, task, value, attempt) then
+    local open = not plan.finished[task] and not plan.done[task]
+    if open and value_seen(job, task, value, attempt) then
       accept_task(plan, task)
       n = n + 1
       names[n], values[n] = task, value
     else
+      if open then plan.unseen[#plan.unseen + 1] = task end
       plan.refused[#plan.refused + 1] = task
       plan.out[group] = plan.out[group] or {}
       plan.out[group][i] = true
@@ -94,7 +96,10 @@ local function acceptable(job, plan, group, attempt)
     named[task] = true
   end
   for i, task in ipairs(group[PUBLISHED]) do
-    if not value_seen(job, task, group[VALUES][i], attempt) then return false end
+    if not value_seen(job, task, group[VALUES][i], attempt) then
+      plan.unseen[#plan.unseen + 1] = task
+      return false
+    end
   end
   return true
 end
@@ -146,6 +151,25 @@ local function sum_accepted(plan, groups)
   return sorted_pairs(inputs), sorted_pairs(users)
 end
 
+-- Read how often the values of these tasks, stored apart, were gone before they could count.
+--
+-- A value that expires between its SET and its step on every try would be made again for ever.
+-- So these are counted like deaths, and the task gets a name. Returns the worst one, or nil.
+local function worst_unseen(job, tasks)
+  local worst
+  for _, task in ipairs(tasks) do
+    local count = tonumber(redis.call('HGET', key.tries(job), 'unseen:' .. task) or 0) + 1
+    if not worst or count > worst.count then worst = {task = task, count = count} end
+  end
+  if worst then worst.over = worst.count >= tonumber(redis.call('HGET', key.job(job), 'allowed')) end
+  return worst
+end
+
+local function count_unseen(job, tasks)
+  for _, task in ipairs(tasks) do redis.call('HINCRBY', key.tries(job), 'unseen:' .. task, 1) end
+  redis.call('PEXPIRE', key.tries(job), life_of(job))
+end
+
 -- Read everything, write nothing: what of `batch` is accepted, and what follows from it.
 local function decide_batch(job, batch, attempt)
   local groups, inputs, users = batch[1], batch[2], batch[3]
@@ -154,7 +178,7 @@ local function decide_batch(job, batch, attempt)
     for _, task in ipairs(group[TASKS]) do named[#named + 1] = task end
   end
   local plan = {
-    finished = read_bits(key.finished(job), named), done = {}, accepted = {}, refused = {},
+    finished = read_bits(key.finished(job), named), done = {}, accepted = {}, refused = {}, unseen = {},
     out = {}, inside = {}, names = {}, values = {}, outputs = {}, told = {}, more = {},
     large_input = {}, big = false,
   }
@@ -175,11 +199,12 @@ end
 
 -- Remove accepted tasks from ready sets and from the leases of others.
 --
--- Only for a batch whose lease was taken back: then its tasks may be anywhere by now.
+-- Only for a batch whose lease was taken back, all or some of it: its tasks may be anywhere by now.
 local function evict(job, plan)
   local sets = redis.call('ZRANGE', key.sets(job), 0, -1)
   for _, task in ipairs(plan.accepted) do
     redis.call('ZREM', key.ready(job), task)
+    redis.call('ZREM', key.delayed(job), task)
     for _, set in ipairs(sets) do
       redis.call('ZREM', key.tagged(job, set), task)
       if redis.call('EXISTS', key.tagged(job, set)) == 0 then
@@ -194,7 +219,7 @@ local function evict(job, plan)
       if not plan.done[task] then left[#left + 1] = task end
     end
     if #left < #lease[2] then
-      redis.call('HSET', key.leases(job), leases[i], cmsgpack.pack({lease[1], left}))
+      redis.call('HSET', key.leases(job), leases[i], cmsgpack.pack({lease[1], left, lease[3]}))
     end
   end
   settle_active(job)
@@ -240,11 +265,12 @@ local function drop_refused(job, groups, plan, attempt)
   end
 end
 
--- Write what decide_batch gave. Returns tasks now ready: {free = any slot's, near = this slot's}.
-local function write_batch(job, plan, attempt, current)
+-- Write what decide_batch gave. `whole`: the lease is still the slot's, with all its tasks.
+-- Returns tasks now ready: {free = any slot's, near = this slot's}.
+local function write_batch(job, plan, attempt, whole)
   local ready = {free = {}, near = {}}
   if #plan.accepted == 0 then return ready end
-  if not current then evict(job, plan) end
+  if not whole then evict(job, plan) end
   set_bits(key.finished(job), plan.accepted)
   redis.call('HINCRBY', key.job(job), 'finished', #plan.accepted)
   redis.call('HINCRBY', key.queue(), 'finished', #plan.accepted)

@@ -28,9 +28,9 @@ end
 
 -- Forget a slot: its lease goes back, its ready set becomes everyone's.
 --
--- Returns how many tokens to pass on, once for all slots that are gone: those that it had, or
+-- `kept`: tasks that do not become ready with the rest. Returns how many tokens to pass on, once for all slots that are gone: those that it had, or
 -- one that may have been in its hand.
-local function unregister(slot, begun)
+local function unregister(slot, begun, kept)
   if redis.call('SREM', key.slots(), slot) == 0 then return 0 end
   local state = redis.call('HMGET', key.slot(slot), 'worker', 'job')
   leave_idle(slot)
@@ -43,7 +43,7 @@ local function unregister(slot, begun)
       make_ready(job, held, '')
     end
   end
-  if state[2] then end_lease(state[2], slot, {}, begun) end
+  if state[2] then end_lease(state[2], slot, kept or {}, begun) end
   redis.call('DEL', key.slot(slot), key.wake(slot))
   if state[1] then redis.call('SREM', key.worker_slots(state[1]), slot) end
   return math.max(tokens, 1)

@@ -1,5 +1,5 @@
 -- Make tasks ready, and wake one able, idle slot for each: the only place that does either.
--- keys: queue active slots slot idle wake job ready tagged sets restrict
+-- keys: queue active slots slot idle wake job ready tagged sets delayed restrict
 --@include life
 --
 -- A token goes to a slot that is blocked and registered, or it is lost: W1, idle, found a task by
@@ -59,6 +59,12 @@ local function wake_for(job, number, count)
   end
 end
 
+-- Wake a slot for one task.
+local function wake_task(job, task)
+  local number = string.byte(redis.call('GETRANGE', key.restrict(job), task, task)) or 0
+  wake_for(job, number, 1)
+end
+
 -- Wake others for what a slot that takes nothing, or is gone, was woken for: `count` tokens.
 --
 -- W1 pops its token and is stopped in that instant: its task stays ready, and W2 sleeps to its
@@ -100,7 +106,7 @@ local function add_to_set(job, set, tasks)
   end
 end
 
--- Enter a job among those with ready tasks, as if it had just been served.
+-- Enter a job among those with ready or delayed tasks, as if it had just been served.
 --
 -- Not as "never served": a stream of small new jobs would then always come first.
 local function activate(job)
@@ -136,9 +142,9 @@ local function make_ready(job, tasks, tag)
   activate(job)
 end
 
--- Take a job off the active list if it has nothing ready.
+-- Take a job off the active list if it has nothing ready, now or later.
 local function settle_active(job)
-  if redis.call('EXISTS', key.ready(job), key.sets(job)) == 0 then
+  if redis.call('EXISTS', key.ready(job), key.sets(job), key.delayed(job)) == 0 then
     redis.call('ZREM', key.active(), job)
   end
 end

@@ -1,6 +1,7 @@
 -- Choose the job and the tasks of a slot's next lease.
--- keys: queue active slots job ready tagged sets leases alone
+-- keys: queue active slots job ready tagged sets leases alone delayed
 --@include ready
+--@include retry
 
 local LEAST, MOST = 1, 1000
 
@@ -95,10 +96,11 @@ end
 local function take_from(job, slot, tags, fresh)
   local meta = redis.call('HMGET', key.job(job), 'state', 'chunk', 'python', 'patience')
   if meta[1] ~= 'running' or not carries(tags, {meta[3]}) then return nil end
+  local careful, due = redis.call('EXISTS', key.alone(job)) == 1, nil
+  if careful then due = release_due(job) end -- what was delayed runs alone
   local backlog = redis.call('ZCARD', key.ready(job)) + redis.call('ZCARD', key.tagged(job, slot))
     + #fresh - fresh.from + 1
   local count = chunk_size(job, tonumber(meta[2]), backlog)
-  local careful = redis.call('EXISTS', key.alone(job)) == 1
   -- The short way, unless tasks wait in tagged sets: own ones, or another's for too long.
   if fresh.from <= #fresh and not careful and redis.call('EXISTS', key.sets(job)) == 0 then
     local tasks = first_of(fresh, count)
@@ -121,6 +123,7 @@ local function take_from(job, slot, tags, fresh)
     tasks, alone = pop_tagged(job, set, slot, count, careful)
     if #tasks > 0 then return {tasks, alone} end
   end
+  if due then retry = math.min(retry or due, due) end
   return nil, retry
 end
 
