@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import HERE, WorkerProcess, wait_until
+from conftest import HERE, SECRET, WorkerProcess, wait_until
 from dask.utils_test import inc
 from test_faults import Background, log_and_wait, pids
 
@@ -290,6 +291,55 @@ def test_a_detached_job_of_a_server_that_came_back_empty_is_lost(
     with pytest.raises(redisq.JobLost, match="the server lost it"):
         queue.attach(future.id)
     assert future.done()
+
+
+# What is signed.
+
+
+def test_an_answer_is_signed(
+    queue: Queue,
+    start_worker: Callable[..., WorkerProcess],
+    link: Link,
+    keys: Keys,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """With the secret it is attached; what somebody else wrote, or copied, is not unpickled."""
+    monkeypatch.setenv("DASK_REDISQ__SECRET", SECRET)
+    start_worker("test", "--nworkers", "1")
+    future = queue.compute(dask.delayed(inc)(1), detach=True)
+    assert queue.attach(future.id).result(30) == 2
+    other = queue.compute(dask.delayed(inc)(2), detach=True)
+    real, name = link.command("GET", keys("answer", other.id)), keys("answer", future.id)
+    for forged in (real, pickle.dumps(Mark(tmp_path / "mark"))):
+        link.command("SET", name, forged, "PX", 60_000)
+        with pytest.raises(redisq.BadSignature, match=future.id):
+            queue.attach(future.id)
+    assert queue.stats()["refused_payloads"] == 2
+    assert not (tmp_path / "mark").exists()
+    monkeypatch.setenv("DASK_REDISQ__SECRET", SECRET[::-1])
+    with pytest.raises(redisq.BadSignature):
+        queue.attach(other.id)
+
+
+class Mark:
+    """Its pickle makes a directory when it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_lost_output_of_a_detached_job_is_made_again(
+    queue: Queue, workers: WorkerProcess, link: Link, keys: Keys
+) -> None:
+    """One reader has it, then the value vanishes: another reader gets it all the same."""
+    future = queue.compute(dask.delayed(inc)(1), detach=True)
+    assert future.result(30) == 2
+    link.command("DEL", keys("values", future.id))
+    assert queue.attach(future.id).result(30) == 2
 
 
 # A server with an append-only file.

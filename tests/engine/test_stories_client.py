@@ -297,3 +297,24 @@ def test_an_upload_that_is_cut_short_by_the_end_of_its_job_says_so(engine: Engin
     engine.step(w1, [], failure=(A, pack(["why"])))
     assert engine.put_block(job, 1) == b"failed"
     assert engine.seal(job) == b"failed"
+
+
+def test_a_detached_job_whose_output_was_lost_goes_on(engine: Engine) -> None:
+    """It was done, and its results aged; a reader misses one: it runs again, and ages anew after that."""
+    job = done_job(engine, ttl=TTL)
+    first = engine.gather(job)
+    engine.lose_value(job, A)
+    assert engine.call("report_missing", job=job, task=-1, input=A) == b"parked"
+    meta = engine.state().mapping("job", job)
+    assert meta["state"] == b"running"
+    assert not meta.keys() & {"ended", "expiring"}
+    assert look(engine)[0] == []
+    assert engine.rebuild(job)
+    assert all(ttl > DAY for ttl in lives(engine, job).values())
+    w2 = engine.slot()
+    assert engine.step(w2).tasks == [A]
+    engine.finish(w2, A)
+    again = engine.gather(job, generation=first.generation)
+    assert again.state == "done"
+    assert set(again.values) == {A, B}
+    assert all(TTL < ttl <= TTL + UNSEEN for ttl in lives(engine, job).values())
