@@ -5,7 +5,7 @@
 --@include ending
 --@include expire
 local meta = redis.call('HMGET', key.job(arg.job), 'state', 'blocks')
-if not meta[1] then return '' end
+if meta[1] ~= 'running' then return meta[1] or '' end -- its upload stopped half way: no error of its own
 if redis.call('HLEN', key.blocks(arg.job)) ~= tonumber(meta[2]) then return 'incomplete' end
 redis.call('HSET', key.job(arg.job), 'sealed', '1')
 end_if_done(arg.job)
