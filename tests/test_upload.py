@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import WorkerProcess, wait_until
+from conftest import wait_until
 from dask.utils_test import inc
 
 import dask_redisq as redisq
