@@ -7,6 +7,7 @@ deal it out to anonymous workers (``dask-redisq-worker``) on any number of hosts
 from dask_redisq import embedded as _embedded  # noqa: F401 - serves queues without a URL
 from dask_redisq._defaults import __version__
 from dask_redisq.errors import (
+    BadURL,
     JobCancelled,
     JobFailed,
     JobLost,
@@ -32,6 +33,7 @@ __all__ = [
     "start_local_workers",
     # what can go wrong
     "RedisqError",
+    "BadURL",
     "JobCancelled",
     "JobFailed",
     "JobLost",

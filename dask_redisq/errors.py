@@ -6,6 +6,7 @@ Exceptions that a task raised are not here: they come back as their own type.
 from __future__ import annotations
 
 __all__ = [
+    "BadURL",
     "JobCancelled",
     "JobFailed",
     "JobLost",
@@ -26,6 +27,10 @@ class RedisqError(Exception):
 
 class NoServerError(RedisqError):
     """There is no Redis URL, and no server binary to start a private one."""
+
+
+class BadURL(RedisqError, ValueError):
+    """What was given as a server's URL is not one. It is a `ValueError` too."""
 
 
 class ServerUnavailable(RedisqError, ConnectionError):

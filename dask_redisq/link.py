@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 from collections import deque
 from collections.abc import Collection
@@ -17,6 +18,7 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from redis import ConnectionPool
 from redis.backoff import NoBackoff
+from redis.connection import parse_url
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
@@ -32,11 +34,11 @@ from redis.exceptions import TimeoutError as ServerTimeoutError
 from redis.retry import Retry
 
 from dask_redisq import scripts
-from dask_redisq.errors import ServerRefused, ServerUnavailable
+from dask_redisq.errors import BadURL, ServerRefused, ServerUnavailable
 from dask_redisq.keys import Keys
 from dask_redisq.tls import tls_fault, tls_hint
 
-__all__ = ["Link", "redact", "with_password"]
+__all__ = ["Link", "check_url", "redact", "with_password"]
 
 logger = logging.getLogger("dask_redisq")
 
@@ -48,24 +50,42 @@ MOST_BACKOFF = 1.0
 
 _AWAY = (ServerConnectionError, ServerTimeoutError, BusyLoadingError, ReadOnlyError, OSError)
 _REFUSED = (AuthenticationError, AuthorizationError)
+#: Options at the end of a URL, and its host without a password.
+_OPTIONS = re.compile(r"\w+=[^&?#]*(&\w+=[^&?#]*)*")
+_HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(:\d*)?(/.*)?$")
+_BAD_URL = (
+    "that is not the URL of a server. It is one of redis://[:PASSWORD@]HOST[:PORT][/DB], "
+    "rediss://... and unix://PATH; in a password, write %XX for what is special in a URL"
+)
 _BUSY_WORDS = ("BUSY", "LOADING", "READONLY", "MASTERDOWN", "TRYAGAIN")
 
 
 def redact(url: str) -> str:
-    """Return `url` without its password, for logs and messages.
+    """Return `url` without its password, for logs and messages; a URL that is none, too.
 
     >>> redact("redis://:secret@host:6379/0")
     'redis://:***@host:6379/0'
+    >>> redact("redis://:sec/ret#@host")
+    'redis://:***@host'
     """
-    # Not urlunsplit, which makes unix:/PATH of unix:///PATH.
-    base, mark, query = url.partition("?")
-    parts = urlsplit(base)
-    if parts.password is not None:
-        before, _, host = base.rpartition("@")
-        base = f"{before.rpartition(':')[0]}:***@{host}"
+    scheme, mark, rest = url.partition("://")
+    # What follows a question mark may be the rest of a password: options look like options.
+    base, question, query = rest, "", ""
+    for at in (i for i, c in enumerate(rest) if c == "?"):
+        if _OPTIONS.fullmatch(rest[at + 1 :]):
+            base, question, query = rest[:at], "?", rest[at + 1 :]
+            break
+    before, at_sign, host = base.rpartition("@")
+    if base.startswith("/"):  # a path, which may hold an @ itself
+        before, at_sign, host = "", "", base
+    if at_sign:
+        user, colon, _ = before.partition(":")
+        base = f"{user}{colon and ':***'}@{host}"
+    elif not _HOST.match(base):  # cut off within a password
+        base = f"{base.partition(':')[0]}:***"
     # ssl_password too, which opens the file of ssl_keyfile
-    options = [(k, "***" if k.endswith("password") else v) for k, v in parse_qsl(query)]
-    return base + mark + urlencode(options, safe="*/")
+    options = [(k, "***" if k.endswith("password") or "@" in v else v) for k, v in parse_qsl(query)]
+    return scheme + mark + base + question + urlencode(options, safe="*/")
 
 
 def with_password(url: str, password: str) -> str:
@@ -81,7 +101,31 @@ def with_password(url: str, password: str) -> str:
         return f"{base}?{urlencode([*options, ('password', password)])}"
     host = parts.netloc.rpartition("@")[2]
     secret = f"{parts.username or ''}:{quote(password, safe='')}@{host}"
-    return url.replace(parts.netloc, secret, 1)
+    scheme, mark, rest = url.partition("://")
+    return scheme + mark + secret + rest[len(parts.netloc) :]
+
+
+def check_url(url: str) -> str:
+    """Return `url` if it is that of a server.
+
+    Raises
+    ------
+    BadURL
+        If it is not; the message shows no password.
+    """
+    try:
+        parse_url(url)
+        parts = urlsplit(url)
+        bad = bool(parts.fragment)
+        if parts.scheme == "unix":
+            bad = bad or not parts.path
+        else:  # redis-py ignores what is no number, and takes what follows a slash for a path
+            bad = bad or not re.fullmatch(r"/?\d*/?", parts.path)
+    except (ValueError, TypeError, AttributeError):  # whose text may hold a piece of the password
+        bad = True
+    if bad:
+        raise BadURL(f"{redact(url)}: {_BAD_URL}")
+    return url
 
 
 def _tls_options(url: str) -> dict[str, Any]:
@@ -106,6 +150,8 @@ class Link:
         From any call, when the server does not answer for `patience` seconds.
     ServerRefused
         At once, when it refuses us, or we its certificate.
+    BadURL
+        When it is made, if `url` is not one.
     """
 
     def __init__(self, url: str, patience: float | None = 30.0) -> None:
@@ -117,7 +163,7 @@ class Link:
         self._tls = url.startswith("rediss:")
         tcp: dict[str, Any] = {"socket_connect_timeout": CONNECT_TIMEOUT, "socket_keepalive": True}
         pool = ConnectionPool.from_url(
-            url,
+            check_url(url),
             protocol=2,
             retry=Retry(NoBackoff(), 0),
             socket_timeout=REPLY_TIMEOUT,

@@ -187,6 +187,43 @@ def test_a_password_is_never_shown() -> None:
     assert redact(with_password("unix:///tmp/s", "pw")) == "unix:///tmp/s?password=***"
 
 
+@pytest.mark.parametrize("base", ["redis://h/0", "redis://h:1", "redis:///0", "redis://s/0"])
+@pytest.mark.parametrize("piece", ["pa#ss", "pa?ss", "pa/ss", "pa@ss", "12/ss", "a?b=ss", "a#b:ss"])
+def test_a_password_that_is_no_part_of_a_url_is_not_shown(base: str, piece: str) -> None:
+    """The error names what is wrong; neither it nor the queue shows a piece of the password."""
+    queue = Queue("test", base.replace("://", f"://:{piece}@"))
+    assert "ss" not in repr(queue)
+    if piece != "pa@ss":  # which is one, in the eyes of redis-py
+        with pytest.raises(redisq.BadURL, match="not the URL of a server") as info:
+            queue.stats()
+        assert "ss" not in str(info.value).partition("that is not")[0]
+
+
+@pytest.mark.parametrize(
+    "url", ["bogus", "http://localhost:80", "redis://localhost:port/0", "redis://h/abc", "unix://"]
+)
+def test_what_is_not_a_url_is_named(url: str) -> None:
+    """At the first use, as an error of ours that is a `ValueError` too."""
+    with pytest.raises(redisq.BadURL, match="not the URL of a server") as info:
+        Queue("test", url).stats()
+    assert isinstance(info.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("redis://redis/0", "redis://:pw@redis/0"),
+        ("rediss://s/0", "rediss://:pw@s/0"),
+        ("redis://r", "redis://:pw@r"),
+        ("redis:///0", "redis://:pw@/0"),
+        ("redis://user:old@redis/1", "redis://user:pw@redis/1"),
+    ],
+)
+def test_a_password_goes_where_the_host_is(url: str, expected: str) -> None:
+    """Though the same text may be in the scheme, or there may be no host."""
+    assert with_password(url, "pw") == expected
+
+
 def test_a_queue_without_workers_is_spoken_of_and_given_up(
     queue: Queue, link: Link, caplog: pytest.LogCaptureFixture
 ) -> None:
