@@ -138,8 +138,8 @@ def _server_url(url: str | None, password_file: TextIO | None) -> str:
     from urllib.parse import urlsplit
 
     from dask_redisq.errors import BadURL
-    from dask_redisq.link import check_url, with_password
     from dask_redisq.settings import setting
+    from dask_redisq.url import check_url, with_password
 
     if url and urlsplit(url).password:
         click.echo(_SEEN_BY_ALL, err=True)

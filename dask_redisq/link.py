@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import logging
 import os
-import re
+import socket
 import time
 from collections import deque
 from collections.abc import Collection
 from typing import Any
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from redis import ConnectionPool
 from redis.backoff import NoBackoff
-from redis.connection import parse_url
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
@@ -34,98 +33,32 @@ from redis.exceptions import TimeoutError as ServerTimeoutError
 from redis.retry import Retry
 
 from dask_redisq import scripts
-from dask_redisq.errors import BadURL, ServerRefused, ServerUnavailable
+from dask_redisq.errors import ServerRefused, ServerUnavailable
 from dask_redisq.keys import Keys
 from dask_redisq.tls import tls_fault, tls_hint
+from dask_redisq.url import check_url, redact, with_password
 
-__all__ = ["Link", "check_url", "redact", "with_password"]
+__all__ = ["Link", "redact", "with_password"]
 
 logger = logging.getLogger("dask_redisq")
 
 #: Seconds that a reply may take; longer than any blocking call here waits.
 REPLY_TIMEOUT = 15.0
 CONNECT_TIMEOUT = 5.0
+#: Bytes of a command for which the server, or the network, has REPLY_TIMEOUT.
+PIECE = 64 * 1024
+#: Bytes of a call from which it is told that it is sent again.
+BIG = 2**20
 #: Longest pause between two tries, in seconds.
 MOST_BACKOFF = 1.0
 
+#: What waits in the kernel is no progress: with megabytes there, the wait for the reply would begin
+#: long before the server has the call. (redis-py passes any option of TCP by this name.)
+_UNSENT = {socket.TCP_NOTSENT_LOWAT: 2 * PIECE} if hasattr(socket, "TCP_NOTSENT_LOWAT") else {}
+
 _AWAY = (ServerConnectionError, ServerTimeoutError, BusyLoadingError, ReadOnlyError, OSError)
 _REFUSED = (AuthenticationError, AuthorizationError)
-#: Options at the end of a URL, and its host without a password.
-_OPTIONS = re.compile(r"\w+=[^&?#]*(&\w+=[^&?#]*)*")
-_HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(:\d*)?(/.*)?$")
-_BAD_URL = (
-    "that is not the URL of a server. It is one of redis://[:PASSWORD@]HOST[:PORT][/DB], "
-    "rediss://... and unix://PATH; in a password, write %XX for what is special in a URL"
-)
 _BUSY_WORDS = ("BUSY", "LOADING", "READONLY", "MASTERDOWN", "TRYAGAIN")
-
-
-def redact(url: str) -> str:
-    """Return `url` without its password, for logs and messages; a URL that is none, too.
-
-    >>> redact("redis://:secret@host:6379/0")
-    'redis://:***@host:6379/0'
-    >>> redact("redis://:sec/ret#@host")
-    'redis://:***@host'
-    """
-    scheme, mark, rest = url.partition("://")
-    # What follows a question mark may be the rest of a password: options look like options.
-    base, question, query = rest, "", ""
-    for at in (i for i, c in enumerate(rest) if c == "?"):
-        if _OPTIONS.fullmatch(rest[at + 1 :]):
-            base, question, query = rest[:at], "?", rest[at + 1 :]
-            break
-    before, at_sign, host = base.rpartition("@")
-    if base.startswith("/"):  # a path, which may hold an @ itself
-        before, at_sign, host = "", "", base
-    if at_sign:
-        user, colon, _ = before.partition(":")
-        base = f"{user}{colon and ':***'}@{host}"
-    elif not _HOST.match(base):  # cut off within a password
-        base = f"{base.partition(':')[0]}:***"
-    # ssl_password too, which opens the file of ssl_keyfile
-    options = [(k, "***" if k.endswith("password") or "@" in v else v) for k, v in parse_qsl(query)]
-    return scheme + mark + base + question + urlencode(options, safe="*/")
-
-
-def with_password(url: str, password: str) -> str:
-    """Return `url` with `password` in it, replacing one that it had.
-
-    >>> with_password("redis://host:6379/0", "secret")
-    'redis://:secret@host:6379/0'
-    """
-    base, _, query = url.partition("?")
-    parts = urlsplit(base)
-    if parts.scheme == "unix":
-        options = [(k, v) for k, v in parse_qsl(query) if k != "password"]
-        return f"{base}?{urlencode([*options, ('password', password)])}"
-    host = parts.netloc.rpartition("@")[2]
-    secret = f"{parts.username or ''}:{quote(password, safe='')}@{host}"
-    scheme, mark, rest = url.partition("://")
-    return scheme + mark + secret + rest[len(parts.netloc) :]
-
-
-def check_url(url: str) -> str:
-    """Return `url` if it is that of a server.
-
-    Raises
-    ------
-    BadURL
-        If it is not; the message shows no password.
-    """
-    try:
-        parse_url(url)
-        parts = urlsplit(url)
-        bad = bool(parts.fragment)
-        if parts.scheme == "unix":
-            bad = bad or not parts.path
-        else:  # redis-py ignores what is no number, and takes what follows a slash for a path
-            bad = bad or not re.fullmatch(r"/?\d*/?", parts.path)
-    except (ValueError, TypeError, AttributeError):  # whose text may hold a piece of the password
-        bad = True
-    if bad:
-        raise BadURL(f"{redact(url)}: {_BAD_URL}")
-    return url
 
 
 def _tls_options(url: str) -> dict[str, Any]:
@@ -161,7 +94,11 @@ class Link:
         #: time.monotonic() since when the connection was never lost; None before the first.
         self.unbroken_since: float | None = None
         self._tls = url.startswith("rediss:")
-        tcp: dict[str, Any] = {"socket_connect_timeout": CONNECT_TIMEOUT, "socket_keepalive": True}
+        tcp: dict[str, Any] = {
+            "socket_connect_timeout": CONNECT_TIMEOUT,
+            "socket_keepalive": True,
+            "socket_keepalive_options": _UNSENT,
+        }
         pool = ConnectionPool.from_url(
             check_url(url),
             protocol=2,
@@ -216,7 +153,7 @@ class Link:
         if self.unbroken_since is None:
             return  # receive_all connects and sends
         try:
-            self._connection.send_command(*words)
+            self._write(words)
         except _AWAY:
             self._lose()
 
@@ -238,6 +175,8 @@ class Link:
                 except (*_REFUSED, *_AWAY) as error:
                     self._give_up_if_refused(error)
                     first_try = self.unbroken_since is None and not replies
+                    if not first_try:
+                        self._tell_if_big(error)
                     self._lose()
                     self._give_up_if_over(error, started, first_try=first_try)
                     time.sleep(pause)
@@ -299,7 +238,7 @@ class Link:
         self._greet(self._watched.values())
         self.unbroken_since = time.monotonic()
         for words in self._pending:
-            self._connection.send_command(*words)
+            self._write(words)
 
     def _greet(self, queues: Collection[Keys]) -> None:
         """Send the server's run id to each queue; without the right to ask it nothing is told."""
@@ -317,6 +256,17 @@ class Link:
             except NoScriptError:
                 self._ask("SCRIPT", "LOAD", script.text)
                 self._ask("EVALSHA", script.sha, 1, keys("queue"), *script.argv({"run": run}))
+
+    def _write(self, words: tuple[Any, ...]) -> None:
+        """Send a command in pieces: the socket's timeout holds for each, not for all of it."""
+        connection, pieces = self._connection, []
+        for packed in connection.pack_command(*words):
+            if len(packed) <= PIECE:
+                pieces.append(packed)
+                continue
+            view = memoryview(packed)
+            pieces += [view[i : i + PIECE] for i in range(0, len(packed), PIECE)]
+        connection.send_packed_command(pieces)
 
     def _ask(self, *words: Any) -> Any:
         self._connection.send_command(*words)
@@ -347,7 +297,7 @@ class Link:
             self._connection.send_command("SCRIPT", "LOAD", script.text)
             self._connection.read_response()
         for words in self._pending:
-            self._connection.send_command(*words)
+            self._write(words)
 
     def _give_up_if_refused(self, error: BaseException) -> None:
         if isinstance(error, _REFUSED):
@@ -367,6 +317,14 @@ class Link:
             ) from error
         if first_try:
             logger.debug("no answer from %s, trying again: %s", redact(self.url), error)
+
+    def _tell_if_big(self, error: BaseException) -> None:
+        """Say that much is sent again: over a slow network it may never arrive."""
+        size = sum(
+            len(word) for words in self._pending for word in words if isinstance(word, bytes)
+        )
+        if size >= BIG:
+            logger.warning("%s: sending %s bytes again", self._described(error), f"{size:,}")
 
     def _lose(self) -> None:
         self.unbroken_since = None

@@ -17,10 +17,11 @@ from dask.utils_test import inc
 import dask_redisq as redisq
 from dask_redisq.codec import pack
 from dask_redisq.keys import Keys
-from dask_redisq.link import Link, redact, with_password
+from dask_redisq.link import Link
 from dask_redisq.queue import Queue
 from dask_redisq.server import PrivateServer
 from dask_redisq.server_check import server_warnings
+from dask_redisq.url import redact, with_password
 
 
 @pytest.fixture(scope="module")
