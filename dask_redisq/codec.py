@@ -20,8 +20,11 @@ from typing import Any, NamedTuple
 import cloudpickle
 import msgpack
 
+from dask_redisq.errors import ValueTooLarge
+
 __all__ = [
     "LARGE",
+    "MOST_BYTES",
     "Block",
     "BlockEncoder",
     "PackedBlock",
@@ -34,6 +37,8 @@ __all__ = [
 
 #: Bytes from which a constant is stored once, apart from the blocks that use it.
 LARGE = 64 * 1024
+#: The server's limit for one string, less some room.
+MOST_BYTES = 512 * 2**20 - 1024
 #: Containers with fewer items are not looked at as constants of their own.
 MANY_ITEMS = 1024
 
@@ -122,6 +127,11 @@ class _Constants:
         return self._known[who][1] or None
 
     def _keep(self, data: bytes | memoryview) -> str:
+        if len(data) > MOST_BYTES:
+            raise ValueTooLarge(
+                f"a constant of the graph takes {len(data):,} bytes; the server holds at most "
+                f"{MOST_BYTES:,} in one value: pass smaller parts, or let tasks load it"
+            )
         digest = hashlib.blake2b(data, digest_size=16).hexdigest()
         if digest not in self._stored:
             self._stored.add(digest)
@@ -178,18 +188,27 @@ class BlockEncoder:
         ------
         Exception
             Whatever pickling raises, `TypeError` for a lock for instance.
+        ValueTooLarge
+            For a constant that no server would hold.
         """
         data, buffers, objects = self._pickle(block, around=False)
         if len(data) > LARGE:
             # Something without a buffer of its own is large: text, a list, an object. Looking at
             # every object costs a Python call for each; only blocks of this size pay for it.
             data, buffers, objects = self._pickle(block, around=True)
+        if len(data) > MOST_BYTES:
+            raise ValueTooLarge(
+                f"what {len(block.tasks)} tasks of the graph are given takes {len(data):,} bytes; "
+                f"the server holds at most {MOST_BYTES:,} in one value: let tasks load it"
+            )
         return pack([data, buffers]), buffers + objects
 
     def _pickle(self, block: Block, *, around: bool) -> tuple[bytes, list[str], list[str]]:
         if not self._by_cloudpickle:
             try:
                 packed = self._pickle_by(_PickleAround if around else pickle.Pickler, block)
+            except ValueTooLarge:
+                raise
             except Exception:
                 # cloudpickle can, or its error says why not. A lambda comes again in
                 # each block, so pickle is not tried again for this job.

@@ -22,6 +22,7 @@ from dask_redisq.errors import (
     NoWorkersError,
     RedisqError,
     TaskNotSerializable,
+    ValueTooLarge,
 )
 from dask_redisq.graph import BLOCK, Plan
 from dask_redisq.keys import Keys
@@ -177,6 +178,8 @@ class Job:
             block = self.plan.block(first)
             try:
                 payload, digests = encoder.encode(block)
+            except ValueTooLarge:
+                raise
             except Exception as why:
                 raise self._unpicklable(first, block.tasks, why) from why
             self.link.send_call(

@@ -14,7 +14,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from dask_redisq.batch import Batch, Published
-from dask_redisq.codec import Block, dumps_value
+from dask_redisq.codec import MOST_BYTES, Block, dumps_value
 from dask_redisq.errors import ValueTooLarge
 from dask_redisq.pace import EDGES, Pace
 from dask_redisq.task import kind_of, run_node, run_task
@@ -24,8 +24,6 @@ __all__ = ["Lease", "LeaseRun"]
 #: Bytes of values inside one call, and of one value inside a call.
 INLINE_TOTAL = 256 * 1024
 INLINE = 64 * 1024
-#: The server's limit for one string, less some room.
-MOST_BYTES = 512 * 2**20 - 1024
 
 
 class Lease(NamedTuple):
