@@ -259,13 +259,13 @@ class PackedBlock(NamedTuple):
         data, buffers = unpack(payload)
         return cls(data, [digest.decode() for digest in buffers])
 
-    def open(self, fetch: Callable[[str], bytes], fetch_object: Callable[[str], Any]) -> Block:
+    def open(self, fetch: Callable[[str], bytearray], fetch_object: Callable[[str], Any]) -> Block:
         """Unpickle the block.
 
         Parameters
         ----------
         fetch : callable
-            Digest -> the bytes of a constant's buffer.
+            Digest -> a constant's buffer; arrays in it are as writable as it is.
         fetch_object : callable
             Digest -> a constant that was pickled by itself.
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -37,3 +38,61 @@ def test_many_small_constants_that_no_server_holds_together_are_refused(
     dsk = {("x", i): (length, f"{i}" * 30_000) for i in range(100)}
     with pytest.raises(redisq.ValueTooLarge, match="100 tasks"):
         queue.get(dsk, list(dsk))
+
+
+def reads(link: Link) -> int:
+    """Return how many GETs the server answered since `CONFIG RESETSTAT`."""
+    stats = link.command("INFO", "commandstats").decode()
+    lines = [line for line in stats.splitlines() if line.startswith("cmdstat_get:")]
+    return sum(int(line.split("calls=")[1].split(",")[0]) for line in lines)
+
+
+def clip(a: np.ndarray) -> float:
+    """Change the argument, and return what is left of it."""
+    a[a < 0.5] = 0
+    return float(a.sum())
+
+
+@pytest.mark.usefixtures("workers")
+@pytest.mark.parametrize("size", [100, 100_000], ids=["small", "large"])
+def test_a_task_may_write_into_an_array_of_its_own(queue: Queue, size: int) -> None:
+    """A large one, too, which is stored apart; here nothing changes."""
+    array = np.linspace(0, 1, size)
+    array_before = array.copy()
+    expected = float(array[array >= 0.5].sum())
+    assert queue.get({("x", i): (clip, array) for i in range(4)}, ("x", 3)) == expected
+    assert (array == array_before).all()
+
+
+@pytest.mark.usefixtures("workers")
+def test_an_array_that_is_read_only_stays_so(queue: Queue) -> None:
+    """As under Dask's other schedulers."""
+    array = np.linspace(0, 1, 100_000)
+    array.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        queue.get({"x": (clip, array)}, "x")
+
+
+def element(a: np.ndarray, i: int) -> float:
+    """Return an element."""
+    return float(a[i])
+
+
+@pytest.mark.usefixtures("workers")
+def test_many_jobs_at_a_time_read_their_constants_once_per_slot(queue: Queue, link: Link) -> None:
+    """12 jobs that take turns, one task at a time: a slot keeps what it has of each."""
+    link.command("CONFIG", "RESETSTAT")
+    together = threading.Barrier(12)
+
+    def compute(k: int) -> None:
+        array = np.full(20_000, float(k))
+        dsk = {("x", i): (element, array, i) for i in range(40)}
+        together.wait()
+        assert queue.get(dsk, list(dsk), chunk_size=1) == (float(k),) * 40
+
+    threads = [threading.Thread(target=compute, args=(k,)) for k in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert reads(link) <= 2 * 12
