@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+from conftest import wait_until
 
 import dask_redisq as redisq
 import dask_redisq.codec as codec_module
+from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.queue import Queue
 
@@ -96,3 +100,69 @@ def test_many_jobs_at_a_time_read_their_constants_once_per_slot(queue: Queue, li
     for thread in threads:
         thread.join()
     assert reads(link) <= 2 * 12
+
+
+class Settings:
+    """An object that takes 60 kB times `k` in many small pieces."""
+
+    def __init__(self, k: int) -> None:
+        self.texts = {f"k{i}": f"{i}".rjust(900) for i in range(60 * k)}
+
+
+def hold(_i: int, _constant: Any) -> None:
+    """Take an argument that is large."""
+
+
+def held_in_closure(settings: Settings) -> Callable[..., None]:
+    """Return a function that holds it."""
+    return lambda i, _: settings.texts.clear() if i < 0 else None
+
+
+CONSTANTS: dict[str, tuple[Callable[..., None], Any]] = {
+    "instance": (hold, Settings(10)),
+    "frame": (hold, pd.DataFrame({"s": [f"{i}".rjust(200) for i in range(900)]}, dtype=object)),
+    "dict": (hold, Settings(10).texts),
+    "list": (hold, list(Settings(10).texts.values())),
+    "set": (hold, set(Settings(10).texts.values())),
+    "closure": (held_in_closure(Settings(10)), None),
+}
+
+
+@pytest.mark.parametrize(("function", "constant"), CONSTANTS.values(), ids=list(CONSTANTS))
+def test_what_many_tasks_share_is_stored_once(
+    queue: Queue, link: Link, keys: Keys, function: Callable[..., None], constant: Any
+) -> None:
+    """500 kB are one constant, whatever they are, and 1,000 tasks are small beside it."""
+    dsk = {("x", i): (function, i, constant) for i in range(1000)}
+    stored: list[int] = []
+
+    def look() -> None:
+        wait_until(lambda: link.command("ZCARD", keys("jobs")))
+        (job,) = (job.decode() for job in link.command("ZRANGE", keys("jobs"), 0, -1))
+        wait_until(lambda: link.command("HEXISTS", keys("job", job), "sealed"))
+        stored.append(link.command("SCARD", keys("consts", job)))
+        stored.append(sum(map(len, link.command("HVALS", keys("blocks", job)))))
+        link.call("cancel", keys, job=job, reason="seen")
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    with pytest.raises(redisq.JobCancelled):
+        queue.get(dsk, list(dsk))
+    thread.join()
+    assert stored[0] == 1
+    assert stored[1] < 150_000
+
+
+@pytest.mark.usefixtures("workers")
+def test_what_many_tasks_share_is_read_once_per_slot(queue: Queue, link: Link) -> None:
+    """An instance of 500 kB, in 1,000 tasks."""
+    settings = Settings(10)
+    link.command("CONFIG", "RESETSTAT")
+    dsk = {("x", i): (text_of, settings, f"k{i % 600}") for i in range(1000)}
+    assert queue.get(dsk, list(dsk)) == tuple(f"{i % 600}".rjust(900) for i in range(1000))
+    assert 1 <= reads(link) <= 2
+
+
+def text_of(settings: Settings, name: str) -> str:
+    """Return a piece of the object."""
+    return settings.texts[name]
