@@ -129,7 +129,8 @@ class _Constants:
         who = (id(thing), -1)
         if who not in self._known:
             try:
-                data = dumps(thing)
+                by_value = cloudpickle.list_registry_pickle_by_value()
+                data = cloudpickle.dumps(thing, protocol=_PROTOCOL) if by_value else dumps(thing)
             except Exception:  # only as a part of what is around it, if at all
                 data = b""
             self._known[who] = (thing, self._keep(data) if len(data) > LARGE else "")
@@ -220,7 +221,8 @@ class BlockEncoder:
 
     def __init__(self, store: Callable[[str, bytes], None]) -> None:
         self._constants = _Constants(store)
-        self._by_cloudpickle = False
+        # pickle would write what is of a module registered for that by its name.
+        self._by_cloudpickle = bool(cloudpickle.list_registry_pickle_by_value())
 
     def encode(self, block: Block) -> tuple[bytes, list[str]]:
         """Return the payload of `block`, and the digests of the constants that it uses.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import pandas as pd
 import pytest
@@ -166,3 +169,24 @@ def test_what_many_tasks_share_is_read_once_per_slot(queue: Queue, link: Link) -
 def text_of(settings: Settings, name: str) -> str:
     """Return a piece of the object."""
     return settings.texts[name]
+
+
+@pytest.fixture
+def nowhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """A module that workers cannot import, registered to travel by value."""
+    module = ModuleType("nowhere_to_be_found")
+    exec("def twice(x, *_):\n    return 2 * x", module.__dict__)  # noqa: S102
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    cloudpickle.register_pickle_by_value(module)
+    yield module
+    cloudpickle.unregister_pickle_by_value(module)
+
+
+@pytest.mark.usefixtures("workers")
+def test_a_module_that_is_registered_for_it_travels_by_value(
+    queue: Queue, nowhere: ModuleType
+) -> None:
+    """`cloudpickle.register_pickle_by_value` holds; inside a large constant, too."""
+    assert queue.get({"x": (nowhere.twice, 2)}, "x") == 4
+    dsk = {("x", i): (nowhere.twice, i, [nowhere.twice, *range(20_000)]) for i in range(3)}
+    assert queue.get(dsk, list(dsk)) == (0, 2, 4)
