@@ -112,7 +112,7 @@ def worker(
 
 
 def _queue_names(queues: tuple[str, ...]) -> tuple[str, ...]:
-    """Refuse names that no queue can have."""
+    """Refuse names that no queue can have; one that comes twice counts once."""
     from dask_redisq.keys import check_queue_name
 
     try:
@@ -120,7 +120,7 @@ def _queue_names(queues: tuple[str, ...]) -> tuple[str, ...]:
             check_queue_name(queue)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    return queues
+    return tuple(dict.fromkeys(queues))
 
 
 def _alive_expiry(seconds: float | None) -> float:
