@@ -20,7 +20,7 @@ from dask_redisq.graph import plan_graph
 from dask_redisq.job import Job, JobOptions
 from dask_redisq.keys import Keys, check_queue_name
 from dask_redisq.link import Link, redact
-from dask_redisq.registry import list_workers
+from dask_redisq.registry import list_workers, live_slots
 from dask_redisq.server_check import warn_about_server
 from dask_redisq.settings import setting
 
@@ -150,7 +150,7 @@ class Queue:
             return status.counts(link, self.keys)
 
     def wait_for_workers(self, n: int, timeout: float | None = None) -> None:
-        """Wait until `n` slots are registered.
+        """Wait until `n` slots of living workers are registered.
 
         Parameters
         ----------
@@ -168,6 +168,8 @@ class Queue:
         with self._link() as link:
             while True:
                 slots = link.command("SCARD", self.keys("slots"))
+                if slots >= n:  # perhaps some of workers that vanished
+                    slots = live_slots(link, self.keys)
                 if slots >= n:
                     return
                 if deadline is not None and time.monotonic() >= deadline:

@@ -22,6 +22,7 @@ from dask_redisq.queue import Queue
 from dask_redisq.server import PrivateServer
 from dask_redisq.server_check import server_warnings
 from dask_redisq.url import redact, with_password
+from dask_redisq.versions import python_tag
 
 
 @pytest.fixture(scope="module")
@@ -252,6 +253,38 @@ def test_workers_of_another_python_are_spoken_of(queue: Queue, link: Link, keys:
     )
     with pytest.raises(redisq.NoWorkersError, match=r"Python 3\.9\.1"):
         queue.get({"x": (inc, 1)}, "x", no_workers_timeout=1)
+
+
+def _register_slot(link: Link, keys: Keys) -> None:
+    """Register a worker and a slot whose process never calls."""
+    tags = [python_tag()]
+    info = {"name": "shadowed", "host": "h", "pid": 1, "python": "3", "tags": tags}
+    args = {"worker": "w", "info": pack(info), "slot": "s" * 16, "seq": 0, "tags": pack(tags)}
+    link.call("register", keys, expiry=60_000, **args)
+
+
+def test_a_worker_whose_slots_do_not_start_is_spoken_of(
+    queue: Queue, link: Link, keys: Keys, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is alive, and nobody can run anything: a warning after 5 s, and the time limit holds."""
+    _register_slot(link, keys)
+    with (
+        caplog.at_level(logging.WARNING, "dask_redisq"),
+        pytest.raises(redisq.NoWorkersError, match=r"shadowed.* none of their slots has started"),
+    ):
+        queue.get({"x": (inc, 1)}, "x", no_workers_timeout=6)
+    assert len([r for r in caplog.records if "none of their slots" in r.message]) == 1
+
+
+def test_slots_of_a_worker_that_vanished_are_not_waited_for(
+    queue: Queue, link: Link, keys: Keys
+) -> None:
+    """They are registered until somebody looks; its alive key is gone."""
+    _register_slot(link, keys)
+    queue.wait_for_workers(1, timeout=1)
+    link.command("DEL", keys("alive", "w"))
+    with pytest.raises(redisq.NoWorkersError, match="has 0 slots"):
+        queue.wait_for_workers(1, timeout=0.1)
 
 
 def test_a_starting_worker_without_a_server_says_so_once_and_gives_up(
