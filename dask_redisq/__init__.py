@@ -8,6 +8,7 @@ from dask_redisq import embedded as _embedded  # noqa: F401 - serves queues with
 from dask_redisq._defaults import __version__
 from dask_redisq.errors import (
     BadSignature,
+    BadURL,
     JobCancelled,
     JobFailed,
     JobLost,
@@ -39,6 +40,7 @@ __all__ = [
     # what can go wrong
     "RedisqError",
     "BadSignature",
+    "BadURL",
     "JobCancelled",
     "JobFailed",
     "JobLost",

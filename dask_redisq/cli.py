@@ -17,10 +17,6 @@ __all__ = ["main", "worker"]
 _NO_URL = (
     "no server to work for: give --url, or set redisq.url (environment variable DASK_REDISQ__URL)"
 )
-_BAD_URL = (
-    "that is not the URL of a server. It is one of redis://[:PASSWORD@]HOST[:PORT][/DB], "
-    "rediss://... and unix://PATH; in a password, write %XX for what is special in a URL"
-)
 _SEEN_BY_ALL = (
     "warning: a password in --url is visible to every user of this machine; "
     "use DASK_REDISQ__URL or --password-file"
@@ -133,7 +129,7 @@ def worker(
 
 
 def _queue_names(queues: tuple[str, ...]) -> tuple[str, ...]:
-    """Refuse names that no queue can have."""
+    """Refuse names that no queue can have; one that comes twice counts once."""
     from dask_redisq.keys import check_queue_name
 
     try:
@@ -141,7 +137,7 @@ def _queue_names(queues: tuple[str, ...]) -> tuple[str, ...]:
             check_queue_name(queue)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    return queues
+    return tuple(dict.fromkeys(queues))
 
 
 def _alive_expiry(seconds: float | None) -> float:
@@ -158,10 +154,9 @@ def _server_url(url: str | None, password_file: TextIO | None) -> str:
     """Put the server's URL together, password included."""
     from urllib.parse import urlsplit
 
-    from redis.connection import parse_url
-
-    from dask_redisq.link import with_password
+    from dask_redisq.errors import BadURL
     from dask_redisq.settings import setting
+    from dask_redisq.url import check_url, with_password
 
     if url and urlsplit(url).password:
         click.echo(_SEEN_BY_ALL, err=True)
@@ -174,10 +169,9 @@ def _server_url(url: str | None, password_file: TextIO | None) -> str:
             raise click.UsageError(f"{password_file.name}: its first line, the password, is empty")
         url = with_password(url, password)
     try:
-        parse_url(url)
-    except ValueError:  # whose text may hold a piece of the password
-        raise click.UsageError(_BAD_URL) from None
-    return url
+        return check_url(url)
+    except BadURL as error:
+        raise click.UsageError(str(error)) from None
 
 
 def _secret(url: str, file: str | None, *, allow_unsigned: bool) -> dict[str, str]:

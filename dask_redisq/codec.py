@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import cloudpickle
 import msgpack
 
+from dask_redisq.errors import ValueTooLarge
+
 __all__ = [
     "LARGE",
     "Block",
@@ -33,8 +35,14 @@ __all__ = [
 
 #: Bytes from which a constant is stored once, apart from the blocks that use it.
 LARGE = 64 * 1024
-#: Containers with fewer items are not looked at as constants of their own.
+#: Containers with fewer items, and less text in them, are not looked at as constants of their own,
+#: unless several tasks of a block share them.
 MANY_ITEMS = 1024
+FEW_ITEMS = 8
+_TEXT = (str, bytes, bytearray)
+_CONTAINERS = (list, tuple, dict, set, frozenset)
+#: Not worth a look, however often they come.
+_ATOMS = frozenset((int, float, bool, complex, type(None), type(...)))
 
 _PROTOCOL = 5
 
@@ -123,9 +131,17 @@ class _Constants:
         """Store the pickle of `thing` if that is large; return its digest, else None."""
         who = (id(thing), -1)
         if who not in self._known:
-            data = dumps(thing)
+            try:
+                by_value = cloudpickle.list_registry_pickle_by_value()
+                data = cloudpickle.dumps(thing, protocol=_PROTOCOL) if by_value else dumps(thing)
+            except Exception:  # only as a part of what is around it, if at all
+                data = b""
             self._known[who] = (thing, self._keep(data) if len(data) > LARGE else "")
         return self._known[who][1] or None
+
+    def is_small(self, thing: Any) -> bool:
+        """Tell whether `keep_object` found `thing` to be too small, before."""
+        return self._known.get((id(thing), -1), (None, None))[1] == ""
 
     def _keep(self, data: bytes | memoryview) -> str:
         digest = self._name(data)
@@ -137,22 +153,50 @@ class _Constants:
 
 def _may_be_large(thing: Any) -> bool:
     kind = type(thing)
-    if kind in (bytes, bytearray, str):
+    if kind in _TEXT:
         return len(thing) > LARGE
-    return kind in (list, tuple, dict, set, frozenset) and len(thing) >= MANY_ITEMS
+    if kind not in _CONTAINERS or len(thing) < FEW_ITEMS:
+        return False
+    return len(thing) >= MANY_ITEMS or _text_in(thing) > LARGE
+
+
+def _text_in(things: Any) -> int:
+    """Return the length of the text right inside a container."""
+    text = sum(len(x) for x in things if type(x) in _TEXT)
+    return text + _text_in(things.values()) if type(things) is dict else text
 
 
 class _Around:
-    """Leaves large objects out of a pickle; for blocks that are large without them."""
+    """Leaves large objects out of a pickle; for blocks that are large without them.
+
+    What an object takes is only known once it is pickled. That is tried with those that look
+    large, and with those that the block has several times: an instance, a data frame, a function
+    with data in its closure, in the arguments of each task.
+    """
 
     constants: _Constants
     left_out: list[str]
+    #: By id, what was seen once (held, or its id would come again), and what came again.
+    seen: dict[int, Any]
+    again: dict[int, Any]
+    #: What came again the last time.
+    shared: dict[int, Any]
 
     def persistent_id(self, thing: Any) -> str | None:
-        digest = self.constants.keep_object(thing) if _may_be_large(thing) else None
-        if digest is not None:
-            self.left_out.append(digest)
-        return digest
+        if type(thing) in _ATOMS:
+            return None
+        who = id(thing)
+        if who in self.shared or _may_be_large(thing):
+            digest = self.constants.keep_object(thing)
+            if digest is not None:
+                self.left_out.append(digest)
+            return digest
+        if who in self.seen:
+            if type(thing) not in _TEXT and not self.constants.is_small(thing):
+                self.again[who] = thing
+        else:
+            self.seen[who] = thing
+        return None
 
 
 class _PickleAround(_Around, pickle.Pickler):
@@ -177,7 +221,8 @@ class BlockEncoder:
 
     def __init__(self, store: Callable[[str, bytes], None], name: Namer) -> None:
         self._constants = _Constants(store, name)
-        self._by_cloudpickle = False
+        # pickle would write what is of a module registered for that by its name.
+        self._by_cloudpickle = bool(cloudpickle.list_registry_pickle_by_value())
 
     def encode(self, block: Block) -> tuple[bytes, list[str]]:
         """Return the payload of `block`, and the digests of the constants that it uses.
@@ -187,17 +232,28 @@ class BlockEncoder:
         Exception
             Whatever pickling raises, `TypeError` for a lock for instance.
         """
-        data, buffers, objects = self._pickle(block, around=False)
+        data, buffers, objects = self._pickle(block)
         if len(data) > LARGE:
             # Something without a buffer of its own is large: text, a list, an object. Looking at
             # every object costs a Python call for each; only blocks of this size pay for it.
-            data, buffers, objects = self._pickle(block, around=True)
+            # Most of them pay once: a second look is for what several of its tasks share.
+            shared: dict[int, Any] = {}
+            data, buffers, objects = self._pickle(block, shared)
+            if len(data) > LARGE and shared:
+                data, buffers, objects = self._pickle(block, shared)
         return pack([data, buffers]), buffers + objects
 
-    def _pickle(self, block: Block, *, around: bool) -> tuple[bytes, list[str], list[str]]:
+    def _pickle(
+        self, block: Block, shared: dict[int, Any] | None = None
+    ) -> tuple[bytes, list[str], list[str]]:
+        """Pickle a block, around what is large if `shared` is given, and add to that."""
+        around = shared is not None
         if not self._by_cloudpickle:
             try:
-                packed = self._pickle_by(_PickleAround if around else pickle.Pickler, block)
+                kind = _PickleAround if around else pickle.Pickler
+                packed = self._pickle_by(kind, block, shared)
+            except ValueTooLarge:
+                raise
             except Exception:
                 # cloudpickle can, or its error says why not. A lambda comes again in
                 # each block, so pickle is not tried again for this job.
@@ -206,9 +262,11 @@ class BlockEncoder:
                 if b"__main__" not in packed[0]:
                     return packed
                 self._by_cloudpickle = True
-        return self._pickle_by(_CloudPickleAround if around else cloudpickle.Pickler, block)
+        return self._pickle_by(_CloudPickleAround if around else cloudpickle.Pickler, block, shared)
 
-    def _pickle_by(self, kind: Any, block: Block) -> tuple[bytes, list[str], list[str]]:
+    def _pickle_by(
+        self, kind: Any, block: Block, shared: dict[int, Any] | None
+    ) -> tuple[bytes, list[str], list[str]]:
         buffers: list[str] = []
         objects: list[str] = []
 
@@ -223,7 +281,10 @@ class BlockEncoder:
         pickler = kind(stream, protocol=_PROTOCOL, buffer_callback=keep)
         if isinstance(pickler, _Around):
             pickler.constants, pickler.left_out = self._constants, objects
+            pickler.seen, pickler.again, pickler.shared = {}, {}, shared or {}
         pickler.dump(tuple(block))
+        if isinstance(pickler, _Around) and shared is not None:
+            shared.update(pickler.again)
         return stream.getvalue(), buffers, objects
 
 
@@ -248,13 +309,13 @@ class PackedBlock(NamedTuple):
         data, buffers = unpack(payload)
         return cls(data, [digest.decode() for digest in buffers])
 
-    def open(self, fetch: Callable[[str], bytes], fetch_object: Callable[[str], Any]) -> Block:
+    def open(self, fetch: Callable[[str], bytearray], fetch_object: Callable[[str], Any]) -> Block:
         """Unpickle the block.
 
         Parameters
         ----------
         fetch : callable
-            Digest -> the bytes of a constant's buffer.
+            Digest -> a constant's buffer; arrays in it are as writable as it is.
         fetch_object : callable
             Digest -> a constant that was pickled by itself.
         """

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 __all__ = [
     "BadSignature",
+    "BadURL",
     "JobCancelled",
     "JobFailed",
     "JobLost",
@@ -30,6 +31,10 @@ class RedisqError(Exception):
 
 class NoServerError(RedisqError):
     """There is no Redis URL, and no server binary to start a private one."""
+
+
+class BadURL(RedisqError, ValueError):
+    """What was given as a server's URL is not one. It is a `ValueError` too."""
 
 
 class ServerUnavailable(RedisqError, ConnectionError):

@@ -128,6 +128,10 @@ class LeaseRun:
         """Tell whether to report now and hand the rest of the lease back, instead of `task`."""
         if not self.go_on():
             return True
+        if len(self.made) >= self._most:
+            # Continuation took the rest's room. Depth first it frees memory, and publishes less
+            # than the leased tasks first would: these go back, un-begun, for the next lease.
+            return True
         if self._edges > EDGES:
             return True  # no call counts more, whatever the chunk size
         if self.lease.chunk != 0:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from collections import deque
 from collections.abc import Collection
 from typing import Any
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from redis import ConnectionPool
 from redis.backoff import NoBackoff
@@ -35,6 +36,7 @@ from dask_redisq import scripts
 from dask_redisq.errors import ServerFull, ServerRefused, ServerUnavailable
 from dask_redisq.keys import Keys
 from dask_redisq.tls import tls_fault, tls_hint
+from dask_redisq.url import check_url, redact, with_password
 
 __all__ = ["Link", "redact", "with_password"]
 
@@ -43,8 +45,16 @@ logger = logging.getLogger("dask_redisq")
 #: Seconds that a reply may take; longer than any blocking call here waits.
 REPLY_TIMEOUT = 15.0
 CONNECT_TIMEOUT = 5.0
+#: Bytes of a command for which the server, or the network, has REPLY_TIMEOUT.
+PIECE = 64 * 1024
+#: Bytes of a call from which it is told that it is sent again.
+BIG = 2**20
 #: Longest pause between two tries, in seconds.
 MOST_BACKOFF = 1.0
+
+#: What waits in the kernel is no progress: with megabytes there, the wait for the reply would begin
+#: long before the server has the call. (redis-py passes any option of TCP by this name.)
+_UNSENT = {socket.TCP_NOTSENT_LOWAT: 2 * PIECE} if hasattr(socket, "TCP_NOTSENT_LOWAT") else {}
 
 _AWAY = (ServerConnectionError, ServerTimeoutError, BusyLoadingError, ReadOnlyError, OSError)
 _REFUSED = (AuthenticationError, AuthorizationError, NoPermissionError)
@@ -61,39 +71,6 @@ _BUSY_WORDS = (
     "MASTERDOWN",
     "TRYAGAIN",
 )
-
-
-def redact(url: str) -> str:
-    """Return `url` without its password, for logs and messages.
-
-    >>> redact("redis://:secret@host:6379/0")
-    'redis://:***@host:6379/0'
-    """
-    # Not urlunsplit, which makes unix:/PATH of unix:///PATH.
-    base, mark, query = url.partition("?")
-    parts = urlsplit(base)
-    if parts.password is not None:
-        before, _, host = base.rpartition("@")
-        base = f"{before.rpartition(':')[0]}:***@{host}"
-    # ssl_password too, which opens the file of ssl_keyfile
-    options = [(k, "***" if k.endswith("password") else v) for k, v in parse_qsl(query)]
-    return base + mark + urlencode(options, safe="*/")
-
-
-def with_password(url: str, password: str) -> str:
-    """Return `url` with `password` in it, replacing one that it had.
-
-    >>> with_password("redis://host:6379/0", "secret")
-    'redis://:secret@host:6379/0'
-    """
-    base, _, query = url.partition("?")
-    parts = urlsplit(base)
-    if parts.scheme == "unix":
-        options = [(k, v) for k, v in parse_qsl(query) if k != "password"]
-        return f"{base}?{urlencode([*options, ('password', password)])}"
-    host = parts.netloc.rpartition("@")[2]
-    secret = f"{parts.username or ''}:{quote(password, safe='')}@{host}"
-    return url.replace(parts.netloc, secret, 1)
 
 
 def _tls_options(url: str) -> dict[str, Any]:
@@ -118,6 +95,8 @@ class Link:
         From any call, when the server does not answer for `patience` seconds.
     ServerRefused
         At once, when it refuses us, or we its certificate.
+    BadURL
+        When it is made, if `url` is not one.
     """
 
     def __init__(self, url: str, patience: float | None = 30.0) -> None:
@@ -127,9 +106,13 @@ class Link:
         #: time.monotonic() since when the connection was never lost; None before the first.
         self.unbroken_since: float | None = None
         self._tls = url.startswith("rediss:")
-        tcp: dict[str, Any] = {"socket_connect_timeout": CONNECT_TIMEOUT, "socket_keepalive": True}
+        tcp: dict[str, Any] = {
+            "socket_connect_timeout": CONNECT_TIMEOUT,
+            "socket_keepalive": True,
+            "socket_keepalive_options": _UNSENT,
+        }
         pool = ConnectionPool.from_url(
-            url,
+            check_url(url),
             protocol=2,
             retry=Retry(NoBackoff(), 0),
             socket_timeout=REPLY_TIMEOUT,
@@ -182,7 +165,7 @@ class Link:
         if self.unbroken_since is None:
             return  # receive_all connects and sends
         try:
-            self._connection.send_command(*words)
+            self._write(words)
         except _AWAY:
             self._lose()
         except BaseException:
@@ -210,6 +193,8 @@ class Link:
                 except (*_REFUSED, *_AWAY) as error:
                     self._give_up_if_refused(error)
                     first_try = self.unbroken_since is None and not replies
+                    if not first_try:
+                        self._tell_if_big(error)
                     self._lose()
                     self._give_up_if_over(error, started, first_try=first_try)
                     time.sleep(pause)
@@ -271,7 +256,7 @@ class Link:
         self._greet(self._watched.values())
         self.unbroken_since = time.monotonic()
         for words in self._pending:
-            self._connection.send_command(*words)
+            self._write(words)
 
     def _greet(self, queues: Collection[Keys]) -> None:
         """Send the server's run id to each queue; without the right to do so nothing is told."""
@@ -294,6 +279,17 @@ class Link:
             if str(error).startswith(_BUSY_WORDS):
                 raise ServerConnectionError(str(error)) from error
             logger.debug("the queues are not told of the server's run: %s", error)
+
+    def _write(self, words: tuple[Any, ...]) -> None:
+        """Send a command in pieces: the socket's timeout holds for each, not for all of it."""
+        connection, pieces = self._connection, []
+        for packed in connection.pack_command(*words):
+            if len(packed) <= PIECE:
+                pieces.append(packed)
+                continue
+            view = memoryview(packed)
+            pieces += [view[i : i + PIECE] for i in range(0, len(packed), PIECE)]
+        connection.send_packed_command(pieces)
 
     def _ask(self, *words: Any) -> Any:
         self._connection.send_command(*words)
@@ -330,7 +326,7 @@ class Link:
             self._connection.send_command("SCRIPT", "LOAD", script.text)
             self._connection.read_response()
         for words in self._pending:
-            self._connection.send_command(*words)
+            self._write(words)
 
     def _give_up_if_refused(self, error: BaseException) -> None:
         if isinstance(error, NoPermissionError):
@@ -355,6 +351,14 @@ class Link:
             ) from error
         if first_try:
             logger.debug("no answer from %s, trying again: %s", redact(self.url), error)
+
+    def _tell_if_big(self, error: BaseException) -> None:
+        """Say that much is sent again: over a slow network it may never arrive."""
+        size = sum(
+            len(word) for words in self._pending for word in words if isinstance(word, bytes)
+        )
+        if size >= BIG:
+            logger.warning("%s: sending %s bytes again", self._described(error), f"{size:,}")
 
     def _lose(self) -> None:
         self.unbroken_since = None

@@ -14,8 +14,10 @@ from dask_redisq.trust import BLOCK, UNSIGNED, VALUE, Seal, Signer
 
 __all__ = ["JobMemory", "MissingInput", "SlotMemory"]
 
-#: Jobs whose blocks and constants are kept.
+#: Jobs whose blocks and constants are kept; with more, those that ended are forgotten.
 JOBS = 8
+#: Bytes of constants that are kept, over all jobs; more for a single one.
+MOST_BYTES = 2**30
 #: Blocks kept of one job.
 BLOCKS = 256
 #: Fields in one HMGET.
@@ -39,7 +41,9 @@ class JobMemory:
         self._job = job
         self.seal = seal
         self.blocks: OrderedDict[int, Block] = OrderedDict()
-        self._buffers: dict[str, bytes] = {}
+        #: Bytes of its constants that are here.
+        self.size = 0
+        self._buffers: dict[str, bytearray] = {}
         self._objects: dict[str, Any] = {}
 
     def load_blocks(self, numbers: list[int]) -> None:
@@ -67,23 +71,30 @@ class JobMemory:
         while len(self.blocks) > max(BLOCKS, len(numbers)):
             self.blocks.popitem(last=False)
 
-    def _buffer(self, digest: str) -> bytes:
-        found = self._buffers.get(digest)
-        if found is None:
-            found = self._link.command("GET", self._keys("const", self._job, digest))
-            if found is None:
-                raise LookupError(
-                    f"constant {digest} of job {self._job} is gone: the job has ended"
-                )
-            self.seal.check_constant(digest, found)
-            self._buffers[digest] = found
-        return found
+    def is_there(self) -> tuple[str, str]:
+        """Return the command that tells whether the job is on the server."""
+        return ("EXISTS", self._keys("job", self._job))
+
+    def _buffer(self, digest: str) -> bytearray:
+        # Not bytes: an array in it would be read-only, which a small one, inside a pickle, is not.
+        # The tasks of the job that run here share it, as threads share the object itself: one copy
+        # for each slot and job, 0.1 s for 100 MB.
+        if digest not in self._buffers:
+            self._buffers[digest] = bytearray(self._fetch(digest))
+        return self._buffers[digest]
 
     def _object(self, digest: str) -> Any:
         if digest not in self._objects:
-            self._objects[digest] = loads(self._buffer(digest))
-            del self._buffers[digest]
+            self._objects[digest] = loads(self._fetch(digest))
         return self._objects[digest]
+
+    def _fetch(self, digest: str) -> bytes:
+        found: bytes | None = self._link.command("GET", self._keys("const", self._job, digest))
+        if found is None:
+            raise LookupError(f"constant {digest} of job {self._job} is gone: the job has ended")
+        self.seal.check_constant(digest, found)
+        self.size += len(found)
+        return found
 
 
 class SlotMemory:
@@ -99,11 +110,21 @@ class SlotMemory:
         """Turn to `job` and return what is known of it."""
         self.values.turn_to(job, epoch)
         if job not in self._jobs:
+            self._make_room()
             self._jobs[job] = JobMemory(self._link, keys, job, self._signer.seal(keys.queue, job))
-            while len(self._jobs) > JOBS:
-                self._jobs.popitem(last=False)
         self._jobs.move_to_end(job)
         return self._jobs[job]
+
+    def _make_room(self) -> None:
+        """Forget jobs that ended, if there are many, and then some that were not used for long."""
+        if len(self._jobs) >= JOBS:
+            for memory in self._jobs.values():
+                self._link.send(*memory.is_there())
+            for job, there in zip(list(self._jobs), self._link.receive_all(), strict=True):
+                if not there:
+                    del self._jobs[job]
+        while sum(memory.size for memory in self._jobs.values()) > MOST_BYTES:
+            self._jobs.popitem(last=False)
 
     def fetch_values(self, keys: Keys, job: str, tasks: list[int]) -> dict[int, Any]:
         """Return the values of `tasks`, from memory or the server; what is missing is left out.

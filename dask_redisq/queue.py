@@ -16,7 +16,7 @@ from dask_redisq.future import Future, attach, cancel_job
 from dask_redisq.keys import Keys, check_queue_name
 from dask_redisq.link import redact
 from dask_redisq.pool import Pool
-from dask_redisq.registry import list_workers
+from dask_redisq.registry import list_workers, live_slots
 from dask_redisq.removal import remove_queue
 from dask_redisq.settings import setting
 
@@ -244,7 +244,7 @@ class Queue:
             return status.jobs(link, self.keys)
 
     def wait_for_workers(self, n: int, timeout: float | None = None) -> None:
-        """Wait until `n` slots are registered.
+        """Wait until `n` slots of living workers are registered.
 
         Parameters
         ----------
@@ -262,6 +262,8 @@ class Queue:
         with self._pool.lend() as link:
             while True:
                 slots = link.command("SCARD", self.keys("slots"))
+                if slots >= n:  # perhaps some of workers that vanished
+                    slots = live_slots(link, self.keys)
                 if slots >= n:
                     return
                 if deadline is not None and time.monotonic() >= deadline:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Any
 
 from dask_redisq.codec import unpack
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 
-__all__ = ["able_workers", "list_workers"]
+__all__ = ["able_workers", "list_workers", "live_slots"]
 
 
 def _text(thing: Any) -> Any:
@@ -35,8 +35,13 @@ def list_workers(link: Link, keys: Keys) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["name"], row["id"]))
 
 
+def live_slots(link: Link, keys: Keys) -> int:
+    """Return how many slots are registered of workers whose alive key is there."""
+    return sum(len(row["slots"]) for row in list_workers(link, keys))
+
+
 def able_workers(
-    link: Link, keys: Keys, python: str, wanted: Iterable[frozenset[str]]
+    link: Link, keys: Keys, python: str, wanted: Collection[frozenset[str]]
 ) -> str | None:
     """Return what is lacking to run tasks of this Python and these restrictions; None if nothing.
 
@@ -44,21 +49,34 @@ def able_workers(
     ----------
     python : str
         The tag of the client's Python.
-    wanted : iterable of frozenset of str
+    wanted : collection of frozenset of str
         For each restriction, the tags of which a slot must carry one.
     """
     rows = list_workers(link, keys)
     if not rows:
         start = f"dask-redisq-worker {keys.queue} --url URL"
         return f"queue {keys.queue!r} has no workers. Start some: {start}"
-    fitting = [set(row["tags"]) for row in rows if python in row["tags"]]
+    fitting = [row for row in rows if python in row["tags"]]
     if not fitting:
         others = sorted({row["python"] for row in rows})
         return (
             f"queue {keys.queue!r} has workers of Python {', '.join(others)}, and this client is "
             f"{python}: pickled functions need the same minor version"
         )
-    for tags in wanted:
-        if not any(tags & carried for carried in fitting):
+    for tags in wanted or [frozenset([python])]:
+        able = [row for row in fitting if not tags.isdisjoint(row["tags"])]
+        if not able:
             return f"no worker of queue {keys.queue!r} carries any of the tags {sorted(tags)}"
+        if not any(_has_started(link, keys, slot) for row in able for slot in row["slots"]):
+            names = ", ".join(sorted({row["name"] for row in able}))
+            return (
+                f"workers are registered on queue {keys.queue!r} ({names}), but none of their "
+                "slots has started: see the worker's log"
+            )
     return None
+
+
+def _has_started(link: Link, keys: Keys, slot: str) -> bool:
+    """Tell whether a slot ever called: its supervisor registers it before its process is there."""
+    seq = link.command("HGET", keys("slot", slot), "seq")
+    return int(seq or 0) > 0

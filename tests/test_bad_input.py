@@ -17,10 +17,12 @@ from dask.utils_test import inc
 import dask_redisq as redisq
 from dask_redisq.codec import pack
 from dask_redisq.keys import Keys
-from dask_redisq.link import Link, redact, with_password
+from dask_redisq.link import Link
 from dask_redisq.queue import Queue
 from dask_redisq.server import PrivateServer
 from dask_redisq.server_check import server_warnings
+from dask_redisq.url import redact, with_password
+from dask_redisq.versions import python_tag
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +190,43 @@ def test_a_password_is_never_shown() -> None:
     assert redact(with_password("unix:///tmp/s", "pw")) == "unix:///tmp/s?password=***"
 
 
+@pytest.mark.parametrize("base", ["redis://h/0", "redis://h:1", "redis:///0", "redis://s/0"])
+@pytest.mark.parametrize("piece", ["pa#ss", "pa?ss", "pa/ss", "pa@ss", "12/ss", "a?b=ss", "a#b:ss"])
+def test_a_password_that_is_no_part_of_a_url_is_not_shown(base: str, piece: str) -> None:
+    """The error names what is wrong; neither it nor the queue shows a piece of the password."""
+    queue = Queue("test", base.replace("://", f"://:{piece}@"))
+    assert "ss" not in repr(queue)
+    if piece != "pa@ss":  # which is one, in the eyes of redis-py
+        with pytest.raises(redisq.BadURL, match="not the URL of a server") as info:
+            queue.stats()
+        assert "ss" not in str(info.value).partition("that is not")[0]
+
+
+@pytest.mark.parametrize(
+    "url", ["bogus", "http://localhost:80", "redis://localhost:port/0", "redis://h/abc", "unix://"]
+)
+def test_what_is_not_a_url_is_named(url: str) -> None:
+    """At the first use, as an error of ours that is a `ValueError` too."""
+    with pytest.raises(redisq.BadURL, match="not the URL of a server") as info:
+        Queue("test", url).stats()
+    assert isinstance(info.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("redis://redis/0", "redis://:pw@redis/0"),
+        ("rediss://s/0", "rediss://:pw@s/0"),
+        ("redis://r", "redis://:pw@r"),
+        ("redis:///0", "redis://:pw@/0"),
+        ("redis://user:old@redis/1", "redis://user:pw@redis/1"),
+    ],
+)
+def test_a_password_goes_where_the_host_is(url: str, expected: str) -> None:
+    """Though the same text may be in the scheme, or there may be no host."""
+    assert with_password(url, "pw") == expected
+
+
 def test_a_queue_without_workers_is_spoken_of_and_given_up(
     queue: Queue, link: Link, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -215,6 +254,38 @@ def test_workers_of_another_python_are_spoken_of(queue: Queue, link: Link, keys:
     )
     with pytest.raises(redisq.NoWorkersError, match=r"Python 3\.9\.1"):
         queue.get({"x": (inc, 1)}, "x", no_workers_timeout=1)
+
+
+def _register_slot(link: Link, keys: Keys) -> None:
+    """Register a worker and a slot whose process never calls."""
+    tags = [python_tag()]
+    info = {"name": "shadowed", "host": "h", "pid": 1, "python": "3", "tags": tags}
+    args = {"worker": "w", "info": pack(info), "slot": "s" * 16, "seq": 0, "tags": pack(tags)}
+    link.call("register", keys, expiry=60_000, **args)
+
+
+def test_a_worker_whose_slots_do_not_start_is_spoken_of(
+    queue: Queue, link: Link, keys: Keys, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is alive, and nobody can run anything: a warning after 5 s, and the time limit holds."""
+    _register_slot(link, keys)
+    with (
+        caplog.at_level(logging.WARNING, "dask_redisq"),
+        pytest.raises(redisq.NoWorkersError, match=r"shadowed.* none of their slots has started"),
+    ):
+        queue.get({"x": (inc, 1)}, "x", no_workers_timeout=6)
+    assert len([r for r in caplog.records if "none of their slots" in r.message]) == 1
+
+
+def test_slots_of_a_worker_that_vanished_are_not_waited_for(
+    queue: Queue, link: Link, keys: Keys
+) -> None:
+    """They are registered until somebody looks; its alive key is gone."""
+    _register_slot(link, keys)
+    queue.wait_for_workers(1, timeout=1)
+    link.command("DEL", keys("alive", "w"))
+    with pytest.raises(redisq.NoWorkersError, match="has 0 slots"):
+        queue.wait_for_workers(1, timeout=0.1)
 
 
 @pytest.mark.usefixtures("secret")

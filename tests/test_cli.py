@@ -92,6 +92,11 @@ def test_a_worker_does_what_it_is_told() -> None:
     )
 
 
+def test_a_queue_that_is_named_twice_is_served_once() -> None:
+    """In the order of the first names: the slots' calls to one queue have one count."""
+    assert options_of("b", "a", "b", "--url", URL).queues == ("b", "a")
+
+
 @pytest.mark.parametrize("password", ["secret", "a/b@c:d %41"])
 def test_a_password_may_come_from_a_file(password: str, tmp_path: Path) -> None:
     """The first line of it, as it is; the URL gets it in a URL's spelling."""

@@ -22,7 +22,7 @@ PACKAGE = "dask_redisq"
 LAYERS: list[tuple[str, ...]] = [
     # plain: words, settings, decisions without I/O
     ("_defaults", "errors", "keys", "keeper", "order", "cache", "pace", "page", "task", "versions"),
-    ("settings", "scripts", "codec", "record", "tls", "trust", "output", "guard"),
+    ("settings", "scripts", "codec", "record", "tls", "url", "trust", "output", "guard"),
     ("remote_error", "graph", "batch", "recount", "dask_input", "answer"),
     ("lease", "watch", "options"),
     ("verdict",),

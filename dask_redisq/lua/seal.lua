@@ -6,6 +6,7 @@
 --@include ending
 --@include expire
 local meta = redis.call('HMGET', key.job(arg.job), 'state', 'blocks')
+-- Of a job that ended, the upload stopped half way: that is no error of its own.
 if meta[1] ~= 'running' then return meta[1] or '' end
 write_when_full()
 if redis.call('HLEN', key.blocks(arg.job)) ~= tonumber(meta[2]) then return 'incomplete' end

@@ -139,6 +139,19 @@ def test_a_server_that_forgot_part_of_the_upload_is_given_it_again(
     nothing_left(mortal.url)
 
 
+def test_a_server_that_comes_back_empty_is_given_what_is_missing(
+    mortal: MortalServer, far: Queue, tmp_path: Path
+) -> None:
+    """Row 22: the graph is still with its client; the workers register again by themselves."""
+    job = Computing(far, tmp_path)
+    wait_until(lambda: job.done() > job.tasks // 2)
+    mortal.kill()
+    mortal.replace(None)
+    mortal.start()
+    job.check()
+    nothing_left(mortal.url)
+
+
 @pytest.mark.parametrize("words", [["SCRIPT", "FLUSH"], ["CLIENT", "KILL", "TYPE", "normal"]])
 def test_flushed_scripts_and_killed_connections_are_not_seen(
     mortal: MortalServer, far: Queue, tmp_path: Path, words: list[str]
