@@ -480,7 +480,7 @@ def test_monitors_renew_the_large_values_of_a_detached_job(
     both = dask.delayed(lambda a, _: len(a))(large, dask.delayed(log_and_wait)(log, gate))
     future = queue.compute(both, detach=True)
     wait_until(lambda: len(pids(log)) == 1)
-    wait_until(lambda: [n for n in job_keys(link, future.id) if b":value:" in n])
+    wait_until(lambda: link.command("HLEN", keys("values", future.id)) == 1)  # accepted
     (name,) = [n for n in job_keys(link, future.id) if b":value:" in n]
     link.command("PEXPIRE", name, 60_000)
     link.command("DEL", keys("monitor"))
