@@ -345,29 +345,31 @@ def test_a_helper_keeps_the_lease_and_ends_with_its_last_job(
     assert is_gone(helper)
 
 
-def hold_the_gil(gate: str) -> int:
-    """Let nobody else run in this process: C code that never gives the GIL away."""
-    Path(gate).touch()
-    return int(pow(3, 8_000_000) % 7)
+def be_busy(began: Path, over: Path) -> str:
+    """Compute, in the one thread of this process, until it is told that it is over."""
+    began.touch()
+    while not over.exists():
+        pow(3, 1_000_000)
+    return "heavy"
 
 
 class Heavy:
-    """A result of which the unpickling holds the GIL for longer than a lease."""
+    """A result of which the unpickling takes as long as a test wants."""
 
-    def __init__(self, gate: str) -> None:
-        self.gate = gate
+    def __init__(self, began: Path, over: Path) -> None:
+        self.began, self.over = began, over
 
     def __reduce__(self) -> Any:
-        return hold_the_gil, (self.gate,)
+        return be_busy, (self.began, self.over)
 
 
-def make_heavy(log: Path, gate: Path, began: Path) -> Heavy:
+def make_heavy(log: Path, gate: Path, began: Path, over: Path) -> Heavy:
     """Wait for the gate, and return what takes long to unpickle."""
     log_and_wait(log, gate)
-    return Heavy(str(began))
+    return Heavy(began, over)
 
 
-def test_a_client_that_holds_the_gil_keeps_its_lease(
+def test_a_client_that_unpickles_for_long_keeps_its_lease(
     queue: Queue,
     start_worker: Callable[..., WorkerProcess],
     link: Link,
@@ -380,28 +382,45 @@ def test_a_client_that_holds_the_gil_keeps_its_lease(
     start_worker("test", "--nworkers", "2", env=env)
     queue.wait_for_workers(2, timeout=20)
     code, log, gate = waiting(tmp_path)
-    late, began, other = tmp_path / "late", tmp_path / "began", tmp_path / "other"
+    late, began, over, other = (tmp_path / name for name in ("late", "began", "over", "other"))
     code += f"""
-dsk = {{"heavy": (make_heavy, Path(LOG), Path(GATE), Path({str(began)!r})),
-       "late": (log_and_wait, Path({str(other)!r}), Path({str(late)!r}))}}
-print(queue.get(dsk, ["heavy", "late"]))
+heavy = (make_heavy, Path(LOG), Path(GATE), Path({str(began)!r}), Path({str(over)!r}))
+late = (log_and_wait, Path({str(other)!r}), Path({str(late)!r}))
+print(*queue.get({{"heavy": heavy, "late": late}}, ["heavy", "late"]))
 """
     client = start_client(code, DASK_REDISQ__CLIENT_LEASE="1")
     wait_until(lambda: len(pids(log)) == 1, timeout=20)
-    wait_until(client.helpers)
+    wait_until(lambda: [p for p in client.helpers() if p.num_threads() > 1])  # it is up
     (row,) = queue.jobs()
-    name = keys("client", row["id"])
-    psutil.Process(client.process.pid).suspend()  # it speaks for a busy client, not a stopped one
-    wait_until(lambda: not link.command("EXISTS", name))
-    link.call("renew_client", keys, job=row["id"])
-    psutil.Process(client.process.pid).resume()
     gate.touch()
     wait_until(began.exists)
-    link.command("DEL", name)
-    wait_until(lambda: link.command("EXISTS", name))
+    name = keys("client", row["id"])
+    for _ in range(6):  # two leases
+        wait_until(lambda: link.command("PTTL", name) < 800)
+        wait_until(lambda: link.command("PTTL", name) > 900)
+    over.touch()
     late.touch()
-    assert str(pids(other)[0]) in client.output()
+    assert client.output() == f"heavy {pids(other)[0]}"
     assert len(pids(log)) == len(pids(other)) == 1
+
+
+def test_a_helper_does_not_speak_for_a_stopped_client(
+    queue: Queue,
+    link: Link,
+    keys: Keys,
+    start_client: Callable[..., Client],
+    tmp_path: Path,
+) -> None:
+    """It may never go on, and its job would hold the workers; it is heard of again when it does."""
+    code, _, _ = waiting(tmp_path)
+    client = start_client(code + WAITING, DASK_REDISQ__CLIENT_LEASE="1")
+    wait_until(lambda: len(queue.jobs()) == 1, timeout=20)
+    wait_until(client.helpers)
+    (row,) = queue.jobs()
+    psutil.Process(client.process.pid).suspend()
+    wait_until(lambda: not link.command("EXISTS", keys("client", row["id"])))
+    psutil.Process(client.process.pid).resume()
+    wait_until(lambda: link.command("EXISTS", keys("client", row["id"])))
 
 
 def test_a_helper_ends_with_its_killed_client(
@@ -461,7 +480,7 @@ def test_monitors_renew_the_large_values_of_a_detached_job(
     both = dask.delayed(lambda a, _: len(a))(large, dask.delayed(log_and_wait)(log, gate))
     future = queue.compute(both, detach=True)
     wait_until(lambda: len(pids(log)) == 1)
-    wait_until(lambda: [n for n in job_keys(link, future.id) if b":value:" in n])
+    wait_until(lambda: link.command("HLEN", keys("values", future.id)) == 1)  # accepted
     (name,) = [n for n in job_keys(link, future.id) if b":value:" in n]
     link.command("PEXPIRE", name, 60_000)
     link.command("DEL", keys("monitor"))

@@ -342,6 +342,41 @@ def test_a_lost_output_of_a_detached_job_is_made_again(
     assert queue.attach(future.id).result(30) == 2
 
 
+def test_a_repair_by_one_reader_takes_nothing_from_another(
+    queue: Queue, workers: WorkerProcess, link: Link, keys: Keys, tmp_path: Path
+) -> None:
+    """H48: a reader has one of two outputs and rebuilds the job; who comes later gets both."""
+    x, log, gate = gated(tmp_path)
+    future = queue.compute(dask.delayed(inc)(1), x, detach=True)
+    reader = Background(future.result)
+    wait_until(lambda: link.command("LLEN", keys("log", future.id)) == 1)
+    job = keys("job", future.id)
+    wait_until(lambda: link.command("HEXISTS", job, "waiting"))  # it has what there is
+    link.command("HSET", job, "damaged", "1")
+    wait_until(lambda: link.command("HEXISTS", job, "rebuilt"))
+    gate.touch()
+    assert reader.result() == (2, pids(log)[-1])
+    assert queue.attach(future.id).result(30) == (2, pids(log)[-1])
+    assert len(pids(log)) == 1
+
+
+def test_a_detached_job_that_is_lost_while_it_is_sent_is_told(
+    queue: Queue, link: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server comes back empty before the seal: there is no future for nothing."""
+    send_call = Link.send_call
+
+    def lose(self: Link, script: str, keys: Keys, /, **args: Any) -> None:
+        if script == "seal":
+            link.command("FLUSHALL")
+        send_call(self, script, keys, **args)
+
+    monkeypatch.setattr(Link, "send_call", lose)
+    with pytest.raises(redisq.JobLost, match="the server lost it"):
+        queue.compute(dask.delayed(inc)(1), detach=True)
+    assert job_keys(link) == []
+
+
 # A server with an append-only file.
 
 
