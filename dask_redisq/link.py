@@ -300,6 +300,8 @@ class Link:
             self._write(words)
 
     def _give_up_if_refused(self, error: BaseException) -> None:
+        if "DB index" in str(error) or "Invalid Database" in str(error):  # redis-py's words
+            raise ServerRefused(f"{redact(self.url)}: the server has no such database") from error
         if isinstance(error, _REFUSED):
             raise ServerRefused(f"{redact(self.url)} refuses us: {error}") from error
         fault = tls_fault(error) if self._tls else None

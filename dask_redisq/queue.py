@@ -22,7 +22,7 @@ from dask_redisq.keys import Keys, check_queue_name
 from dask_redisq.link import Link, redact
 from dask_redisq.registry import list_workers, live_slots
 from dask_redisq.server_check import warn_about_server
-from dask_redisq.settings import setting
+from dask_redisq.settings import setting, whole
 
 __all__ = ["Queue", "default_queue", "enable", "get"]
 
@@ -63,7 +63,7 @@ class Queue:
     """
 
     def __init__(self, name: str | None = None, url: str | None = None) -> None:
-        self.name = check_queue_name(setting("queue", name))
+        self.name = check_queue_name(setting("queue") if name is None else name)
         self.keys = Keys(self.name)
         self._url = url
         self._links: list[Link] = []
@@ -274,14 +274,15 @@ def _job_options(kwargs: dict[str, Any]) -> JobOptions:
     """Return a job's options from keywords of `get`, then from the settings."""
     chunk = kwargs.get("chunk_size", kwargs.get("chunksize"))
     chunk = setting("chunk-size", chunk)
-    if chunk is not None and (chunk != int(chunk) or chunk == 0 or chunk < -1):
-        raise ValueError(
-            f"chunk_size is a number of tasks, or -1 to spread them evenly, not {chunk!r}"
-        )
+    if chunk is not None:
+        chunk = whole("chunk_size, a number of tasks or -1 to spread them evenly,", chunk, -1)
+        if chunk == 0:
+            raise ValueError("chunk_size is a number of tasks, or -1 to spread them evenly, not 0")
+    priority = whole("priority", kwargs.get("priority") or 0, -(2**31))
     return JobOptions(
-        chunk_size=int(chunk or 0),
-        priority=max(-4096, min(4096, int(kwargs.get("priority") or 0))),
-        allowed_failures=int(setting("allowed-failures", kwargs.get("allowed_failures"))),
+        chunk_size=chunk or 0,
+        priority=max(-4096, min(4096, priority)),
+        allowed_failures=setting("allowed-failures", kwargs.get("allowed_failures")),
         locality_wait=setting("locality-wait", kwargs.get("locality_wait")),
         ft_interval=setting("ft-interval", kwargs.get("ft_interval")),
         alive_expiry=setting("alive-expiry", kwargs.get("alive_expiry")),
