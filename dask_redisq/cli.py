@@ -109,13 +109,12 @@ def worker(
 
     from dask.system import cpu_count
 
-    from dask_redisq.settings import setting
     from dask_redisq.supervisor import WorkerOptions
 
     host = socket.gethostname()
     url = _server_url(url, password_file)
     options = WorkerOptions(
-        queues=_queue_names(queues or (setting("queue"),)),
+        queues=_queue_names(queues),
         url=url,
         nworkers=nworkers or cpu_count(),
         name=name or f"{host}-{os.getpid()}",
@@ -131,8 +130,10 @@ def worker(
 def _queue_names(queues: tuple[str, ...]) -> tuple[str, ...]:
     """Refuse names that no queue can have; one that comes twice counts once."""
     from dask_redisq.keys import check_queue_name
+    from dask_redisq.settings import setting
 
     try:
+        queues = queues or (setting("queue"),)
         for queue in queues:
             check_queue_name(queue)
     except ValueError as error:

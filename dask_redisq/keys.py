@@ -9,6 +9,7 @@ Lua scripts name the keys that they use in their header (``-- keys:``), and the 
 from __future__ import annotations
 
 import re
+from typing import Any
 
 __all__ = ["PATTERNS", "Keys", "check_queue_name"]
 
@@ -68,7 +69,7 @@ PATTERNS: dict[str, tuple[str, str]] = {
 }
 
 
-def check_queue_name(name: str) -> str:
+def check_queue_name(name: Any) -> str:
     """Return `name` if it can name a queue.
 
     Parameters
@@ -80,7 +81,11 @@ def check_queue_name(name: str) -> str:
     ------
     ValueError
         For an empty name or one with a brace.
+    TypeError
+        For what is no text.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"a queue name is text without braces, not {name!r}")
     if not name or "{" in name or "}" in name:
         raise ValueError(
             f"a queue name is text without braces, not {name!r}: they mark the hash tag of its keys"

@@ -329,6 +329,8 @@ class Link:
             self._write(words)
 
     def _give_up_if_refused(self, error: BaseException) -> None:
+        if "DB index" in str(error) or "Invalid Database" in str(error):  # redis-py's words
+            raise ServerRefused(f"{redact(self.url)}: the server has no such database") from error
         if isinstance(error, NoPermissionError):
             raise ServerRefused(
                 f"{redact(self.url)} does not let this user do that: {error}. "

@@ -28,7 +28,7 @@ from dask_redisq.keys import check_queue_name
 from dask_redisq.link import Link
 from dask_redisq.queue import Queue
 from dask_redisq.server import PrivateServer
-from dask_redisq.settings import setting
+from dask_redisq.settings import setting, whole
 
 __all__ = ["LocalCluster", "LocalWorker", "defaults", "start_local_workers"]
 
@@ -122,8 +122,7 @@ def start_local_workers(
     ValueError
         `n` is less than 1, or no queue can have that name.
     """
-    if n < 1:
-        raise ValueError(f"a worker has at least one slot, not {n}")
+    n = whole("n, the number of slots of a worker,", n, 1)
     url = url or setting("url") or _default_url()
     queue = check_queue_name(setting("queue", queue))
     command = [sys.executable, "-P", "-m", "dask_redisq.cli", "worker", "--nworkers", str(n)]
@@ -191,6 +190,21 @@ class _OwnQueue(Queue):
     """A queue that keeps its cluster alive, for who has no more than its bound `get`."""
 
     cluster: LocalCluster
+    owner: int
+
+    @property
+    def url(self) -> str:
+        """URL of its server.
+
+        Raises
+        ------
+        NoServerError
+            If its cluster has ended: waiting for that server would be in vain.
+        """
+        # A forked child cannot tell whether the server of its parent runs.
+        if os.getpid() == self.owner and not self.cluster.running:
+            raise NoServerError(f"{self.cluster!r} has ended, and its server with it")
+        return self.cluster.url
 
     @property
     def links(self) -> list[Link]:
@@ -243,7 +257,7 @@ class LocalCluster:
         self._server = PrivateServer()
         self.url = self._server.url
         self._client = _OwnQueue(self.queue, url=self.url)
-        self._client.cluster = self
+        self._client.cluster, self._client.owner = self, os.getpid()
         self._finalizer = weakref.finalize(
             self, _end, self._client.links, self._workers, self._server
         )
@@ -282,8 +296,7 @@ class LocalCluster:
         ValueError
             `n` is negative.
         """
-        if n < 0:
-            raise ValueError(f"a cluster has 0 slots or more, not {n}")
+        n = whole("n_workers, the number of slots of a cluster,", n, 0)
         with self._lock:
             if not self.running:
                 raise RedisqError(f"{self!r} has ended")

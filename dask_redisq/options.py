@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dask_redisq.dask_input import check_retries
-from dask_redisq.settings import setting
+from dask_redisq.settings import setting, whole
 
 __all__ = ["JobOptions", "job_options"]
 
@@ -39,14 +39,15 @@ def job_options(kwargs: dict[str, Any]) -> JobOptions:
     """
     chunk = kwargs.get("chunk_size", kwargs.get("chunksize"))
     chunk = setting("chunk-size", chunk)
-    if chunk is not None and (chunk != int(chunk) or chunk == 0 or chunk < -1):
-        raise ValueError(
-            f"chunk_size is a number of tasks, or -1 to spread them evenly, not {chunk!r}"
-        )
+    if chunk is not None:
+        chunk = whole("chunk_size, a number of tasks or -1 to spread them evenly,", chunk, -1)
+        if chunk == 0:
+            raise ValueError("chunk_size is a number of tasks, or -1 to spread them evenly, not 0")
+    priority = whole("priority", kwargs.get("priority") or 0, -(2**31))
     return JobOptions(
-        chunk_size=int(chunk or 0),
-        priority=max(-4096, min(4096, int(kwargs.get("priority") or 0))),
-        allowed_failures=int(setting("allowed-failures", kwargs.get("allowed_failures"))),
+        chunk_size=chunk or 0,
+        priority=max(-4096, min(4096, priority)),
+        allowed_failures=setting("allowed-failures", kwargs.get("allowed_failures")),
         retries=check_retries(setting("retries", kwargs.get("retries"))),
         retry_delay=setting("retry-delay", kwargs.get("retry_delay")),
         locality_wait=setting("locality-wait", kwargs.get("locality_wait")),

@@ -52,7 +52,7 @@ class Queue:
     """
 
     def __init__(self, name: str | None = None, url: str | None = None) -> None:
-        self.name = check_queue_name(setting("queue", name))
+        self.name = check_queue_name(setting("queue") if name is None else name)
         self.keys = Keys(self.name)
         self._url = url
         name = self.name  # not self, which would then be garbage only when somebody looks for it

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import dask
 
-__all__ = ["setting"]
+__all__ = ["setting", "whole"]
 
 _LEAST = {
     "ft-interval": 1.0,
     "alive-expiry": 0.5,
     "client-lease": 1.0,
     "locality-wait": 0.0,
+    "no-workers-timeout": 0.0,
     "retry-delay": 0.0,
 }
+#: Settings that may be null.
+_OPTIONAL = ("no-workers-timeout",)
 
 
 def setting(name: str, given: Any = None) -> Any:
@@ -23,12 +27,46 @@ def setting(name: str, given: Any = None) -> Any:
     Raises
     ------
     ValueError
-        If an interval is below its least value.
+        If it is none that is allowed; the message names it, and says what is.
     """
     value = dask.config.get(f"redisq.{name}") if given is None else given
     least = _LEAST.get(name)
-    if least is not None:
+    if least is not None and not (value is None and name in _OPTIONAL):
+        null = " or null" if name in _OPTIONAL else ""
+        if not _is_number(value):
+            raise ValueError(
+                f"redisq.{name} is a number of seconds, at least {least:g},{null} not {value!r}"
+            )
         value = float(value)
         if value < least:
-            raise ValueError(f"redisq.{name} is at least {least:g} s, not {value:g}")
+            raise ValueError(f"redisq.{name} is at least {least:g} s{null}, not {value:g}")
+    if name == "allowed-failures":
+        value = whole("redisq.allowed-failures", value, 1)
+    elif name == "order" and value not in (None, "dask"):
+        raise ValueError(f"redisq.order is null or 'dask', not {value!r}")
+    elif name == "queue" and not isinstance(value, str):
+        raise ValueError(f"redisq.queue is text, not {value!r}; a number goes in quotes: '\"7\"'")
     return value
+
+
+def whole(what: str, value: Any, least: int) -> int:
+    """Return `value`, which `what` says what it is, if it is a whole number of at least `least`.
+
+    Raises
+    ------
+    ValueError
+        If it is not.
+    """
+    if not _is_number(value) or value != int(value) or value < least:
+        raise ValueError(f"{what} is a whole number, at least {least}, not {value!r}")
+    return int(value)
+
+
+def _is_number(value: Any) -> bool:
+    """Tell whether a value is a finite number, of whatever library."""
+    if isinstance(value, bool | str | bytes):
+        return False
+    try:
+        return math.isfinite(value)
+    except (TypeError, ValueError, OverflowError):
+        return False

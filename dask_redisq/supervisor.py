@@ -182,7 +182,7 @@ class Supervisor:
                 return False
             except ServerUnavailable as error:
                 if not said:
-                    logger.warning("%s; trying for %.0f s", error, self.options.death_timeout)
+                    logger.warning("%s; trying for %g s", error, self.options.death_timeout)
                     said = True
                 if time.monotonic() >= deadline:
                     logger.error("gave up: %s", error)  # noqa: TRY400 - a traceback says no more

@@ -147,6 +147,53 @@ def test_a_setting_below_its_least_value_is_refused(queue: Queue, setting: Any) 
         queue.get({"x": (inc, 1)}, "x", **setting)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"no_workers_timeout": "5"}, r"redisq\.no-workers-timeout .* seconds.* not '5'"),
+        ({"no_workers_timeout": -1}, r"redisq\.no-workers-timeout .* at least 0"),
+        ({"alive_expiry": "abc"}, r"redisq\.alive-expiry .* seconds.* not 'abc'"),
+        ({"ft_interval": float("inf")}, r"redisq\.ft-interval .* not inf"),
+        ({"chunk_size": "a"}, "chunk_size.* not 'a'"),
+        ({"chunk_size": float("nan")}, "chunk_size.* not nan"),
+        ({"chunk_size": float("inf")}, "chunk_size.* not inf"),
+        ({"chunk_size": 1.5}, "chunk_size.* not 1.5"),
+        ({"order": "bogus"}, r"redisq\.order .* not 'bogus'"),
+        ({"allowed_failures": 0}, r"redisq\.allowed-failures .* at least 1, not 0"),
+        ({"priority": "high"}, "priority.* not 'high'"),
+    ],
+)
+def test_a_setting_of_a_wrong_kind_is_named(queue: Queue, wrong: Any, words: str) -> None:
+    """With what is allowed; by keyword, and where it is a setting, as a setting."""
+    with pytest.raises(ValueError, match=words):
+        queue.get({"x": (inc, 1)}, "x", **wrong)
+    (name, value), *_ = wrong.items()
+    setting = f"redisq.{name.replace('_', '-')}"
+    if name != "priority":
+        with dask.config.set({setting: value}), pytest.raises(ValueError, match=words):
+            queue.get({"x": (inc, 1)}, "x")
+
+
+def test_a_queue_name_that_is_no_text_is_refused() -> None:
+    """Dask reads DASK_REDISQ__QUEUE=7 as a number."""
+    with pytest.raises(TypeError, match="queue name is text"):
+        Queue(1)  # type: ignore[arg-type]
+    with dask.config.set({"redisq.queue": 7}), pytest.raises(ValueError, match=r"redisq\.queue"):
+        Queue()
+
+
+def test_a_database_that_the_server_lacks_is_an_error_at_once(
+    link: Link, start_worker: Callable[..., WorkerProcess]
+) -> None:
+    """To wait for it would be in vain: a worker ends, too."""
+    url = f"{link.url}?db=99"
+    with pytest.raises(redisq.ServerRefused, match="no such database"):
+        Queue("test", url).stats()
+    worker = start_worker("test", "--death-timeout", "60", url=url)
+    assert worker.wait(10) == 1
+    assert "no such database" in worker.output()
+
+
 @pytest.mark.parametrize("name", ["", "a{b", "a}b"])
 def test_a_queue_name_with_braces_is_refused(name: str) -> None:
     """They mark the hash tag of its keys."""

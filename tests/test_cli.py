@@ -17,6 +17,7 @@ from typing import Any
 from unittest import mock
 from urllib.parse import quote
 
+import dask
 import psutil
 import pytest
 from click.testing import CliRunner, Result
@@ -167,6 +168,15 @@ def test_a_worker_that_cannot_begin_says_why(words: list[str], message: str) -> 
     assert message in " ".join(result.output.split())
     assert "secret" not in result.output
     assert "ret@" not in result.output
+
+
+def test_a_wrong_setting_is_a_usage_error() -> None:
+    """Settings are read from the environment, as Dask reads them."""
+    with dask.config.set({"redisq.queue": 7, "redisq.alive-expiry": "abc"}):
+        assert "redisq.queue is text" in run_cli("worker", "--url", URL).output
+        result = run_cli("worker", "jobs", "--url", URL)
+    assert result.exit_code == 2
+    assert "redisq.alive-expiry is a number of seconds" in " ".join(result.output.split())
 
 
 def test_an_error_of_ours_is_one_line() -> None:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -230,7 +231,7 @@ def test_a_worker_needs_a_server(no_defaults: None) -> None:
 @pytest.mark.parametrize("n", [0, -1])
 def test_a_worker_has_a_slot(n: int) -> None:
     """Fewer than one is an error at once."""
-    with pytest.raises(ValueError, match="at least one slot"):
+    with pytest.raises(ValueError, match="at least 1"):
         start_local_workers(n, url="unix:///nowhere")
 
 
@@ -273,6 +274,17 @@ def test_a_cluster_scales_by_whole_workers() -> None:
         cluster.scale(0)
         assert slots() == []
         assert cluster.n_workers == 0
+
+
+def test_a_closed_cluster_refuses_work_at_once() -> None:
+    """It says that it has ended; who still holds its `get` waits for no server."""
+    with LocalCluster(n_workers=1) as cluster:
+        get = cluster.get
+        assert get({"x": (sum, [1, 2])}, "x") == 3
+    started = time.monotonic()
+    with pytest.raises(NoServerError, match="ended"):
+        get({"x": (sum, [1, 2])}, "x")
+    assert time.monotonic() - started < 1
 
 
 def test_a_cluster_replaces_a_worker_that_died() -> None:
@@ -327,7 +339,12 @@ def test_workers_that_do_not_start_tell_why(
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"n_workers": -1}, "0 slots"), ({"queue": "a{b}"}, "braces")]
+    ("options", "message"),
+    [
+        ({"n_workers": -1}, "n_workers.*at least 0"),
+        ({"n_workers": 1.5}, "n_workers.*at least 0"),
+        ({"queue": "a{b}"}, "braces"),
+    ],
 )
 def test_an_impossible_cluster_is_refused(options: dict[str, Any], message: str) -> None:
     """A negative number and a name with braces are errors, and nothing is left."""
