@@ -46,9 +46,6 @@ LOSSY = {
     "R12, the older rebuilder is late": Patch(
         "rebuild.lua", "or meta[2] ~= arg.generation then", "then"
     ),
-    "R12, who may run elsewhere by now is taken out of there": Patch(
-        "step.lua", "current and not meta[4])", "current)"
-    ),
     "R13, another history refuses what was made before": Patch(
         "step.lua", "(meta[3] or meta[5])", "meta[3]"
     ),
@@ -150,7 +147,7 @@ ABLATIONS = {
         "lib/take.lua", "  if due then retry = math.min(retry or due, due) end\n", ""
     ),
     "H13, what was given back may be anywhere": Patch(
-        "step.lua", "current and not held[3])", "current)"
+        "step.lua", "current and not held[3] and", "current and"
     ),
     "H13, only what did not begin is given back": Patch(
         "give_back.lua", "if i <= begun then", "if i < begun then"

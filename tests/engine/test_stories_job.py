@@ -190,6 +190,22 @@ def test_a_job_without_its_client_ends(engine: Engine) -> None:
     engine.sweep(job)
 
 
+def test_a_task_that_a_rebuild_took_off_its_lease_counts_once(engine: Engine) -> None:
+    """R12: W1 runs B when its input A is lost; A and B go to W2; W1's late B is taken from there."""
+    w1, w2 = engine.slot("w1"), engine.slot("w2")
+    job = engine.job({A: (), B: (A,)}, {B})
+    engine.step(w1)
+    assert engine.finish(w1, A, want=1).tasks == [B]
+    engine.lose_value(job, A)
+    assert engine.call("report_missing", job=job, task=B, input=A) == b"parked"
+    assert engine.rebuild(job)
+    assert engine.step(w2).tasks == [A]
+    assert engine.finish(w2, A, want=1).tasks == [B]
+    engine.finish(w1, B, want=0)
+    assert view(engine, job).finished == {A, B}
+    assert view(engine, job).leases[w2.id][1] == []
+
+
 def test_a_count_that_is_wrong_is_seen(engine: Engine) -> None:
     """H67: nothing ready, nothing leased, unfinished, sealed: told, not waited for."""
     job = engine.job({A: ()}, {A})

@@ -228,7 +228,7 @@ class World:
             (3, self._time_passes),
         ]
         if self.lossy:
-            kinds += [(3, self._value_lost), (2, self._save), (1, self._roll_back)]
+            kinds += [(4, self._value_lost), (4, self._save), (4, self._roll_back)]
         weights, actions = zip(*kinds, strict=True)
         rng.choices(actions, weights)[0]()
 
