@@ -37,7 +37,9 @@ def list_workers(link: Link, keys: Keys) -> list[dict[str, Any]]:
 
 def live_slots(link: Link, keys: Keys) -> int:
     """Return how many slots are registered of workers whose alive key is there."""
-    return sum(len(row["slots"]) for row in list_workers(link, keys))
+    workers = [worker.decode() for worker in link.command("HKEYS", keys("workers"))]
+    living = [worker for worker in workers if link.command("EXISTS", keys("alive", worker))]
+    return sum(link.command("SCARD", keys("worker_slots", worker)) for worker in living)
 
 
 def able_workers(

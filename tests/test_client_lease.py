@@ -160,15 +160,15 @@ def test_a_command_of_which_half_was_sent_spoils_nothing(
     own = Link(link.url, patience=5.0)
     own.connect()
     connection = own._connection
-    send = connection.send_command
+    send = connection.send_packed_command
 
-    def send_half(*words: Any) -> None:
-        whole = b"".join(connection.pack_command(*words))
+    def send_half(pieces: list[Any]) -> None:
+        whole = b"".join(bytes(piece) for piece in pieces)
         connection._sock.sendall(whole[: len(whole) // 2])
-        connection.send_command = send
+        connection.send_packed_command = send
         raise KeyboardInterrupt
 
-    connection.send_command = send_half
+    connection.send_packed_command = send_half
     with pytest.raises(KeyboardInterrupt):
         own.send("SET", "a", b"x" * 1000)
     own.send("SET", "b", "1")
