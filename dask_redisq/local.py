@@ -192,6 +192,11 @@ class _OwnQueue(Queue):
     cluster: LocalCluster
     owner: int
 
+    def belong_to(self, cluster: LocalCluster) -> None:
+        """Ask the cluster, at each call, whether it is still there."""
+        self.cluster, self.owner = cluster, os.getpid()
+        self._pool.where = lambda: self.url
+
     @property
     def url(self) -> str:
         """URL of its server.
@@ -257,7 +262,7 @@ class LocalCluster:
         self._server = PrivateServer()
         self.url = self._server.url
         self._client = _OwnQueue(self.queue, url=self.url)
-        self._client.cluster, self._client.owner = self, os.getpid()
+        self._client.belong_to(self)
         self._finalizer = weakref.finalize(
             self, _end, self._client.links, self._workers, self._server
         )

@@ -30,7 +30,8 @@ class Pool:
     """
 
     def __init__(self, url: Callable[[], str]) -> None:
-        self._url = url
+        #: Gives the server's URL.
+        self.where = url
         #: The idle ones.
         self.links: list[Link] = []
         weakref.finalize(self, _close, self.links)

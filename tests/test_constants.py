@@ -123,7 +123,7 @@ def test_what_many_tasks_share_is_stored_once(
         wait_until(lambda: link.command("HEXISTS", keys("job", job), "sealed"))
         stored.append(link.command("SCARD", keys("consts", job)))
         stored.append(sum(map(len, link.command("HVALS", keys("blocks", job)))))
-        link.call("cancel", keys, job=job, reason="seen")
+        link.call("cancel", keys, job=job, reason="seen", tomb="1")
 
     thread = threading.Thread(target=look)
     thread.start()

@@ -57,7 +57,10 @@ def test_a_job_that_is_cancelled_during_the_upload_tells_why(
 ) -> None:
     """As one that is cancelled later does."""
     gate = Gate(
-        lambda: link.call("cancel", keys, job=_job(link, keys), reason="nobody wants it") or True
+        lambda: (
+            link.call("cancel", keys, job=_job(link, keys), reason="nobody wants it", tomb="1")
+            or True
+        )
     )
     dsk: dict[Any, Any] = {("x", i): (inc, i) for i in range(3000)}
     dsk["x", 1500] = (inc, gate)
