@@ -45,7 +45,7 @@ class Pool:
     @property
     def url(self) -> str:
         """Where they lead."""
-        return self._url()
+        return self.where()
 
     @contextmanager
     def lend(self) -> Iterator[Link]:
