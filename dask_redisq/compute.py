@@ -7,6 +7,7 @@ from typing import Any
 
 import dask
 from dask.base import unpack_collections
+from dask.local import get_sync
 from dask.typing import Key
 
 from dask_redisq.answer import Answer, assemble
@@ -17,6 +18,7 @@ from dask_redisq.keys import Keys
 from dask_redisq.options import job_options
 from dask_redisq.pool import Pool
 from dask_redisq.secret import find_secret
+from dask_redisq.serving import serves
 from dask_redisq.settings import setting
 
 __all__ = ["compute_graph", "submit_detached"]
@@ -39,6 +41,10 @@ def plan_job(dsk: Any, keys: Any, kwargs: dict[str, Any]) -> tuple[Plan, Any]:
 
 def compute_graph(pool: Pool, names: Keys, dsk: Any, keys: Any, kwargs: dict[str, Any]) -> Any:
     """Do what `Queue.get` promises."""
+    if serves(pool.url, names):
+        # A task waits for tasks of its own queue: with one slot for ever, and with more as soon
+        # as as many tasks do so. It holds a slot, so it may as well do the work.
+        return get_sync(dsk, keys)
     options = job_options(kwargs)
     plan, keys = plan_job(dsk, keys, kwargs)
     values: dict[Key, Any] = dict(plan.constants)

@@ -129,7 +129,10 @@ class Follower:
             answer = self.link.call(
                 "gather", self.keys, job=self.id, cursor=cursor, gen=generation, limit=GATHER
             )
+            before = generation
             state, reason, progress, further, generation, asked, *items = unpack(answer)
+            if generation != before and not self.options.pure:
+                self._begin_anew(items)
             if self._read_items(items):
                 cursor = further
             if asked == UPLOAD:
@@ -198,7 +201,7 @@ class Follower:
         Returns false if one is not there: it was lost after its task had finished.
         """
         complete, values = True, self.received
-        for task, record in zip(items[::2], items[1::2], strict=True):
+        for task, record in _pairs(items):
             if task in values:
                 continue
             data, attempt = read_record(record) if record else (None, "")
@@ -218,6 +221,16 @@ class Follower:
                 error.add_note(f"dask-redisq: while reading the result of {self._name(task)}")
                 raise
         return complete
+
+    def _begin_anew(self, items: list[Any]) -> None:
+        """Forget outputs that a rebuild had made again: with others they would not fit together.
+
+        The log of a rebuild begins with what it took for arrived, and values of these may be gone.
+        All else is told again.
+        """
+        kept = {t: self.received[t] for t, r in _pairs(items) if not r and t in self.received}
+        self.received.clear()
+        self.received.update(kept)
 
     def _report_lost(self, task: int) -> None:
         answer = self.link.call("report_missing", self.keys, job=self.id, task=-1, input=task)
@@ -275,3 +288,7 @@ class Follower:
         if not self.detached and is_dropped(state, reason):
             return Dropped(str(error))
         return error
+
+
+def _pairs(items: list[Any]) -> list[tuple[int, bytes | None]]:
+    return list(zip(items[::2], items[1::2], strict=True))

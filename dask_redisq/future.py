@@ -199,5 +199,6 @@ class _Names:
 def _reader(link: Link, keys: Keys, job: str, answer: Answer, seal: Seal) -> Follower:
     """Return a detached job as somebody else follows it."""
     names: Any = _Names(link, keys, job, seal)
-    options = replace(job_options({}), result_ttl=1.0)
+    pure = link.command("HGET", keys("job", job), "pure") != b"0"
+    options = replace(job_options({}), result_ttl=1.0, pure=pure)
     return Follower(link, keys, job, answer.outputs.values(), names, seal, options)

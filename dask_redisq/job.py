@@ -110,6 +110,8 @@ class Job(Follower):
                 return values | job.values()
             except Dropped as why:
                 vain = 0 if job.received else vain + 1
+                if not self.options.pure:
+                    job.received.clear()  # what goes again may not fit to it
                 if vain > AGAIN:
                     raise JobLost(f"{why}; given up after {AGAIN} more in vain") from None
                 values |= job.values()
@@ -185,6 +187,7 @@ class Job(Follower):
             client_lease=self._lease,
             hard=pack([list(tags) for tags in hard]),
             ttl=int(self.options.result_ttl * 1000),
+            pure=int(self.options.pure),
         )
         return self._upload()
 

@@ -58,7 +58,8 @@ class LeaseRun:
     clock : callable
         Returns seconds, like `time.perf_counter`.
     begin : callable
-        Called as ``begin(task, position)`` before each task.
+        Called as ``begin(task, position)`` before each task, and before its result is pickled
+        with the number of tasks as the position.
     limit : callable
         Called as ``limit(task, timeout, retries)`` before that, for tasks with limits.
     go_on : callable
@@ -290,9 +291,10 @@ class LeaseRun:
 
     def _publish(self, task: int) -> Published:
         value = self.values[task]
+        self.begin(task, len(self.lease.tasks))  # a __reduce__ can kill the process as well
         try:
             data = dumps_value(value)
-        except Exception as why:
+        except BaseException as why:  # one that calls exit too: it is no word to the slot
             text = f"it is a {type(value).__module__}.{type(value).__qualname__}: {why}"
             raise _NotPublishable(task, text) from why
         if self.sign is not None:

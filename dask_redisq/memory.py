@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from dask_redisq.cache import ValueCache
@@ -12,7 +13,7 @@ from dask_redisq.link import Link
 from dask_redisq.record import read_record
 from dask_redisq.trust import BLOCK, UNSIGNED, VALUE, Seal, Signer
 
-__all__ = ["JobMemory", "MissingInput", "SlotMemory"]
+__all__ = ["JobEnded", "JobMemory", "SlotMemory"]
 
 #: Jobs whose blocks and constants are kept; with more, those that ended are forgotten.
 JOBS = 8
@@ -24,12 +25,8 @@ BLOCKS = 256
 FIELDS = 2000
 
 
-class MissingInput(Exception):
-    """An input is not where the server said; what to make of it is a question to the server."""
-
-    def __init__(self, task: int) -> None:
-        super().__init__(task)
-        self.task = task
+class JobEnded(Exception):
+    """What every task of a job needs is not there: the job ended meanwhile."""
 
 
 class JobMemory:
@@ -46,11 +43,15 @@ class JobMemory:
         self._buffers: dict[str, bytearray] = {}
         self._objects: dict[str, Any] = {}
 
-    def load_blocks(self, numbers: list[int]) -> None:
+    def load_blocks(self, numbers: list[int], reading: Callable[[int], object]) -> None:
         """Fetch those of the blocks that are not here.
+
+        `reading` is called with the number of each before it is unpickled.
 
         Raises
         ------
+        JobEnded
+            If one is not there.
         BadSignature
             If one is not from who has our secret.
         Exception
@@ -61,10 +62,9 @@ class JobMemory:
             found = self._link.command("HMGET", self._keys("blocks", self._job), *missing)
             for number, payload in zip(missing, found, strict=True):
                 if payload is None:
-                    raise LookupError(
-                        f"block {number} of job {self._job} is gone: the job has ended"
-                    )
+                    raise JobEnded(f"block {number} of job {self._job} is gone")
                 packed = PackedBlock.read(self.seal.open(BLOCK, b"", number, payload))
+                reading(number)
                 self.blocks[number] = packed.open(self._buffer, self._object)
         for number in numbers:
             self.blocks.move_to_end(number)
@@ -91,7 +91,7 @@ class JobMemory:
     def _fetch(self, digest: str) -> bytes:
         found: bytes | None = self._link.command("GET", self._keys("const", self._job, digest))
         if found is None:
-            raise LookupError(f"constant {digest} of job {self._job} is gone: the job has ended")
+            raise JobEnded(f"constant {digest} of job {self._job} is gone")
         self.seal.check_constant(digest, found)
         self.size += len(found)
         return found
@@ -126,10 +126,13 @@ class SlotMemory:
         while sum(memory.size for memory in self._jobs.values()) > MOST_BYTES:
             self._jobs.popitem(last=False)
 
-    def fetch_values(self, keys: Keys, job: str, tasks: list[int]) -> dict[int, Any]:
+    def fetch_values(
+        self, keys: Keys, job: str, tasks: Iterable[int], reading: Callable[[int], object]
+    ) -> dict[int, Any]:
         """Return the values of `tasks`, from memory or the server; what is missing is left out.
 
-        A wide fan-in is read in slices, and a value that is stored apart by itself.
+        A wide fan-in is read in slices, and a value that is stored apart by itself. `reading` is
+        called with each task before its value is unpickled.
         """
         values = self.values.found(tasks)
         seal = self._jobs[job].seal
@@ -145,10 +148,12 @@ class SlotMemory:
                 if data is None:
                     apart.append((task, attempt))
                 else:
+                    reading(task)
                     self._enter(values, task, data, attempt, seal)
         for task, attempt in apart:
             data = self._link.command("GET", keys("value", job, task, attempt))
             if data is not None:
+                reading(task)
                 self._enter(values, task, data, attempt, seal)
         return values
 

@@ -20,6 +20,8 @@ class JobOptions:
     allowed_failures: int = 3
     retries: int = 0
     retry_delay: float = 0.0
+    #: Whether a task that runs again gives the same value.
+    pure: bool = True
     locality_wait: float = 0.1
     ft_interval: float = 5.0
     alive_expiry: float = 10.0
@@ -46,6 +48,7 @@ def job_options(kwargs: dict[str, Any]) -> JobOptions:
     priority = whole("priority", kwargs.get("priority") or 0, -(2**31))
     return JobOptions(
         chunk_size=chunk or 0,
+        pure=bool(kwargs.get("pure", True)),
         priority=max(-4096, min(4096, priority)),
         allowed_failures=setting("allowed-failures", kwargs.get("allowed_failures")),
         retries=check_retries(setting("retries", kwargs.get("retries"))),

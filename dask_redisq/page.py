@@ -32,9 +32,9 @@ class Cursor(NamedTuple):
     Attributes
     ----------
     begun : int
-        The running task; -1 for none.
+        The task in hand; -1 for none.
     position : int
-        How far down its lease.
+        How far down its lease; -1 while what it needs is read, `tasks` while its result is pickled.
     seq : int
         Sequence number of the lease in hand; 0 for none.
     since_ms : int
@@ -54,6 +54,18 @@ class Cursor(NamedTuple):
     queue: int
     tasks: int
     job: bytes
+
+    @property
+    def runs(self) -> bool:
+        """Whether the user's function of a task runs, and not what surrounds it."""
+        return self.seq > 0 and self.begun >= 0 and 0 <= self.position < self.tasks
+
+    @property
+    def doing(self) -> str:
+        """What is done for the task in hand, for who reads of its death."""
+        if self.position < 0:
+            return "while what it needs was read"
+        return "while it ran" if self.position < self.tasks else "while its result was pickled"
 
 
 class Limit(NamedTuple):
@@ -101,7 +113,7 @@ class Page:
         _CURSOR.pack_into(self._memory, 0, -1, -1, seq, since_ms, queue, tasks, job.encode())
 
     def begin(self, task: int, position: int) -> None:
-        """Write that `task` begins, `position` down the lease."""
+        """Write that `task` begins, `position` down the lease; see `Cursor` for what is around."""
         _BEGUN.pack_into(self._memory, 0, task, position)
 
     def limit(self, task: int, seq: int, limit: Limit) -> None:

@@ -72,6 +72,8 @@ class Queue:
     def get(self, dsk: Any, keys: Any, **kwargs: Any) -> Any:
         """Compute `keys` of the graph `dsk` on the workers of this queue: a Dask scheduler.
 
+        Inside a task of this queue it computes right there: to wait would keep a slot from others.
+
         Parameters
         ----------
         dsk : Expr, HighLevelGraph or dict
@@ -89,6 +91,9 @@ class Queue:
             names go before them.
         locality_wait, retry_delay, ft_interval, alive_expiry, no_workers_timeout : float, optional
             Seconds; see ``redisq.yaml``.
+        pure : bool, default True
+            Whether a task that runs again gives the same value. If it does not, and a value is
+            lost with its server, all that was made from it is made again as well.
         priority : int, default 0
             Jobs of a higher one come first; -4096 to 4096.
         workers : str or list of str, optional

@@ -77,7 +77,9 @@ def rebuild(link: Link, keys: Keys, job: str, have: Collection[int] = ()) -> boo
         keys,
         job=job,
         generation=generation,
-        epoch=secrets.token_hex(8) if held.history else "",
+        # A slot may hold, or work with, what a run from before gave: with another epoch it
+        # forgets that, and is refused.
+        epoch=secrets.token_hex(8) if held.history or (found.again and not held.pure) else "",
         finished=len(found.finished),
         acked=int(bool(found.delivered)),
         hard=pack(hard),

@@ -110,9 +110,10 @@ class Registration:
             if (cursor.begun, cursor.seq) == (overdue.task, overdue.seq):
                 return "timeout", pack([self.name, overdue.seconds, slot.tail.lines()])
             return "", b""
-        if code == 0 or slot.killed or slot.kill_at is not None:
+        if slot.killed or slot.kill_at is not None:
             return "", b""
-        return "died", pack([self.name, code, slot.peak, slot.tail.lines()])
+        # Exit code 0 too: a slot that ends in order has no task in hand, but a task may call exit.
+        return "died", pack([self.name, code, slot.peak, slot.tail.lines(), cursor.doing])
 
     def give_back(self, keys: Keys, slot: SlotProcess, cursor: Cursor) -> bytes:
         """Give back what did not begin of a lease; see give_back.lua for the answer."""

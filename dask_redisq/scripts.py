@@ -117,7 +117,8 @@ def _prelude(keys: list[str], args: tuple[str, ...]) -> str:
     unknown = [k for k in keys if k not in PATTERNS]
     if unknown:
         raise ValueError(f"no such key: {unknown}; the table is dask_redisq/keys.py")
-    lines = ["local PREFIX = string.sub(KEYS[1], 1, -6)", "local key = {}"]
+    # One constructor, not a statement for each: the table would grow, and move, six times a call.
+    lines = ["local PREFIX = string.sub(KEYS[1], 1, -6)", "local key = {"]
     for name in keys:
         pieces = PATTERNS[name][0].split("%s")
         params = ["a", "b", "c"][: len(pieces) - 1]
@@ -130,7 +131,8 @@ def _prelude(keys: list[str], args: tuple[str, ...]) -> str:
                 if x not in ("''", "")
             ]
         )
-        lines.append(f"function key.{name}({', '.join(params)}) return {body} end")
+        lines.append(f"  {name} = function({', '.join(params)}) return {body} end,")
+    lines.append("}")
     named = ", ".join(f"{name} = ARGV[{i}]" for i, name in enumerate(args, 1))
     lines.append(f"local arg = {{{named}}}")
     return "\n".join(lines)

@@ -17,7 +17,12 @@ def counts(link: Link, keys: Keys) -> dict[str, int]:
 
     ``finished`` counts all that the queue ever finished, so its growth is a rate;
     ``refused_payloads`` all that was refused for its signature.
+
+    It is read by many calls while work goes on, and in this order no task is counted twice: one
+    that runs now and is finished in a moment is not among the finished. So their sum never is more
+    than there are, and a progress bar gets full.
     """
+    finished, refused = link.command("HMGET", keys("queue"), "finished", "refused")
     waiting = ready = running = 0
     for job in link.command("ZRANGE", keys("jobs"), 0, -1):
         name = job.decode()
@@ -29,16 +34,19 @@ def counts(link: Link, keys: Keys) -> dict[str, int]:
         at_hand = link.command("ZCARD", keys("ready", name))
         for tag in link.command("ZRANGE", keys("sets", name), 0, -1):
             at_hand += link.command("ZCARD", keys("tagged", name, tag.decode()))
+        left = int(n) - int(done)
+        here = min(here, left)
+        at_hand = min(at_hand, left - here)
         running += here
         ready += at_hand
-        waiting += max(0, int(n) - int(done) - here - at_hand)
+        waiting += left - here - at_hand
     workers = list_workers(link, keys)
     return {
         "waiting": waiting,
         "ready": ready,
         "running": running,
-        "finished": int(link.command("HGET", keys("queue"), "finished") or 0),
-        "refused_payloads": int(link.command("HGET", keys("queue"), "refused") or 0),
+        "finished": int(finished or 0),
+        "refused_payloads": int(refused or 0),
         "workers": len(workers),
         "slots": sum(len(row["slots"]) for row in workers),
     }

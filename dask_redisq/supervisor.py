@@ -289,8 +289,9 @@ class Supervisor:
                 continue
             place.child = None
             self.guard.forget(child.process.pid)
+            held = child.page.read().seq > 0
             self.registration.remove_slot(self.keys, child)
-            orderly = child.process.returncode == 0 or child.killed
+            orderly = child.killed or (child.process.returncode == 0 and not held)
             if not orderly:
                 logger.warning(
                     "slot %s ended: %s", child.slot, how_it_ended(child.process.returncode)

@@ -123,12 +123,13 @@ def _unpicklable(_job: str, name: str, payload: bytes) -> BaseException:
 def _died(_job: str, name: str, payload: bytes) -> BaseException:
     deaths = [unpack(record) for record in unpack(payload)]
     told = "; ".join(
-        f"on {worker.decode()} by {how_it_ended(code)} after a peak of {format_bytes(peak)}"
-        for worker, code, peak, _ in deaths
+        f"on {worker.decode()} by {how_it_ended(code)} {doing.decode()}, "
+        f"after a peak of {format_bytes(peak)}"
+        for worker, code, peak, _, doing in deaths
     )
-    killed = any(code == -signal.SIGKILL for _, code, _, _ in deaths)
+    killed = any(code == -signal.SIGKILL for _, code, *_ in deaths)
     return WorkerDied(
-        f"task {name} was running at {len(deaths)} deaths of its process, as many as "
+        f"task {name} was in hand at {len(deaths)} deaths of its process, as many as "
         f"allowed_failures: {told}. A task that crashes Python or runs out of memory does this"
         + (": SIGKILL is what the kernel's out-of-memory killer sends" if killed else "")
         + _last_lines(deaths[-1][0], deaths[-1][3])

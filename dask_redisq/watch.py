@@ -31,7 +31,7 @@ class Overdue(NamedTuple):
 
 def due_at(cursor: Cursor, limit: Limit) -> float | None:
     """Return when the running task will have taken too long; None if it has no limit."""
-    if cursor.seq <= 0 or cursor.begun < 0 or limit.most_ms <= 0:
+    if not cursor.runs or limit.most_ms <= 0:
         return None
     return (limit.since_ms + limit.most_ms) / 1000
 
@@ -50,6 +50,6 @@ def hostages_since(cursor: Cursor) -> float | None:
     The slot itself looks at the time between two tasks, and hands the rest back. It cannot while
     one runs.
     """
-    if cursor.seq <= 0 or cursor.begun < 0 or cursor.position + 1 >= cursor.tasks:
+    if not cursor.runs or cursor.position + 1 >= cursor.tasks:
         return None
     return cursor.since_ms / 1000 + 2 * BUDGET

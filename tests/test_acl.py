@@ -33,7 +33,15 @@ MODULES = {
         "registry",
         "status",
     ),
-    "worker": ("supervisor", "registration", "slot", "memory", "control", "monitor", "rebuild"),
+    "worker": (
+        "supervisor",
+        "registration",
+        "slot_loop",
+        "memory",
+        "control",
+        "monitor",
+        "rebuild",
+    ),
     "monitor": ("status", "registry"),
 }
 #: Script or command -> why the role does without it.

@@ -94,7 +94,7 @@ def test_a_poison_that_follows_another_task_is_named_itself(
     """A (fine) -> B (kills its slot), run in one lease: B is charged, not A; hole H11."""
     for i in range(3):  # until `inc` is known to be short, so that B follows in the lease
         queue.get({("x", j): (inc, j) for j in range(100)}, [("x", i)])
-    with pytest.raises(redisq.WorkerDied, match=r"task 'b' was running at 3 deaths"):
+    with pytest.raises(redisq.WorkerDied, match=r"task 'b' was in hand at 3 deaths"):
         queue.get({"a": (inc, 6), "b": (os._exit, "a")}, "b")
 
 

@@ -22,7 +22,7 @@ PACKAGE = "dask_redisq"
 LAYERS: list[tuple[str, ...]] = [
     # plain: words, settings, decisions without I/O
     ("_defaults", "errors", "keys", "keeper", "order", "cache", "pace", "page", "task", "versions"),
-    ("settings", "scripts", "codec", "record", "tls", "url", "trust", "output", "guard"),
+    ("settings", "scripts", "codec", "record", "tls", "url", "trust", "output", "guard", "serving"),
     ("remote_error", "graph", "batch", "recount", "dask_input", "answer"),
     ("lease", "watch", "options"),
     ("verdict",),
@@ -35,7 +35,8 @@ LAYERS: list[tuple[str, ...]] = [
     ("status", "registration"),
     # the roles: a job's client, a slot, a worker
     ("follow",),
-    ("job", "slot", "supervisor", "renewer"),
+    ("job", "slot_loop", "supervisor", "renewer"),
+    ("slot",),
     # the doors
     ("compute", "future"),
     ("queue",),

@@ -168,8 +168,8 @@ def test_a_death_is_told_with_all_that_is_known(queue: Queue, workers: WorkerPro
     with pytest.raises(redisq.WorkerDied) as info:
         queue.get({"boom": (speak_and_die,)}, "boom", allowed_failures=2)
     told = str(info.value)
-    assert "task 'boom' was running at 2 deaths" in told
-    assert told.count("on one by signal SIGKILL after a peak of") == 2
+    assert "task 'boom' was in hand at 2 deaths" in told
+    assert told.count("on one by signal SIGKILL while it ran, after a peak of") == 2
     assert "MiB" in told
     assert "out-of-memory killer" in told
     assert "    reading the file" in told

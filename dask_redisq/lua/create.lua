@@ -1,6 +1,6 @@
 -- Make a job: its counters, settings and state; blocks follow, then seal.
 -- keys: queue jobs job answer names wait consumers restrict new_wait new_consumers new_restrict new_answer new_names client
--- args: job n block blocks epoch chunk priority python allowed retries retry_delay patience client_lease hard ttl
+-- args: job n block blocks epoch chunk priority python allowed retries retry_delay patience client_lease hard ttl pure
 -- returns: 'created', or 'exists' (a replay)
 --@include expire
 --
@@ -22,7 +22,7 @@ redis.call('HSET', key.job(arg.job),
   'state', 'running', 'n', arg.n, 'finished', 0, 'block', arg.block, 'blocks', arg.blocks,
   'epoch', arg.epoch, 'chunk', arg.chunk, 'priority', arg.priority, 'python', arg.python,
   'allowed', arg.allowed, 'retries', arg.retries, 'retry_delay', arg.retry_delay,
-  'patience', arg.patience, 'acked', 0,
+  'patience', arg.patience, 'acked', 0, 'pure', arg.pure,
   'lease', arg.client_lease, 'ttl', arg.ttl,
   'life', first_life(tonumber(arg.client_lease), tonumber(arg.ttl)))
 if redis.call('EXISTS', key.new_restrict(arg.job)) == 1 then
@@ -34,6 +34,6 @@ end
 redis.call('ZADD', key.jobs(), time[1] * 1000 + math.floor(time[2] / 1000), arg.job)
 hear_client(arg.job)
 redis.call('HSET', key.queue(), 'schema', '1')
-renew_job(arg.job)
+renew_all(arg.job)
 renew_queue()
 return 'created'

@@ -67,5 +67,5 @@ if entries == 0 and state == 'running' then
     redis.call('HSET', key.job(job), 'waiting', '1')
   end
 end
-renew_all(job)
+renew_job(job)
 return cmsgpack.pack(answer)

@@ -14,6 +14,9 @@ if state ~= 'running' then return state end
 hear_client(arg.job)
 if redis.call('HSETNX', key.blocks(arg.job), arg.number, arg.payload) == 0 then return state end
 redis.call('HSET', key.edges(arg.job), arg.number, arg.edges)
+local life = life_of(arg.job)
+redis.call('PEXPIRE', key.blocks(arg.job), life)
+redis.call('PEXPIRE', key.edges(arg.job), life)
 local each = {}
 for task = arg.first, arg.first + arg.count - 1 do
   each[#each + 1] = task
@@ -24,7 +27,8 @@ if waits.torn then mark_damaged(arg.job, false) end
 write_counters(key.wait(arg.job), waits)
 for _, digest in ipairs(cmsgpack.unpack(arg.consts)) do
   redis.call('SADD', key.consts(arg.job), digest)
-  redis.call('PEXPIRE', key.const(arg.job, digest), life_of(arg.job)) -- born with an expiry of minutes
+  redis.call('PEXPIRE', key.consts(arg.job), life)
+  redis.call('PEXPIRE', key.const(arg.job, digest), life) -- born with an expiry of minutes
 end
 -- A server that came back older may have forgotten the block, and not the slot that ran it.
 local finished, ready = read_bits(key.finished(arg.job), waits.zero), {}

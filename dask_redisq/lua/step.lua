@@ -168,5 +168,5 @@ end
 local answer = cmsgpack.pack({'ok', refused, found, retry})
 redis.call('HSET', key.slot(slot), 'seq', seq, 'answer', answer, 'steady', next_one and '1' or '0')
 redis.call('PEXPIRE', key.slot(slot), DAY)
-if found then renew_job(found[1]) end
+if found and not (touched and found[1] == job) then renew_job(found[1]) end
 return answer

@@ -163,6 +163,7 @@ class Engine:
         python: str = PYTHON,
         ttl: int = 0,
         lease: int = LONG,
+        pure: int = 1,
     ) -> str:
         """Create a job of tasks 0..n-1, none of whose blocks is there yet; return its id."""
         tasks = tuple(tuple(inputs[t]) for t in range(len(inputs)))
@@ -174,7 +175,7 @@ class Engine:
         self.call(
             "create", job=job, n=n, block=block, blocks=self._blocks(job), epoch=self.epochs[job], chunk=chunk,
             priority=priority, python=python, allowed=allowed, retries=retries, retry_delay=retry_delay,
-            patience=patience, client_lease=lease, hard=pack(restrictions), ttl=ttl,
+            patience=patience, client_lease=lease, hard=pack(restrictions), ttl=ttl, pure=pure,
         )  # fmt: skip
         return job
 

@@ -245,6 +245,7 @@ local function keep_values(job, plan, attempt)
     end
   end
   if n > 0 then redis.call('HSET', key.values(job), unpack(fields)) end
+  redis.call('PEXPIRE', key.values(job), life)
 end
 
 -- Delete refused values that were stored apart, unless they are the accepted ones.
@@ -284,8 +285,14 @@ local function write_batch(job, plan, attempt, whole)
   keep_values(job, plan, attempt)
   local zero = write_edges(job, plan.edges)
   free_values(job, plan.edges.consumers.zero)
-  for _, slice in ipairs(plan.more) do redis.call('RPUSH', key.settle(job), slice) end
-  if #plan.outputs > 0 then redis.call('RPUSH', key.log(job), cmsgpack.pack(plan.outputs)) end
+  if #plan.more > 0 then
+    for _, slice in ipairs(plan.more) do redis.call('RPUSH', key.settle(job), slice) end
+    redis.call('PEXPIRE', key.settle(job), life_of(job))
+  end
+  if #plan.outputs > 0 then
+    redis.call('RPUSH', key.log(job), cmsgpack.pack(plan.outputs))
+    redis.call('PEXPIRE', key.log(job), life_of(job))
+  end
   for _, task in ipairs(zero) do
     table.insert(plan.large_input[task] and ready.near or ready.free, task)
   end

@@ -159,6 +159,7 @@ local function lease(slot, seq, tags, fresh_job, fresh)
   if not found then return false, retry or 0 end
   local tasks, alone = found[1], found[2]
   redis.call('HSET', key.leases(chosen), slot, cmsgpack.pack({tonumber(seq), tasks}))
+  redis.call('PEXPIRE', key.leases(chosen), life_of(chosen))
   serve(chosen)
   local meta = redis.call('HMGET', key.job(chosen), 'epoch', 'chunk', 'block')
   return {chosen, meta[1], tonumber(meta[2]), tonumber(meta[3]), alone, tasks}, 0

@@ -1,0 +1,345 @@
+"""The loop of a slot: step (report the last lease, get the next), load, run, store, step again.
+
+With nothing to do it blocks in BLPOP on its wake list.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from dask_redisq.batch import Batch
+from dask_redisq.codec import pack, unpack
+from dask_redisq.errors import BadSignature, ServerFull, ValueTooLarge
+from dask_redisq.keys import Keys
+from dask_redisq.lease import Lease, LeaseRun
+from dask_redisq.link import Link
+from dask_redisq.memory import JobEnded, JobMemory, SlotMemory
+from dask_redisq.pace import Pace
+from dask_redisq.page import Limit, Page
+from dask_redisq.remote_error import pack_error
+from dask_redisq.server_check import most_bytes
+from dask_redisq.trust import ERROR, UNSIGNED, Seal, Signer
+
+__all__ = ["Slot"]
+
+#: Seconds between two looks for work of an idle slot: heals a lost token.
+RECHECK = 5
+#: Seconds after which a slot of several queues turns to the next one.
+TURN = 1.0
+#: A value that nobody accepted is gone after this many ms.
+UNSEEN = 600_000
+#: Seconds for which results wait for room in a server whose memory is full, and between two tries.
+FULL_WAIT, FULL_PAUSE = 10.0, 0.2
+#: Seconds until a step that came while its job is rebuilt is sent again.
+FROZEN = 0.02
+
+
+@dataclass
+class _Queue:
+    """One queue that a slot serves, and the number of its last call there."""
+
+    keys: Keys
+    index: int
+    seq: int = 0
+    idle: bool = False
+
+
+@dataclass
+class _Report:
+    """What the next step tells of the last lease."""
+
+    job: str = ""
+    epoch: str = ""
+    batch: Batch = field(default_factory=Batch)
+    failure: bytes = b""
+
+
+class _Wake(BaseException):
+    """Raised by the signal handler to leave a blocking wait."""
+
+
+class Slot:
+    """The loop of one slot.
+
+    Parameters
+    ----------
+    link : Link
+        Its connection, which waits for the server for ever.
+    slot : str
+        Its start id, 16 random hexadecimal digits; with a sequence number it names an attempt.
+    queues : list of str
+        The queues that it serves, in order.
+    tags : frozenset of str
+        What it carries.
+    page : Page
+        Where its supervisor reads what it does.
+    where : str
+        Name of its worker, for messages.
+    signer : Signer
+        Signs what it makes, and checks what it reads.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        slot: str,
+        queues: list[str],
+        tags: frozenset[str],
+        page: Page,
+        where: str,
+        signer: Signer = UNSIGNED,
+    ) -> None:
+        self.link = link
+        self.slot = slot
+        self.queues = [_Queue(Keys(name), i) for i, name in enumerate(queues)]
+        for queue in self.queues:
+            link.watch(queue.keys)
+        self.tags = tags
+        self.page = page
+        self.where = where
+        self.pace = Pace()
+        self.memory = SlotMemory(link, signer)
+        self.stopping = False
+        self._waiting = False
+
+    def __repr__(self) -> str:
+        return f"<Slot {self.slot} of {self.where}, queues {[q.keys.queue for q in self.queues]}>"
+
+    # -- the loop -------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serve the queues until `stop` is called."""
+        while True:
+            try:
+                return self._serve()
+            except _Wake:
+                self.link.close()  # the signal came just when the wait was over: nothing is in hand
+
+    def _serve(self) -> None:
+        at, fruitless, report = 0, 0, _Report()
+        turned = time.monotonic()
+        again = RECHECK * 1000
+        while True:
+            queue = self.queues[at]
+            turn = len(self.queues) > 1 and time.monotonic() - turned > TURN
+            lease, retry, status = self._step(queue, report, more=not self.stopping and not turn)
+            report = _Report()
+            if lease is not None:
+                self._leave_other_queues(queue)
+                report = self._work(queue, lease)
+                fruitless, again = 0, RECHECK * 1000
+                continue
+            if self.stopping:
+                return
+            again = min(again, retry or again, 500 if status == "unregistered" else again)
+            fruitless = 0 if turn else fruitless + 1
+            at, turned = (at + 1) % len(self.queues), time.monotonic()
+            if fruitless >= len(self.queues):
+                self._wait(again)
+                fruitless, again = 0, RECHECK * 1000
+
+    def stop(self, *_: object) -> None:
+        """End after the task in hand; a signal handler."""
+        self.stopping = True
+        if self._waiting:
+            raise _Wake
+
+    def _wait(self, milliseconds: int) -> None:
+        """Block until a token comes, at most `milliseconds`."""
+        lists = [q.keys("wake", self.slot) for q in self.queues]
+        try:
+            self._waiting = True
+            if not self.stopping:
+                self.link.command("BLPOP", *lists, max(0.01, milliseconds / 1000))
+        except _Wake:
+            # The BLPOP may be under way: its reply, 5 s from now, is not that of the next call.
+            self.link.close()
+        finally:
+            self._waiting = False
+
+    def _leave_other_queues(self, queue: _Queue) -> None:
+        """Leave the idle sets of the other queues; a token that waits there is passed on."""
+        for other in self.queues:
+            if other is not queue and other.idle:
+                self._step(other, _Report(), more=False, rest=False)
+
+    def _step(
+        self, queue: _Queue, report: _Report, *, more: bool, rest: bool = True
+    ) -> tuple[Lease | None, int, str]:
+        """Report and lease in one call; return the lease, when to look again, and the status."""
+        queue.seq += 1
+        status, refused, leased, retry = self._call_step(queue, report, more=more, rest=rest)
+        self.page.rest()
+        if status != b"stale":  # refused whole: nothing of it was judged
+            self._keep_accepted(report, refused)
+        queue.idle = not leased and rest and more
+        if not leased:
+            return None, retry, status.decode()
+        job, epoch, chunk, block, alone, tasks = leased
+        lease = Lease(job.decode(), epoch.decode(), chunk, block, bool(alone), tasks, queue.seq)
+        return lease, 0, status.decode()
+
+    def _call_step(
+        self, queue: _Queue, report: _Report, *, more: bool, rest: bool
+    ) -> tuple[bytes, list[int], Any, int]:
+        """Call step.lua until it was done: while the job is rebuilt it is put off."""
+        args = {"batch": report.batch.pack() if report.job else b"", "failure": report.failure}
+        while True:
+            asked = time.perf_counter()
+            answer = self.link.call(
+                "step",
+                queue.keys,
+                slot=self.slot,
+                seq=queue.seq,
+                job=report.job,
+                epoch=report.epoch,
+                **args,
+                known=self.pace.job,
+                want=self.pace.want if more else 0,
+                floor=self.pace.floor,
+                rest=int(rest and more),
+            )
+            status, refused, leased, retry = unpack(answer)
+            if status != b"frozen":
+                self.pace.called(time.perf_counter() - asked)
+                self.page.answered(queue.index, queue.seq)
+                return status, refused, leased, retry
+            time.sleep(FROZEN)
+
+    def _keep_accepted(self, report: _Report, refused: list[int]) -> None:
+        """Keep own values that the server accepted, for tasks that come here next."""
+        dropped = set(refused)
+        for task, value, data, _ in report.batch.published:
+            if task not in dropped:
+                self.memory.values.put(task, value, len(data))
+
+    # -- one lease --------------------------------------------------------------------
+
+    def _work(self, queue: _Queue, lease: Lease) -> _Report:
+        """Run a lease and return what to report of it."""
+        report = _Report(lease.job, lease.epoch)
+        self.page.hold(queue.index, lease.job, lease.seq, _now_ms(), len(lease.tasks))
+        job = lease.job.encode()
+        if self.page.stopped(job, lease.seq):
+            return report  # it was cancelled while the answer was under way
+        memory = self.memory.job(queue.keys, lease.job, lease.epoch)
+        try:
+            self._load_blocks(lease, memory)
+            values, tasks = self._load_inputs(queue, lease, memory)
+        except JobEnded:
+            return report
+        except BaseException as error:  # a __setstate__ that calls exit is no word to the slot
+            error.add_note(f"dask-redisq: while loading what the task needs on worker {self.where}")
+            if isinstance(error, BadSignature):  # one a lease: the first one ends it
+                who = self._attempt(lease)
+                self.link.call("refuse", queue.keys, job=lease.job, who=who, total=1)
+            report.failure = self._failure(lease.tasks[0], error, memory.seal)
+            return report
+        if not tasks:
+            return report
+        run = LeaseRun(
+            lease._replace(tasks=tasks),
+            memory.blocks,
+            values,
+            self.pace,
+            self.tags,
+            time.perf_counter,
+            self.page.begin,
+            lambda task, most, retries: self.page.limit(
+                task, lease.seq, Limit(_now_ms(), round(most * 1000), retries)
+            ),
+            lambda: not self.stopping and not self.page.stopped(job, lease.seq),
+            lambda: most_bytes(self.link),
+            memory.seal.signer_of_values(self._attempt(lease).encode()),
+        )
+        run.run()
+        # No task runs any more: what kills this process from here on is charged to none.
+        self.page.begin(-1, len(lease.tasks) - 1)
+        report.batch = run.report()
+        self._store_apart(queue, lease, report.batch)
+        if report.batch.failed is not None:
+            task, why = report.batch.failed
+            # It would be as large the next time.
+            retries = 0 if isinstance(why, ValueTooLarge) else _own_retries(memory, lease, task)
+            report.failure = self._failure(task, why, memory.seal, retries)
+        elif report.batch.unpublished is not None:
+            task, text = report.batch.unpublished
+            report.failure = pack([task, "unpicklable", text, 0])
+        return report
+
+    def _load_blocks(self, lease: Lease, memory: JobMemory) -> None:
+        """Fetch the lease's blocks; if unpickling one kills this process, a task is charged."""
+        first: dict[int, int] = {}
+        for task in lease.tasks:
+            first.setdefault(task // lease.block, task)
+        memory.load_blocks(sorted(first), lambda block: self.page.begin(first[block], -1))
+
+    def _load_inputs(
+        self, queue: _Queue, lease: Lease, memory: JobMemory
+    ) -> tuple[dict[int, Any], list[int]]:
+        """Return the inputs of the lease's tasks, and the tasks whose inputs were all there.
+
+        The others go back un-begun, and the server is asked about them: never is another task
+        waited for while a lease is held.
+        """
+        needs = {t: memory.blocks[t // lease.block].inputs[t % lease.block] for t in lease.tasks}
+        wanted: dict[int, int] = {}  # the first task that needs it
+        for task, inputs in needs.items():
+            for i in inputs:
+                wanted.setdefault(i, task)
+        if not wanted:
+            return {}, lease.tasks
+        values = self.memory.fetch_values(
+            queue.keys, lease.job, wanted, lambda i: self.page.begin(wanted[i], -1)
+        )
+        if len(values) == len(wanted):
+            return values, lease.tasks
+        runnable = []
+        for task, inputs in needs.items():
+            missing = [i for i in inputs if i not in values]
+            if not missing:
+                runnable.append(task)
+            else:
+                self.link.call(
+                    "report_missing", queue.keys, job=lease.job, task=task, input=missing[0]
+                )
+        return values, runnable
+
+    def _store_apart(self, queue: _Queue, lease: Lease, batch: Batch) -> None:
+        """Write large values before the call that makes them count; each is born with an expiry."""
+        attempt = self._attempt(lease)
+        apart = [p for p in batch.published if not p.inline]
+        deadline = time.monotonic() + FULL_WAIT
+        while True:
+            try:
+                for p in apart:
+                    name = queue.keys("value", lease.job, p.task, attempt)
+                    self.link.send("SET", name, p.data, "PX", UNSEEN)
+                self.link.receive_all()
+                return
+            except ServerFull as full:
+                # Others may finish meanwhile, which frees; what was written is written again.
+                if time.monotonic() > deadline or self.stopping:
+                    sizes = sum(len(p.data) for p in apart)
+                    error = ServerFull(f"{full}, and results of {sizes:,} bytes wait for room")
+                    batch.failed = batch.failed or (apart[0].task, error)
+                    return
+                time.sleep(FULL_PAUSE)
+
+    def _attempt(self, lease: Lease) -> str:
+        """Return the name under which step.lua records what this lease makes."""
+        return f"{self.slot}{lease.seq:08x}"
+
+    def _failure(self, task: int, error: BaseException, seal: Seal, retries: int = -1) -> bytes:
+        signed = seal.sign(ERROR, b"", task, pack_error(error, self.where))
+        return pack([task, "raised", signed, retries])
+
+
+def _now_ms() -> int:
+    return time.monotonic_ns() // 1_000_000
+
+
+def _own_retries(memory: JobMemory, lease: Lease, task: int) -> int:
+    return memory.blocks[task // lease.block].limits.get(task, (0.0, -1))[1]
