@@ -273,6 +273,7 @@ local function write_batch(job, plan, attempt, whole)
   if #plan.accepted == 0 then return ready end
   if not whole then evict(job, plan) end
   set_bits(key.finished(job), plan.accepted)
+  redis.call('PEXPIRE', key.finished(job), life_of(job))
   redis.call('HINCRBY', key.job(job), 'finished', #plan.accepted)
   redis.call('HINCRBY', key.queue(), 'finished', #plan.accepted)
   if plan.big then redis.call('HSET', key.job(job), 'big', '1') end
