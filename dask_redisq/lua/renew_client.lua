@@ -8,5 +8,5 @@
 local state = redis.call('HGET', key.job(arg.job), 'state')
 if not state then return '' end
 hear_client(arg.job)
-renew_all(arg.job)
+renew_job(arg.job)
 return state
