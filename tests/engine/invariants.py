@@ -32,8 +32,10 @@ local read = {
 }
 local out = {}
 for _, name in ipairs(redis.call('KEYS', '*')) do
-  local kind = redis.call('TYPE', name).ok
-  out[#out + 1] = {name, kind, read[kind](name), redis.call('PTTL', name)}
+  if name ~= 'clock' then -- of a simulated world, see simulator/server.py
+    local kind = redis.call('TYPE', name).ok
+    out[#out + 1] = {name, kind, read[kind](name), redis.call('PTTL', name)}
+  end
 end
 return cmsgpack.pack(out)
 """
@@ -315,7 +317,7 @@ def _check_values(state: State, job: str, view: JobView, *, whole: bool) -> None
             name = state.keys("value", job, task, record[1 : 1 + _ATTEMPT].decode())
             named.add(name)
             assert name in state.content or not whole, f"the value of task {task} does not exist"
-            assert state.ttl.get(name, UNSEEN + 1) > UNSEEN, (
+            assert "expiring" in view.meta or state.ttl.get(name, UNSEEN + 1) > UNSEEN, (
                 f"{name} was accepted, and expires soon"
             )
         if view.meta["state"] == b"running":
