@@ -101,7 +101,9 @@ class _Follower(Actor):
     def _repair(self) -> Life[None]:
         # What one reader of a detached job has, another one may still want.
         job = self.job
-        have = [t for t in job.graph.outputs if not job.detached and job.origin[t] in self.received]
+        have = None
+        if not job.detached:
+            have = [t for t in job.graph.outputs if job.origin[t] in self.received]
         keys = self.world.server.keys
         if not (yield from in_thread(self, lambda link: rebuild(link, keys, job.id, have))):
             yield Wait(self.world.server.now + 50)
@@ -121,13 +123,20 @@ class _Follower(Actor):
             data = yield from fetch(self.world, job.id, task, record)
             if data is None:
                 whole = False
-                answer = yield Call("report_missing", {"job": job.id, "task": -1, "input": task})
-                assert answer != b"finished" or not self.world.calm or job.cancelled, (
-                    f"output {task} of {job} is gone"
-                )
+                yield from self._report_lost(task)
             else:
                 self.received[job.origin[task]] = self.world.check_value(job, task, loads(data))
         return whole
+
+
+    def _report_lost(self, task: int) -> Life[None]:
+        job = self.job
+        answer = yield Call("report_missing", {"job": job.id, "task": -1, "input": task})
+        if answer == b"finished":
+            args = {"job": job.id, "cursor": 0, "gen": b"", "limit": 0}
+            state, reason, *_ = unpack((yield Call("gather", args)))
+            if state not in (b"running", b"done"):
+                self._judge(state.decode(), reason)
 
 
 class Client(_Follower):
@@ -233,7 +242,7 @@ class Reader(_Follower):
                 world.check_dropped(job)
                 self.outcome = "ended"
             else:
-                yield from self.gather()
+                yield from self._read_all()
                 self.outcome = "answer"
                 world.check_answer(job, self.received)
         except (Dropped, Ended):
@@ -243,6 +252,16 @@ class Reader(_Follower):
             yield Call("forget", {"job": job.id})
             while (yield Call("sweep", {"job": job.id})) == 0:
                 pass
+
+
+    def _read_all(self) -> Life[None]:
+        """Gather, again if the server was too full to rebuild the job."""
+        while True:
+            try:
+                yield from self.gather()
+                return
+            except ServerFull:
+                yield Wait(self.world.server.now + 1000)
 
 
 class Operator(Actor):

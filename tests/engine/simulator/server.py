@@ -1,8 +1,8 @@
 """The one server of a world: scripts on a clock that only the world moves, older states, full memory.
 
 The scripts are the package's own, but for three things that a world cannot leave to chance. They
-read their time from a key that the world sets, so that an hour passes at once and a seed replays.
-They see the members of a set in order, since Redis has them in that of a random hash. And they
+read their time from a key that the world sets, so that an hour passes at once and a seed replays;
+expiries are a thousand times as long, so that the time that a world really takes is none. They see the members of a set in order, since Redis has them in that of a random hash. And they
 count 4 edges a call where the real ones count 2,000, so that small graphs have lists to settle.
 """
 
@@ -28,16 +28,30 @@ BEGIN = 1_000_000_000_000
 #: Edges that one call counts.
 EDGES = 4
 
+#: What takes the place of `redis` in each script.
 _SHIM = """
-local redis_call = redis.call
-local redis = setmetatable({call = function(name, ...)
-  if name == 'TIME' then
-    local now = tonumber(redis_call('GET', 'clock'))
-    return {math.floor(now / 1000), now % 1000 * 1000}
-  end
-  local found = redis_call(name, ...)
-  if name == 'SMEMBERS' then table.sort(found) end
+local redis_call, wrapped = redis.call, {}
+function wrapped.TIME()
+  local now = tonumber(redis_call('GET', 'clock'))
+  return {math.floor(now / 1000), now % 1000 * 1000}
+end
+function wrapped.SMEMBERS(name)
+  local found = redis_call('SMEMBERS', name)
+  table.sort(found)
   return found
+end
+function wrapped.PEXPIRE(name, ms) return redis_call('PEXPIRE', name, ms * 1000) end
+function wrapped.SET(...)
+  local words = {...}
+  for i, word in ipairs(words) do
+    if word == 'PX' then words[i + 1] = words[i + 1] * 1000 end
+  end
+  return redis_call('SET', unpack(words))
+end
+local redis = setmetatable({call = function(name, ...)
+  local call = wrapped[name]
+  if call then return call(...) end
+  return redis_call(name, ...)
 end}, {__index = redis})
 """
 _REAL_EDGES = "local EDGES = 2000"
@@ -49,7 +63,7 @@ for i = 2, #ARGV do kept[ARGV[i]] = true end
 redis.call('HDEL', 'queue', '') -- before its first write a script is refused by a full server
 for _, name in ipairs(redis.call('KEYS', '*')) do
   local left = redis.call('PTTL', name)
-  if left > 0 and not kept[name] then redis.call('PEXPIRE', name, left - ARGV[1]) end
+  if left > 0 and not kept[name] then redis.call('PEXPIRE', name, left - ARGV[1] * 1000) end
 end
 return redis.call('INCRBY', 'clock', ARGV[1])
 """
@@ -143,6 +157,8 @@ class Server:
 
     def command(self, *words: Any) -> Any:
         """Send one command."""
+        if words[0] in ("SET", "PEXPIRE"):
+            words = (*words[:-1], words[-1] * 1000) if "PX" in words or words[0] != "SET" else words
         return self.link.command(*words)
 
     def advance(self, ms: int, kept: Collection[str] = ()) -> None:
@@ -160,7 +176,7 @@ class Server:
             return False
         self.full = False
         self.command("FLUSHALL")
-        passed, words = self.now - then, list[Any]()
+        passed, words = 1000 * (self.now - then), list[Any]()
         for name, left, data in zip(items[::3], items[1::3], items[2::3], strict=True):
             if name != CLOCK.encode() and left > passed:
                 words += [name, left - passed, data]

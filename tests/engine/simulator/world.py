@@ -359,7 +359,7 @@ class World:
             b"raised": job.tries[task] > settings["retries"],
             b"timeout": job.tries[task] > settings["retries"],
             b"died": job.deaths[task] >= settings["allowed"],
-            b"unseen": self.value_gone or self.rolled_back or self.jumps > 0,
+            b"unseen": self.value_gone or self.rolled_back or self.jumps > 0 or self.faults["server full"] > 0,
             b"cancelled": job.cancelled,
             b"client": self.jumps > 0 or self.rolled_back,
         }
