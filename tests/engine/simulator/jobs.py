@@ -74,6 +74,8 @@ class Job:
     doubtful: bool = False
     #: It was submitted again with values of another job as constants.
     mixed: bool = False
+    #: Its client's lease ran out.
+    lapsed: bool = False
     #: Its removal has begun.
     swept: bool = False
     #: Somebody gave it up.
@@ -205,7 +207,7 @@ def random_job(choices: Choices, family: int, job_id: str, epoch: str, most: int
         "patience": choices.pick([0, 1000]),
         "timeout": choices.pick([0, 0, 0, 5]),
         "ttl": choices.pick([0, 0, 0, 3_600_000]),
-        "pure": choices.pick([1, 1, 0]),
+        "pure": choices.pick([1, 0]),
     }
     return Job(job_id, family, graph, graph, tuple(range(n)), {}, epoch, settings)
 

@@ -125,7 +125,13 @@ class Oracle:
         held = self._leases.get(args["slot"])
         if held is not None and answer == b"given":
             assert held[1] == args["seq"], f"lease {held[1]} is given back for {args['seq']}"
-            self._leases[args["slot"]] = (*held[:2], held[2][: args["position"] + 1])
+            kept = held[2][: args["position"] + 1]
+            self._leases[args["slot"]] = (*held[:2], kept)
+            left = self._server_lease(args["slot"], held[0])
+            assert set(left) <= set(kept), f"it keeps {left} of {held[2]}, not {kept}"
+            begun = held[2][args["position"]] if args["position"] >= 0 else -1
+            lost = begun >= 0 and begun not in left
+            assert not lost or self._is_finished(held[0], begun), f"task {begun} had begun"
 
     def _renew(self, args: dict[str, Any], answer: bytes, late: bool) -> None:
         worker = self.world.workers[args["worker"]]
@@ -133,8 +139,21 @@ class Oracle:
         for slot in worker.ever:
             if slot.encode() not in held:
                 self._leases.pop(slot, None)
+        pairs = unpack(args["held"])
+        for slot, seq in zip(pairs[::2], pairs[1::2], strict=True):
+            lease = self._leases.get(slot.decode())
+            if lease is not None and lease[1] == seq:
+                name = self.world.server.keys("slot", slot.decode())
+                assert self.world.server.command("HEXISTS", name, "job"), f"{slot} lost its lease"
         if answer == b"ok" and not late:
             worker.renewed = self.world.server.now
+
+    def _server_lease(self, slot: str, job: str) -> list[int]:
+        packed = self.world.server.command("HGET", self.world.server.keys("leases", job), slot)
+        return [] if packed is None else list(unpack(packed)[1])
+
+    def _is_finished(self, job: str, task: int) -> bool:
+        return self.world.server.command("GETBIT", self.world.server.keys("finished", job), task) == 1
 
     # -- verdicts ----------------------------------------------------------------------------
 

@@ -163,7 +163,7 @@ class Slot(Actor):
             "batch": batch.pack() if job else b"", "failure": failure,
             "known": job or world.some_job(), "want": want if more else 0, "floor": floor, "rest": int(more),
         }  # fmt: skip
-        if world.rash:  # rule 8 is switched off
+        if world.off == "R8":
             self._keep(batch, ())
         while True:
             answer = yield Call("step", args)
@@ -198,17 +198,14 @@ class Slot(Actor):
         world, page = self.world, self.page
         job = world.jobs[lease.job]
         page.cursor = Cursor(-1, -1, lease.seq, world.server.now, 0, len(lease.tasks), lease.job.encode())
-        if world.turn_cached:
-            self.cache.turn_to(lease.job, lease.epoch)
-        else:  # rule 13 is switched off
-            self.cache.turn_to(lease.job, "")
+        self.cache.turn_to(lease.job, lease.epoch if world.off != "R13" else "")
         values, tasks = yield from self._load_inputs(job, lease)
         if not tasks:
             return Batch(), b""
         if world.chance(0.15):
             yield from self._take_long(lease, tasks[0])
         run = Run(
-            lease._replace(tasks=tasks, alone=lease.alone and world.alone_alone), job.blocks, values,
+            lease._replace(tasks=tasks, alone=lease.alone and world.off != "R3"), job.blocks, values,
             Whim(self), frozenset(self.tags), lambda: 0.0, self._begin, self._limit,
             lambda: not self.stopping and page.stop_job != lease.job and page.given != lease.seq,
             lambda: 10**9,
@@ -262,10 +259,8 @@ class Slot(Actor):
             lost = [i for i in inputs if i not in values]
             if not lost:
                 tasks.append(task)
-            elif self.world.questions:
+            elif self.world.off != "R10":
                 yield Call("report_missing", {"job": job.id, "task": task, "input": lost[0]})
-            else:  # rule 10 is switched off
-                raise AssertionError(f"input {lost[0]} of task {task} is gone")
         return values, tasks
 
     def _store_apart(self, lease: Lease, batch: Batch) -> Life[int | None]:
@@ -277,7 +272,8 @@ class Slot(Actor):
             name = self.world.value_name(lease.job, published.task, f"{self.slot}{lease.seq:08x}")
             while True:
                 try:
-                    yield Command(("SET", name, published.data, "PX", UNSEEN))
+                    life = ("PX", UNSEEN) if self.world.off != "R7 expiry" else ()
+                    yield Command(("SET", name, published.data, *life))
                     break
                 except ServerFull:
                     if self.world.server.now > deadline or self.stopping:

@@ -32,7 +32,7 @@ class Look:
     def __init__(self, actor: Actor) -> None:
         self.actor = actor
         # Without rule 14 it judges at once, however long it was away.
-        expiry = EXPIRY / 1000 if actor.world.licensed else 0.0
+        expiry = EXPIRY / 1000 if actor.world.off != "R14" else 0.0
         away: Any = _Away()
         self._away = away
         self._monitor = Monitor(
