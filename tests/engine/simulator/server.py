@@ -82,13 +82,17 @@ for i = 1, #ARGV, 3 do redis.call('RESTORE', ARGV[i], ARGV[i + 1], ARGV[i + 2]) 
 
 
 @contextlib.contextmanager
-def simulated(patches: Sequence[tuple[str, str, str]] = ()) -> Iterator[None]:
+def simulated(
+    patches: Sequence[tuple[str, str, str]] = (), *, clock: bool = True
+) -> Iterator[None]:
     """Let every link of this process call the scripts as worlds have them.
 
     Parameters
     ----------
     patches : sequence of tuple of str, optional
         A file below ``lua/``, text in it, and what is there instead: a rule switched off.
+    clock : bool, default True
+        Without it they are the package's own, but for the patches.
     """
     real, folder = scripts.load, scripts._folder
     patched = [_patched(folder(), *patch) for patch in patches]
@@ -98,11 +102,13 @@ def simulated(patches: Sequence[tuple[str, str, str]] = ()) -> Iterator[None]:
         text = script.text
         for old, new in patched:
             text = text.replace(old, new)
-        text = _SHIM + text.replace(_REAL_EDGES, f"local EDGES = {EDGES}")
+        if clock:
+            text = _SHIM + text.replace(_REAL_EDGES, f"local EDGES = {EDGES}")
         return replace(script, text=text, sha=sha1(text.encode(), usedforsecurity=False).hexdigest())
 
     scripts.load = cache(read)  # type: ignore[assignment]
-    batch.EDGES = lease.EDGES = EDGES  # type: ignore[attr-defined]
+    if clock:
+        batch.EDGES = lease.EDGES = EDGES  # type: ignore[attr-defined]
     try:
         yield
     finally:
