@@ -98,7 +98,9 @@ class Monitor:
         try:
             rebuild(self.link, self.keys, job)
         except ServerFull as error:
-            logger.warning("job %s cannot be rebuilt now, the next look tries again: %s", job, error)
+            logger.warning(
+                "job %s cannot be rebuilt now, the next look tries again: %s", job, error
+            )
 
 
 def sweep(link: Link, keys: Keys, job: str) -> bool:

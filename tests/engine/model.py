@@ -308,7 +308,9 @@ class Queue:
         if alive and fresh:
             self._activate(name)
         if want > 0:
-            chosen, tasks, alone, fresh = self._take(name, fresh if alive else [], known, want, floor)
+            chosen, tasks, alone, fresh = self._take(
+                name, fresh if alive else [], known, want, floor
+            )
         self._make_ready(name, fresh if alive else [])
         if chosen:
             self.jobs[chosen].leases[slot] = Lease(seq, tasks)

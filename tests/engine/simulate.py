@@ -19,6 +19,8 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
+import click
+
 sys.path.insert(0, str(Path(__file__).parent))  # as pytest does it
 
 from simulator.ablations import ABLATIONS, Ablation
@@ -49,10 +51,10 @@ def run_one(seed: int, rule: str, every: int) -> Outcome:
     ablation = ABLATIONS[rule] if rule else Ablation()
     with PrivateServer() as server, simulated(ablation.patches):
         link = Link(server.url)
-        settings: dict[str, Any] = {"every": every, "off": ablation.off}
+        settings: dict[str, Any] = {"every": every, "off": ablation.off, "lossy": ablation.lossy}
         outcome = run_world(link, seed, **settings)
         if outcome.error:
-            print(f"it fails: {outcome.error}\nlooking for a shorter story ...")
+            click.echo(f"it fails: {outcome.error}\nlooking for a shorter story ...")
             outcome = shrink(link, outcome, SHRINK, **settings)
         link.close()
     return outcome
@@ -71,8 +73,10 @@ def main(words: list[str] | None = None) -> int:
     logging.getLogger("dask_redisq").setLevel(logging.ERROR)
     if options.seed is not None:
         outcome = run_one(options.seed, options.off, options.every or 1)
-        print(outcome.story)
-        print(outcome.error or f"all is well: {outcome.answers} of {outcome.jobs} jobs answered")
+        click.echo(outcome.story)
+        click.echo(
+            outcome.error or f"all is well: {outcome.answers} of {outcome.jobs} jobs answered"
+        )
         return int(bool(outcome.error))
     started, share = time.monotonic(), -(-options.jobs // options.processes)
     with ProcessPoolExecutor(options.processes) as pool:
@@ -82,8 +86,8 @@ def main(words: list[str] | None = None) -> int:
         ]
         total = reduce(Sum.plus, [part.result() for part in parts])
     for seed, error in total.failed:
-        print(f"seed {seed}: {error}")
-    print(total.line(time.monotonic() - started))
+        click.echo(f"seed {seed}: {error}")
+    click.echo(total.line(time.monotonic() - started))
     return int(bool(total.failed))
 
 

@@ -24,10 +24,12 @@ class Ablation(NamedTuple):
 
     patches: tuple[Patch, ...] = ()
     off: str = ""
+    #: It only matters when values or history are lost.
+    lossy: bool = False
 
 
-def _lua(file: str, old: str, new: str) -> Ablation:
-    return Ablation((Patch(file, old, new),))
+def _lua(file: str, old: str, new: str, *, lossy: bool = False) -> Ablation:
+    return Ablation((Patch(file, old, new),), lossy=lossy)
 
 
 ABLATIONS = {
@@ -42,7 +44,7 @@ ABLATIONS = {
         "rebuild.lua", "or meta[2] ~= arg.generation then", "then"
     ),
     "R13, another history refuses what was made before": _lua(
-        "step.lua", "(meta[3] or meta[5] and meta[6])", "meta[3]"
+        "step.lua", "(meta[3] or meta[5] and meta[6])", "meta[3]", lossy=True
     ),
     "R16, a rebuilt log is read anew": _lua(
         "gather.lua", "if gen ~= arg.gen then cursor = 0 end", ""
@@ -160,7 +162,7 @@ ABLATIONS = {
     ),
     "R3, who is told to run a task alone does": Ablation(off="R3"),
     "R5, a value that nobody needs is not kept": _lua(
-        "lib/finish.lua", "if plan.uses[i] > (inside[task] or 0) then", "if true then"
+        "lib/finish.lua", "if plan.uses[i] > (inside[task] or 0) then", "if true then", lossy=True
     ),
     "R7, a value is named by its attempt": Ablation(
         (
@@ -193,6 +195,7 @@ ABLATIONS = {
         "lib/damage.lua",
         "redis.call('HEXISTS', key.job(job), 'sealed') == 0 then new_epoch(job) end",
         "false then new_epoch(job) end",
+        lossy=True,
     ),
     "R13, no slot waits for a job that nobody rebuilds": _lua(
         "step.lua", "(meta[3] or meta[5] and meta[6])", "(meta[3] or meta[5])"
@@ -230,5 +233,3 @@ ABLATIONS = {
         "lib/full.lua", "local function write_when_full() redis.call('HDEL', key.queue(), '') end", "local function write_when_full() end"
     ),
 }  # fmt: skip
-
-

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
-from simulator.actors import Actor, Call, Command, Life, Op, Wait, in_thread
-from simulator.jobs import LEASE, Job
-from simulator.slot import fetch
-from simulator.supervisor import Look
-
 from dask_redisq.codec import loads, unpack
 from dask_redisq.errors import ServerFull
 from dask_redisq.rebuild import rebuild
 from dask_redisq.verdict import is_dropped
+from simulator.actors import Actor, Call, Command, Life, Op, Wait, in_thread
+from simulator.jobs import LEASE, Job
+from simulator.slot import fetch
+from simulator.supervisor import Look
 
 if TYPE_CHECKING:
     from simulator.world import World
@@ -127,7 +126,6 @@ class _Follower(Actor):
             else:
                 self.received[job.origin[task]] = self.world.check_value(job, task, loads(data))
         return whole
-
 
     def _report_lost(self, task: int) -> Life[None]:
         job = self.job
@@ -251,7 +249,6 @@ class Reader(_Follower):
             yield Call("forget", {"job": job.id})
             while (yield Call("sweep", {"job": job.id})) == 0:
                 pass
-
 
     def _read_all(self) -> Life[None]:
         """Gather, again if the server was too full to rebuild the job."""

@@ -6,14 +6,13 @@ import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from dask_redisq.errors import ServerFull
+from dask_redisq.record import read_record
 from simulator.actors import Actor, Call, Command, Wait
 from simulator.client import Client, Operator, Reader
 from simulator.jobs import LEASE
 from simulator.slot import Slot
 from simulator.supervisor import EXPIRY, INTERVAL, Supervisor
-
-from dask_redisq.errors import ServerFull
-from dask_redisq.record import read_record
 
 if TYPE_CHECKING:
     from simulator.world import World
@@ -32,7 +31,9 @@ def _some(world: World, *kinds: type[Actor]) -> Any:
 
 def _asking(world: World) -> Actor | None:
     """Choose an actor whose question is under way."""
-    found = [a for a in world.actors if not a.over and not a.frozen and isinstance(a.op, Call | Command)]
+    found = [
+        a for a in world.actors if not a.over and not a.frozen and isinstance(a.op, Call | Command)
+    ]
     return world.choices.pick(found) if found else None
 
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from invariants import Graph
-from simulator.choices import Choices
 
 from dask_redisq.codec import Block, pack
+from simulator.choices import Choices
 
 __all__ = ["LEASE", "MANY", "Job", "Token", "random_job"]
 
@@ -41,7 +41,9 @@ class Token(NamedTuple):
 class Function:
     """What a task runs: `run` is told the task, and the tokens of its inputs."""
 
-    def __init__(self, run: Callable[[Job, int, tuple[int, ...]], int], job: Job, task: int) -> None:
+    def __init__(
+        self, run: Callable[[Job, int, tuple[int, ...]], int], job: Job, task: int
+    ) -> None:
         self.run, self.job, self.task = run, job, task
 
     def __call__(self, *tokens: int) -> int:
@@ -144,7 +146,16 @@ class Job:
 
     def create_args(self) -> dict[str, Any]:
         """Return what create is told."""
-        names = ("chunk", "priority", "allowed", "retries", "retry_delay", "patience", "ttl", "pure")
+        names = (
+            "chunk",
+            "priority",
+            "allowed",
+            "retries",
+            "retry_delay",
+            "patience",
+            "ttl",
+            "pure",
+        )
         return {
             "job": self.id, "n": len(self.graph), "block": self.graph.block, "blocks": self.block_count,
             "epoch": self.epoch, "python": PYTHON, "client_lease": LEASE,
@@ -188,9 +199,7 @@ def random_job(choices: Choices, family: int, job_id: str, epoch: str, most: int
     """Return a job of 1 to `most` tasks."""
     n = 1 + choices.below(most)
     roots = choices.pick([1, 1, max(1, n // 2)])  # wide ones give leases of several tasks
-    inputs: list[tuple[int, ...]] = []
-    for task in range(n):
-        inputs.append(_some_before(choices, task) if task >= roots else ())
+    inputs = [_some_before(choices, task) if task >= roots else () for task in range(n)]
     used = {i for its in inputs for i in its}
     outputs = frozenset(t for t in range(n) if t not in used or choices.chance(0.2))
     hard = {}
@@ -224,9 +233,7 @@ def _some_before(choices: Choices, task: int) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-def check_tree(
-    job: Job, tokens: list[Token], answer: Mapping[int, int], *, once: bool
-) -> None:
+def check_tree(job: Job, tokens: list[Token], answer: Mapping[int, int], *, once: bool) -> None:
     """Assert that an answer is made as the graph says, and, if `once`, of one run of each task.
 
     Parameters

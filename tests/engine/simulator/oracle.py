@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dask_redisq.codec import unpack
 from simulator.jobs import Job
 from simulator.supervisor import EXPIRY
-
-from dask_redisq.codec import unpack
 
 if TYPE_CHECKING:
     from simulator.world import World
@@ -116,7 +115,7 @@ class Oracle:
 
     def _register(self, args: dict[str, Any], answer: bytes, late: bool) -> None:
         slot, seq = args["slot"], args["seq"]
-        if slot and self._answered.get(slot, (0, b""))[0] >= seq:
+        if slot and self._answered.get(slot, (0, b""))[0] > seq:
             self._answered[slot] = (seq, b"")
         if not late:
             self.world.workers[args["worker"]].renewed = self.world.server.now
@@ -153,7 +152,8 @@ class Oracle:
         return [] if packed is None else list(unpack(packed)[1])
 
     def _is_finished(self, job: str, task: int) -> bool:
-        return self.world.server.command("GETBIT", self.world.server.keys("finished", job), task) == 1
+        name = self.world.server.keys("finished", job)
+        return bool(self.world.server.command("GETBIT", name, task))
 
     # -- verdicts ----------------------------------------------------------------------------
 

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from redis.exceptions import RedisError
-from simulator.choices import Choices, Record
-from simulator.server import Server
-from simulator.story import tell
-from simulator.world import World
 
 from dask_redisq.errors import RedisqError
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
+from simulator.choices import Choices, Record
+from simulator.server import Server
+from simulator.story import tell
+from simulator.world import World
 
 __all__ = ["Outcome", "Sum", "run_world", "shrink"]
 
@@ -109,9 +109,7 @@ class Sum:
         )
 
 
-def run_world(
-    link: Link, seed: int, record: Record | None = None, **settings: Any
-) -> Outcome:
+def run_world(link: Link, seed: int, record: Record | None = None, **settings: Any) -> Outcome:
     """Run the world of a seed, or that of a record."""
     outcome = Outcome(seed)
     choices = Choices(seed, record)
@@ -119,7 +117,14 @@ def run_world(
     try:
         world = World(Server(link, Keys("simulated")), choices, **settings)
         world.run()
-    except (AssertionError, RedisError, RedisqError, ArithmeticError, LookupError, TypeError) as error:
+    except (
+        AssertionError,
+        RedisError,
+        RedisqError,
+        ArithmeticError,
+        LookupError,
+        TypeError,
+    ) as error:
         outcome.error = f"{type(error).__name__}: {error}"
     if world is not None:
         for actor in world.actors:
@@ -143,7 +148,11 @@ def shrink(link: Link, failed: Outcome, seconds: float = 30.0, **settings: Any) 
             if time.monotonic() > deadline:
                 return best
             tried = run_world(link, failed.seed, record, **settings)
-            if tried.error and tried.kind == failed.kind and _size(tried.record) < _size(best.record):
+            if (
+                tried.error
+                and tried.kind == failed.kind
+                and _size(tried.record) < _size(best.record)
+            ):
                 best, again = tried, True
                 break
     return best

@@ -104,9 +104,11 @@ def simulated(
             text = text.replace(old, new)
         if clock:
             text = _SHIM + text.replace(_REAL_EDGES, f"local EDGES = {EDGES}")
-        return replace(script, text=text, sha=sha1(text.encode(), usedforsecurity=False).hexdigest())
+        return replace(
+            script, text=text, sha=sha1(text.encode(), usedforsecurity=False).hexdigest()
+        )
 
-    scripts.load = cache(read)  # type: ignore[assignment]
+    scripts.load = cache(read)
     if clock:
         batch.EDGES = lease.EDGES = EDGES  # type: ignore[attr-defined]
     try:

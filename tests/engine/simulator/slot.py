@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from simulator.actors import Actor, Call, Command, Killed, Life, Wait
-from simulator.jobs import PYTHON, Job
-
 from dask_redisq.batch import Batch, Published
 from dask_redisq.cache import ValueCache
 from dask_redisq.codec import loads, pack, unpack
@@ -15,6 +12,8 @@ from dask_redisq.errors import ServerFull
 from dask_redisq.lease import Lease, LeaseRun
 from dask_redisq.page import Cursor, Limit
 from dask_redisq.record import read_record
+from simulator.actors import Actor, Call, Command, Killed, Life, Wait
+from simulator.jobs import PYTHON, Job
 
 if TYPE_CHECKING:
     from simulator.supervisor import Supervisor
@@ -28,6 +27,9 @@ RECHECK, UNSEEN, FULL_WAIT = 5000, 600_000, 10_000
 #: each of them costs a world time.
 FROZEN, FULL_PAUSE = 1000, 2000
 
+#: Pages without a lease, and without a limit.
+NOTHING, UNLIMITED = Cursor(-1, -1, 0, 0, 0, 0, b""), Limit(0, 0, -1)
+
 
 class Boom(Exception):
     """What a task raises."""
@@ -37,9 +39,9 @@ class Boom(Exception):
 class Page:
     """What a supervisor reads of its slot."""
 
-    cursor: Cursor = Cursor(-1, -1, 0, 0, 0, 0, b"")
+    cursor: Cursor = NOTHING
     #: Of the running task, if it has one.
-    limit: Limit = Limit(0, 0, -1)
+    limit: Limit = UNLIMITED
     answered: int = 0
     #: The job, and the lease, of which no further task begins.
     stop_job: str = ""
@@ -172,7 +174,7 @@ class Slot(Actor):
                 break
             yield Wait(world.server.now + FROZEN)
         self.page.answered = self.seq
-        self.page.cursor = Cursor(-1, -1, 0, 0, 0, 0, b"")
+        self.page.cursor = NOTHING
         if status != b"stale":
             self._keep(batch, refused)
         if not leased:
@@ -197,19 +199,22 @@ class Slot(Actor):
         """Run a lease; return what to report of it."""
         world, page = self.world, self.page
         job = world.jobs[lease.job]
-        page.cursor = Cursor(-1, -1, lease.seq, world.server.now, 0, len(lease.tasks), lease.job.encode())
+        page.cursor = Cursor(
+            -1, -1, lease.seq, world.server.now, 0, len(lease.tasks), lease.job.encode()
+        )
         self.cache.turn_to(lease.job, lease.epoch if world.off != "R13" else "")
         values, tasks = yield from self._load_inputs(job, lease)
         if not tasks:
             return Batch(), b""
         if world.chance(0.15):
             yield from self._take_long(lease, tasks[0])
+        whim: Any = Whim(self)
         run = Run(
             lease._replace(tasks=tasks, alone=lease.alone and world.off != "R3"), job.blocks, values,
-            Whim(self), frozenset(self.tags), lambda: 0.0, self._begin, self._limit,
+            whim, frozenset(self.tags), lambda: 0.0, self._begin, self._limit,
             lambda: not self.stopping and page.stop_job != lease.job and page.given != lease.seq,
             lambda: 10**9,
-        )  # fmt: skip  # type: ignore[arg-type]
+        )  # fmt: skip
         self._die_in = self.world.choices.below(3) if self.world.chance(0.04) else -1
         run.run()
         batch, failure = run.report(), b""
@@ -238,7 +243,7 @@ class Slot(Actor):
         self._limit(task, job.settings["timeout"], -1)
         self._begin(task, lease.tasks.index(task))
         yield Wait(self.world.server.now + self.world.choices.pick([300, 3000, 20_000]))
-        self.page.limit = Limit(0, 0, -1)
+        self.page.limit = UNLIMITED
 
     def _load_inputs(self, job: Job, lease: Lease) -> Life[tuple[dict[int, int], list[int]]]:
         """Return the inputs, and the tasks whose inputs are all there; the others are questions."""

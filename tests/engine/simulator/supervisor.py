@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from simulator.actors import Actor, Call, Command, Life, Wait, in_thread
-from simulator.slot import Slot
-
 from dask_redisq.codec import pack
 from dask_redisq.monitor import Monitor
 from dask_redisq.watch import due_at, find_overdue, hostages_since
+from simulator.actors import Actor, Call, Command, Life, Wait, in_thread
+from simulator.slot import Slot
 
 if TYPE_CHECKING:
     from simulator.world import World
@@ -35,9 +34,7 @@ class Look:
         expiry = EXPIRY / 1000 if actor.world.off != "R14" else 0.0
         away: Any = _Away()
         self._away = away
-        self._monitor = Monitor(
-            away, actor.world.server.keys, actor.name, INTERVAL / 1000, expiry
-        )
+        self._monitor = Monitor(away, actor.world.server.keys, actor.name, INTERVAL / 1000, expiry)
 
     def run(self) -> Life[None]:
         """Look for the dead if it is time."""
@@ -127,7 +124,9 @@ class Supervisor(Actor):
     def _reap(self) -> Life[None]:
         for slot in [s for s in self.slots if s.over]:
             cursor = slot.page.cursor
-            place = (cursor.seq or -1, cursor.begun, cursor.position) if cursor.seq else (-1, -1, -1)
+            place = (
+                (cursor.seq or -1, cursor.begun, cursor.position) if cursor.seq else (-1, -1, -1)
+            )
             kind = slot.kind if cursor.seq else ""
             yield Call("unregister", self._unregistered(slot.slot, place, kind))
             self.slots.remove(slot)

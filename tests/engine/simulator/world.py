@@ -9,8 +9,11 @@ from typing import Any
 
 from invariants import State, check
 from redis.exceptions import RedisError
+
+from dask_redisq.codec import unpack
+from dask_redisq.errors import ServerFull
 from simulator.actors import Actor, Call, Command, Wait
-from simulator.choices import Choices, Record
+from simulator.choices import Choices
 from simulator.client import Client, Reader
 from simulator.faults import FAULTS, LOSSY, advance_heard
 from simulator.jobs import LEASE, Job, Token, check_tree, random_job
@@ -18,9 +21,6 @@ from simulator.oracle import Oracle
 from simulator.server import Server
 from simulator.slot import Boom, Slot
 from simulator.supervisor import EXPIRY, INTERVAL, Supervisor
-
-from dask_redisq.codec import unpack
-from dask_redisq.errors import ServerFull
 
 __all__ = ["World"]
 
@@ -46,6 +46,8 @@ class World:
         After how many calls the whole state is checked.
     off : str
         A rule of clients and slots that is switched off.
+    lossy : bool
+        Values and history are lost in each world, not in every second one.
     jobs, tasks : int
         The most jobs, and the most tasks of one.
 
@@ -58,7 +60,8 @@ class World:
     """
 
     def __init__(
-        self, server: Server, choices: Choices, *, every: int = 4, off: str = "", jobs: int = 4, tasks: int = 12
+        self, server: Server, choices: Choices, *, every: int = 4, off: str = "", lossy: bool = False,
+        jobs: int = 4, tasks: int = 12,
     ) -> None:  # fmt: skip
         self.server, self.choices, self.every = server, choices, every
         self.off = off
@@ -81,7 +84,7 @@ class World:
         self.run_id = self.new_id(20)
         self._next = 0
         choices.begin(0)
-        self.lossy = choices.chance(0.5)
+        self.lossy = choices.chance(0.5) or lossy
         self.greedy = not choices.chance(0.2)
         self._greet()
         for tags in (("gpu",), (), ())[: choices.pick([2, 3])]:
@@ -199,7 +202,9 @@ class World:
         tasks = sum(len(job.graph) for job in self.jobs.values())
         calls, end = self.calls + 300 + 60 * tasks, self.server.now + 3 * LEASE + 3_600_000
         while not done():
-            assert self.calls < calls, f"{what}, which was bound to end by call {calls}: {self.actors}"
+            assert self.calls < calls, (
+                f"{what}, which was bound to end by call {calls}: {self.actors}"
+            )
             assert self.server.now < end, f"{what}, which was bound to end by now: {self.actors}"
             if not self.go_on() and self.actors:
                 self.pass_time()
@@ -363,7 +368,10 @@ class World:
             b"raised": job.tries[task] > settings["retries"],
             b"timeout": job.tries[task] > settings["retries"],
             b"died": job.deaths[task] >= settings["allowed"],
-            b"unseen": self.value_gone or self.rolled_back or self.jumps > 0 or self.faults["server full"] > 0,
+            b"unseen": self.value_gone
+            or self.rolled_back
+            or self.jumps > 0
+            or self.faults["server full"] > 0,
             b"cancelled": job.cancelled,
             b"client": self.jumps > 0 or self.rolled_back or job.lapsed,
         }
@@ -392,7 +400,7 @@ class World:
         return actor.over or isinstance(actor, Slot | Supervisor)
 
     def _no_jobs(self) -> bool:
-        return self.server.command("EXISTS", self.server.keys("jobs")) == 0
+        return not self.server.command("EXISTS", self.server.keys("jobs"))
 
     def _check_left(self) -> None:
         """P11: nothing stays but the queue's own hash and what expires because nobody saw it."""
