@@ -64,7 +64,7 @@ class Monitor:
         """Look if it is time; `now` is `time.monotonic()`."""
         # All processes of a host were stopped for a while, this one too: the alive keys are gone,
         # and whoever looks first would find the others dead.
-        if now - self._here > self.expiry:
+        if now - self._here > max(self.expiry, 2 * self.interval):
             self._here_since = now
         self._here = now
         since = self.link.unbroken_since

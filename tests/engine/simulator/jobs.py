@@ -215,7 +215,7 @@ def random_job(choices: Choices, family: int, job_id: str, epoch: str, most: int
         "retry_delay": choices.pick([0, 0, 3000]),
         "patience": choices.pick([0, 1000]),
         "timeout": choices.pick([0, 0, 0, 5]),
-        "ttl": choices.pick([0, 0, 0, 3_600_000]),
+        "ttl": choices.pick([0, 0, 0, 1_000_000]),
         "pure": choices.pick([1, 0]),
     }
     return Job(job_id, family, graph, graph, tuple(range(n)), {}, epoch, settings)

@@ -264,7 +264,8 @@ class World:
         graphs = {job.id: job.graph for job in self.jobs.values()}
         # A slot may tell of a rollback when some of the jobs did not see it.
         doubtful = {j.id for j in self.jobs.values() if j.doubtful or j.swept or self.rolled_back}
-        return check(self.server.link, self.server.keys, graphs, doubtful)
+        link, keys = self.server.link, self.server.keys
+        return check(link, keys, graphs, doubtful, much_later=self.jumps > 0)
 
     def _greet(self) -> None:
         self.server.call("greet", {"run": self.run_id})
