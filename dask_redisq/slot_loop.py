@@ -16,6 +16,7 @@ from dask_redisq.keys import Keys
 from dask_redisq.lease import Lease, LeaseRun
 from dask_redisq.link import Link
 from dask_redisq.memory import JobEnded, JobMemory, SlotMemory
+from dask_redisq.monitor import Monitor
 from dask_redisq.pace import Pace
 from dask_redisq.page import Limit, Page
 from dask_redisq.remote_error import pack_error
@@ -96,6 +97,7 @@ class Slot:
         self.queues = [_Queue(Keys(name), i) for i, name in enumerate(queues)]
         for queue in self.queues:
             link.watch(queue.keys)
+        self.monitors = [Monitor(link, queue.keys, slot) for queue in self.queues]
         self.tags = tags
         self.page = page
         self.where = where
@@ -137,6 +139,8 @@ class Slot:
             fruitless = 0 if turn else fruitless + 1
             at, turned = (at + 1) % len(self.queues), time.monotonic()
             if fruitless >= len(self.queues):
+                for monitor in self.monitors:
+                    monitor.run(turned)
                 self._wait(again)
                 fruitless, again = 0, RECHECK * 1000
 

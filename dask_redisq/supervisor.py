@@ -111,7 +111,9 @@ class Supervisor:
             self.link.watch(keys)
         self.words = ControlWords(options.url, self.worker)
         self.outputs = Outputs()
-        self.monitors = [Monitor(self.link, k, self.worker) for k in self.keys]
+        self.monitors = [
+            Monitor(self.link, k, self.worker, expiry=options.alive_expiry) for k in self.keys
+        ]
         self.places = [_Place() for _ in range(options.nworkers)]
         self.stopping = False
         self.signals = 0

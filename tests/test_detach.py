@@ -208,7 +208,7 @@ def _looked(link: Link, keys: Keys) -> bool:
 
     monitor = Monitor(link, keys, "test", interval=1.0, expiry=0.0)
     monitor.run(time.monotonic())
-    return monitor.stats()["looks"] == 1
+    return monitor.stats()["recovery"]["looks"] == 1
 
 
 def test_an_attached_reader_looks_after_dead_workers(
