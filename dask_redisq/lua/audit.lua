@@ -10,7 +10,8 @@
 -- is lost work: here for each task. One that is not finished, and waits for nothing, is ready, or
 -- leased, or delayed, or parked: else nobody would ever run it. And its count is that of its inputs.
 --
--- One look per interval at each job, under a lock that expires, and at a few blocks, in turn. While edges are left to count, counters are behind, and that is right.
+-- One look per interval at each job, under a lock that expires, and at a few blocks, in turn. While
+-- edges are left to count, counters are behind, and that is right.
 local SOME = 8
 local job = arg.job
 local meta = redis.call('HMGET', key.job(job),
