@@ -92,10 +92,10 @@ def test_finished_tasks_that_are_not_as_many_are_found(engine: Engine) -> None:
 def test_a_monitor_audits_and_repairs(engine: Engine) -> None:
     """What is wrong is rebuilt at once, and counted."""
     job = engine.job({A: (), B: (A,)}, {B})
+    engine.call("recover", who="another", interval=LONG)
     engine.link.command("DEL", engine.keys("ready", job))
-    monitor = Monitor(engine.link, engine.keys, "test", interval=1.0, expiry=0.0)
-    engine.link.command("SET", engine.keys("monitor"), "another", "PX", LONG)
-    monitor.run(1e9)
+    monitor = Monitor(engine.link, engine.keys, "test", interval=50.0, expiry=0.0)
+    monitor.run(1e9)  # for the dead, another looked a moment ago
     assert monitor.stats()["audit"] == {"blocks": 1, "wrong": 1}
     assert engine.step(engine.slot(), want=1).tasks == [A]
 

@@ -1,0 +1,17 @@
+-- Look after something at most once per interval, whoever looks.
+-- keys: monitor audit
+--@include ready
+--
+-- The time of the last look is kept, and who looks has an interval of his own. Under a lock that
+-- lives as long as the interval of who took it, one with 5 s would keep off those with 1 s, who
+-- promised as much; a lock that a dead monitor held for ever was the end of recovery elsewhere.
+local LONGEST = 60 * 1000
+
+-- Tell whether somebody looked less than `interval` ms ago; if not, `who` looks now.
+local function looked_lately(name, who, interval)
+  local last = string.match(redis.call('GET', name) or '', '^%d+')
+  local ago = now_ms() - tonumber(last or 0)
+  if ago < tonumber(interval) and ago >= 0 then return true end
+  redis.call('SET', name, string.format('%d %s', now_ms(), who), 'PX', LONGEST)
+  return false
+end
