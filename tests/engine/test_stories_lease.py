@@ -330,4 +330,5 @@ def test_one_look_for_the_dead_per_interval(engine: Engine) -> None:
     engine.link.command("DEL", engine.keys("alive", "w1"))
     assert engine.call("recover", who="two", interval=60_000) == pack([0, [], [], [], []])
     assert engine.state().members("slots") == {w1.id}
-    assert engine.call("recover", who="three", interval=1) == pack([1, ["w1"], [], [], []])
+    engine.link.command("SET", engine.keys("monitor"), "1000 one", "PX", 60_000)  # long ago
+    assert engine.call("recover", who="three", interval=1000) == pack([1, ["w1"], [], [], []])
