@@ -8,10 +8,13 @@
 local LONGEST = 60 * 1000
 
 -- Tell whether somebody looked less than `interval` ms ago; if not, `who` looks now.
-local function looked_lately(name, who, interval)
+-- What is looked after for the first time is taken for seen if `fresh`.
+local function looked_lately(name, who, interval, fresh)
   local last = string.match(redis.call('GET', name) or '', '^%d+')
-  local ago = now_ms() - tonumber(last or 0)
-  if ago < tonumber(interval) and ago >= 0 then return true end
-  redis.call('SET', name, string.format('%d %s', now_ms(), who), 'PX', LONGEST)
-  return false
+  local ago = now_ms() - tonumber(last or fresh and now_ms() or 0)
+  local lately = ago < tonumber(interval) and ago >= 0
+  if not lately or not last then
+    redis.call('SET', name, string.format('%d %s', now_ms(), who), 'PX', LONGEST)
+  end
+  return lately
 end
