@@ -1,4 +1,4 @@
-"""A proxy between a worker and its server that loses one reply."""
+"""Proxies between a worker, or a client, and its server: they lose what passes, or hold it up."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import selectors
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from types import TracebackType
 from typing import Self
 
-__all__ = ["LossyProxy"]
+__all__ = ["LossyProxy", "Relay"]
 
 
 class LossyProxy:
@@ -113,3 +113,67 @@ class LossyProxy:
                 end.close()
             else:
                 self._dead.append(end)
+
+
+class Relay(LossyProxy):
+    """A way to a server that a test breaks and mends.
+
+    Parameters
+    ----------
+    path : Path
+        Where it listens.
+    server : str
+        URL of the server behind it, ``unix://PATH``.
+    """
+
+    def __init__(self, path: Path, server: str) -> None:
+        super().__init__(path, server, [b"nothing is lost by its content alone"])
+        self._words: bytes = b""
+        self._whole_reply = False
+        self._awaits: set[socket.socket] = set()
+        self._open = Event()
+        self._open.set()
+
+    def lose_request(self, words: bytes) -> None:
+        """Lose the next request that holds `words`: the server does not get it."""
+        self._words, self._whole_reply, self.losses = words, False, 0
+
+    def lose_reply(self, words: bytes) -> None:
+        """Pass the next request that holds `words` on, and lose what is answered."""
+        self._words, self._whole_reply, self.losses = words, True, 0
+
+    def hold(self) -> None:
+        """Let nothing through in either direction, and close nothing, until `release`."""
+        self._open.clear()
+
+    def release(self) -> None:
+        """Let everything through again, what was held too."""
+        self._open.set()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._open.set()
+        super().__exit__(kind, error, trace)
+
+    def _pass_on(self, source: socket.socket) -> None:
+        self._open.wait()
+        if source in self._awaits:
+            self._awaits.discard(source)
+            self._drop(source, close=True)
+            return
+        if not self._words or source in self._from_server:
+            super()._pass_on(source)
+            return
+        data = source.recv(1 << 20)
+        if self._words in data:
+            self._words = b""
+            self.losses += 1
+            if not self._whole_reply:
+                self._drop(source, close=True)
+                return
+            self._awaits.add(self._peers[source])
+        self._peers[source].sendall(data)
