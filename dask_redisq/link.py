@@ -72,6 +72,7 @@ _BUSY_WORDS = (
     "READONLY",
     "MASTERDOWN",
     "TRYAGAIN",
+    "UNBLOCKED",  # a BLPOP, when its server becomes a replica
 )
 
 

@@ -80,7 +80,12 @@ class LossyProxy:
     def _accept(self) -> None:
         client, _ = self._listener.accept()
         server = socket.socket(socket.AF_UNIX)
-        server.connect(self._server)
+        try:
+            server.connect(self._server)
+        except OSError:  # it is away
+            server.close()
+            client.close()
+            return
         self._from_server.add(server)
         for one, other in ((client, server), (server, client)):
             self._peers[one] = other
@@ -141,6 +146,10 @@ class Relay(LossyProxy):
     def lose_reply(self, words: bytes) -> None:
         """Pass the next request that holds `words` on, and lose what is answered."""
         self._words, self._whole_reply, self.losses = words, True, 0
+
+    def point_at(self, server: str) -> None:
+        """Lead to another server from the next connection on."""
+        self._server = server.removeprefix("unix://")
 
     def hold(self) -> None:
         """Let nothing through in either direction, and close nothing, until `release`."""

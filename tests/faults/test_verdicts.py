@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections.abc import Iterator
 from threading import Thread
@@ -18,13 +16,6 @@ from dask_redisq.monitor import Monitor
 
 #: Seconds; far less than a loaded machine's pauses would make of it is never awaited here.
 EXPIRY = 1.5
-
-
-@pytest.fixture
-def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MortalServer]:
-    """A server that may die, or stand still."""
-    with MortalServer(tmp_path_factory.mktemp("m")) as server:
-        yield server
 
 
 @pytest.fixture
@@ -63,8 +54,7 @@ def test_nobody_is_dead_because_the_server_stood_still(
     mortal: MortalServer, monitor: Monitor, call: str
 ) -> None:
     """H39: no connection broke; the beats lie in the server's sockets, behind the monitor's own call."""
-    assert mortal.process is not None
-    os.kill(mortal.process.pid, signal.SIGSTOP)
+    mortal.freeze()
     words = {"worker": "v", "expiry": 1000, "held": pack([])}
 
     def wait() -> None:
@@ -75,7 +65,7 @@ def test_nobody_is_dead_because_the_server_stood_still(
     thread = Thread(target=wait)
     thread.start()
     time.sleep(EXPIRY + 0.3)
-    os.kill(mortal.process.pid, signal.SIGCONT)
+    mortal.thaw()
     thread.join()
     if call == "a beat":  # `late` is after any pause; what counts is what the link saw of it
         assert monitor.link.served_since(EXPIRY / 3) > time.monotonic() - 1  # type: ignore[operator]
@@ -88,9 +78,8 @@ def test_a_look_is_not_sent_again_over_a_new_connection(
 ) -> None:
     """H39: the server dies with the look on its way; when it is back that look is out of date."""
     answers = []
-    assert mortal.process is not None
     monitor.link.command("TIME")
-    os.kill(mortal.process.pid, signal.SIGSTOP)
+    mortal.freeze()
     look = {"who": "test", "interval": 1000}
     thread = Thread(
         target=lambda: answers.append(monitor.link.call_once("recover", monitor.keys, **look))
