@@ -129,27 +129,44 @@ class Relay(LossyProxy):
         Where it listens.
     server : str
         URL of the server behind it, ``unix://PATH``.
+
+    Attributes
+    ----------
+    struck : Event
+        Set when what was to be lost is lost.
     """
 
     def __init__(self, path: Path, server: str) -> None:
         super().__init__(path, server, [b"nothing is lost by its content alone"])
-        self._words: bytes = b""
-        self._whole_reply = False
-        self._awaits: set[socket.socket] = set()
+        self.struck = Event()
+        self._words = self._harm = b""
+        self._deaf: set[socket.socket] = set()
         self._open = Event()
         self._open.set()
 
     def lose_request(self, words: bytes) -> None:
-        """Lose the next request that holds `words`: the server does not get it."""
-        self._words, self._whole_reply, self.losses = words, False, 0
+        """Lose the next request that holds `words`: its connection breaks on the way."""
+        self._strike(words, b"request")
 
     def lose_reply(self, words: bytes) -> None:
-        """Pass the next request that holds `words` on, and lose what is answered."""
-        self._words, self._whole_reply, self.losses = words, True, 0
+        """Pass the next request that holds `words` on; its connection breaks before the reply."""
+        self._strike(words, b"reply")
+
+    def keep_reply(self, words: bytes) -> None:
+        """Pass the next request that holds `words` on; nothing comes back, and nothing breaks."""
+        self._strike(words, b"silence")
+
+    def _strike(self, words: bytes, harm: bytes) -> None:
+        self.struck.clear()
+        self._harm, self._words = harm, words
 
     def point_at(self, server: str) -> None:
         """Lead to another server from the next connection on."""
         self._server = server.removeprefix("unix://")
+
+    def forget(self) -> None:
+        """Let nothing more through what is connected now, and close nothing: it is half open."""
+        self._deaf |= set(self._peers)
 
     def hold(self) -> None:
         """Let nothing through in either direction, and close nothing, until `release`."""
@@ -170,19 +187,32 @@ class Relay(LossyProxy):
 
     def _pass_on(self, source: socket.socket) -> None:
         self._open.wait()
-        if source in self._awaits:
-            self._awaits.discard(source)
-            self._drop(source, close=True)
+        if source in self._deaf:
+            if not source.recv(1 << 20):
+                self._drop(source, close=True)
             return
         if not self._words or source in self._from_server:
             super()._pass_on(source)
             return
         data = source.recv(1 << 20)
-        if self._words in data:
-            self._words = b""
-            self.losses += 1
-            if not self._whole_reply:
+        if self._words not in data:
+            self._send(source, data)
+            return
+        self._words = b""
+        if self._harm == b"request":
+            self._drop(source, close=True)
+        else:
+            server = self._peers[source]
+            self._deaf.add(server)
+            server.sendall(data)
+            if self._harm == b"reply":
+                server.recv(1 << 20)
+                self._deaf.discard(server)
                 self._drop(source, close=True)
-                return
-            self._awaits.add(self._peers[source])
-        self._peers[source].sendall(data)
+        self.struck.set()
+
+    def _send(self, source: socket.socket, data: bytes) -> None:
+        if data:
+            self._peers[source].sendall(data)
+        else:
+            self._drop(source, close=True)

@@ -25,6 +25,7 @@ class Computing:
         self, queue: Queue, folder: Path, width: int = 40, pause: float = 0.01, **options: Any
     ) -> None:
         self.runs = folder / "runs"
+        folder.mkdir(exist_ok=True)
         self.runs.touch()
         dsk: dict[Any, Any] = {}
         for layer in range(6):
