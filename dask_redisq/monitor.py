@@ -1,8 +1,11 @@
 """Periodic checks, each at most once per interval for the whole queue.
 
 Every waiting client, every supervisor and every slot that got no work runs them; when somebody
-last looked is in the server. Who was not connected himself for one whole expiry judges nobody:
+last looked is in the server. Who was not served himself for one whole expiry judges nobody:
 after an outage of the server all alive keys are gone at once, and none of their workers is dead.
+
+Nor after the server stood still, though no connection broke: the beats then lie in its sockets,
+behind the look perhaps. So a monitor asks for the time first, and looks only if it came at once.
 """
 
 from __future__ import annotations
@@ -48,7 +51,7 @@ class Monitor:
     Parameters
     ----------
     link : Link
-        Whose unbroken connection is the licence to judge.
+        Whose unbroken service is the licence to judge.
     keys : Keys
         The queue.
     who : str
@@ -103,14 +106,15 @@ class Recovery:
 
     def run(self, now: float) -> None:
         """Look if it is time; see `Check`."""
-        since = self.link.unbroken_since
-        if now < self._next or since is None or now - since < self.expiry:
+        if now < self._next or not self._may_judge(now):
             return
         # A little early, so that two monitors in turn keep the interval that is promised.
         self._next = now + self.interval
-        answer = self.link.call(
+        answer = self.link.call_once(
             "recover", self.keys, who=self.who, interval=int(self.interval * 900)
         )
+        if answer is None:
+            return  # sent again after an outage, it would find all workers dead
         looked, dead, ended, damaged, values = unpack(answer)
         self._looks += looked
         self._dead += len(dead)
@@ -124,6 +128,14 @@ class Recovery:
             self._rebuilt += rebuild(self.link, self.keys, job.decode())
         for job in values:
             renew_values(self.link, self.keys, job.decode())
+
+    def _may_judge(self, now: float) -> bool:
+        """Tell whether no beat can be missing for the server's sake; they come three an expiry."""
+        since = self.link.served_since(self.expiry / 3)
+        if since is None or now - since < self.expiry:
+            return False
+        self.link.command("TIME")
+        return self.link.served_since(self.expiry / 3) == since
 
 
 class Audit:
