@@ -28,15 +28,17 @@ def monitor(mortal: MortalServer) -> Iterator[Recovery]:
     link.close()
 
 
-def late() -> float:
-    """Return a time at which the monitor has been there for hours."""
-    return time.monotonic() + 10_000
+def look(monitor: Recovery) -> None:
+    """Let it look as one that has been there for hours."""
+    late = time.monotonic() + 10_000
+    monitor.run(late)
+    monitor.run(late + EXPIRY)
 
 
 def test_a_worker_without_a_beat_is_found_dead(monitor: Recovery) -> None:
     """What the tests below would see if the monitor judged."""
     monitor.link.command("DEL", monitor.keys("alive", "w"))
-    monitor.run(late())
+    look(monitor)
     assert monitor.stats() == {"looks": 1, "dead": 1, "rebuilt": 0}
 
 
@@ -47,7 +49,7 @@ def test_nobody_is_dead_because_the_server_was_away(
     mortal.kill()
     time.sleep(EXPIRY)
     mortal.start()
-    monitor.run(late())
+    look(monitor)
     assert monitor.stats()["dead"] == 0
 
 
@@ -62,14 +64,14 @@ def test_nobody_is_dead_because_the_server_stood_still(
     def wait() -> None:
         if call == "a beat":
             monitor.link.call("renew", monitor.keys, **words)
-        monitor.run(late())
+        look(monitor)
 
     thread = Thread(target=wait)
     thread.start()
     time.sleep(EXPIRY + 0.3)
     mortal.thaw()
     thread.join()
-    if call == "a beat":  # `late` is after any pause; what counts is what the link saw of it
+    if call == "a beat":  # `look` is after any pause; what counts is what the link saw of it
         assert monitor.link.served_since(EXPIRY / 3) > time.monotonic() - 1  # type: ignore[operator]
     else:
         assert monitor.stats()["dead"] == 0
