@@ -169,6 +169,40 @@ def idle(*, seconds: float, path: Path | None) -> None:
         _finish(measure(server, seconds), {"redisq": server_version(server)}, path)
 
 
+@main.command()
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=10.0, show_default=True)
+@click.option("--seed", type=int, default=1, show_default=True, help="Which storm.")
+@click.option("--workers", type=click.IntRange(1), default=3, show_default=True)
+@click.option(
+    "--patience",
+    type=float,
+    default=60.0,
+    show_default=True,
+    help="Seconds after the last fault at which a job that has not ended hangs.",
+)
+@json_option
+def storm(*, minutes: float, seed: int, workers: int, patience: float, path: Path | None) -> None:
+    """Random graphs, while slots, workers, connections and the server are killed and frozen."""
+    from benchmarks.storm.storm import Settings as Storm
+    from benchmarks.storm.storm import storm as run
+
+    settings = Storm(minutes, seed, workers=workers, patience=patience)
+    outcome, kept = run(settings, report.progress)
+    report.progress_done()
+    facts = click.get_current_context().obj
+    report.print_machine(facts, {})
+    for kind, count in outcome.faults.most_common():
+        click.echo(f"    {count:>4} x {kind}")
+    report.print_figures(outcome.figures())
+    for line in outcome.troubles():
+        click.echo(line, err=True)
+    report.save(path, machine=facts, settings=asdict(settings), **outcome.as_json())
+    if kept is not None:
+        click.echo(f"NOT HELD: data, logs and runs are in {kept}", err=True)
+    if not outcome.held:
+        raise SystemExit(1)
+
+
 @contextmanager
 def _warm_peers(*names: str) -> Iterator[Peers]:
     """Open and warm up the named peers, or say which one is missing and end."""
