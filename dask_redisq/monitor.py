@@ -1,7 +1,7 @@
 """Periodic checks, each at most once per interval for the whole queue.
 
-Every waiting client, every supervisor and every slot that got no work runs them; the locks that
-they share are in the server. Who was not connected himself for one whole expiry judges nobody:
+Every waiting client, every supervisor and every slot that got no work runs them; when somebody
+last looked is in the server. Who was not connected himself for one whole expiry judges nobody:
 after an outage of the server all alive keys are gone at once, and none of their workers is dead.
 """
 
@@ -52,7 +52,7 @@ class Monitor:
     keys : Keys
         The queue.
     who : str
-        Name in the shared locks.
+        Name of who looks.
     interval, expiry : float, optional
         Seconds; from the settings ``ft-interval`` and ``alive-expiry`` by default.
     """
