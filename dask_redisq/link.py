@@ -142,6 +142,10 @@ class Link:
             except _AWAY:
                 self._lose()  # the next connection tells it
 
+    def unwatch(self, keys: Keys) -> None:
+        """Tell this queue no more: it is removed, and what it is told it would keep."""
+        self._watched.pop(keys.queue, None)
+
     # -- calls ------------------------------------------------------------------
 
     def call(self, script: str, keys: Keys, /, **args: object) -> Any:
