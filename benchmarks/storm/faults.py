@@ -7,6 +7,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -19,7 +20,7 @@ from benchmarks.storm.fleet import Fleet
 from benchmarks.storm.ledger import Ledger
 from benchmarks.storm.runs import Hit
 from benchmarks.storm.schedule import Fault
-from benchmarks.storm.workers import Worker, look, send
+from benchmarks.storm.workers import look, send
 
 T = TypeVar("T")
 
@@ -27,6 +28,8 @@ T = TypeVar("T")
 PATIENCE = 0.3
 #: Workers are not started beyond so many more than there should be.
 MOST_MORE = 2
+#: Seconds between two looks at what the slots of a frozen supervisor hold.
+WATCH = 0.1
 
 
 class Weather:
@@ -53,6 +56,8 @@ class Weather:
         self._restart_clients = restart_clients
         self._later: list[tuple[float, int, Callable[[], object]]] = []
         self._number = itertools.count()
+        self._over = False
+        self._log = (fleet.folder / "faults").open("w", buffering=1)
         self._redis = redis.Redis(
             unix_socket_path=str(fleet.server.socket),
             socket_timeout=PATIENCE,
@@ -67,16 +72,20 @@ class Weather:
         for fault in faults:
             self._wait(start + fault.at)
             hit = getattr(self, "_" + fault.kind.replace(" ", "_"))
+            now = time.monotonic_ns()
             if hit(fault):
                 self.counts[fault.kind] += 1
+                self._log.write(f"{now} {fault.kind} {fault.dice:.3f} {fault.seconds:.2f}\n")
 
     def clear(self) -> None:
         """Bring back what is frozen, held or away; from here on nothing more happens."""
+        self._over = True
         while self._later:
             heapq.heappop(self._later)[2]()
         self.fleet.fill()
         self._restart_clients()
         self._redis.close()
+        self._log.close()
 
     def _wait(self, until: float) -> None:
         """Do what is due, until `until`."""
@@ -126,7 +135,7 @@ class Weather:
         worker = _choose(self.fleet.living(), fault)
         if worker is None:
             return False
-        self._look(worker, fault.kind)
+        self._hold([worker.supervisor, *worker.slots()], fault.kind)
         self._in(fault.seconds, self.fleet.fill)
         # Its slots, and what they started, have to go by themselves.
         return send(worker.supervisor, signal.SIGKILL)
@@ -135,8 +144,24 @@ class Weather:
         worker = _choose(self.fleet.living(), fault)
         if worker is None or not send(worker.supervisor, signal.SIGSTOP):
             return False
-        # Its slots go on until somebody finds their worker dead; what they hold then is taken.
-        self._in(fault.seconds, lambda: self._wake(worker, fault.kind))
+        # Its slots go on until somebody finds their worker dead; what they hold then is taken, and
+        # they get no more. So it is the last that each held which counts.
+        start, last = time.monotonic_ns(), {}
+        end = time.monotonic() + fault.seconds
+
+        def watch() -> None:
+            for slot in worker.slots():
+                hit = look(slot, fault.kind, self.fleet.runs)
+                if hit.leased or slot.pid not in last:
+                    last[slot.pid] = hit
+            if time.monotonic() < end and not self._over:
+                self._in(WATCH, watch)
+                return
+            now = time.monotonic_ns()
+            self.hits += [replace(hit, ns=start, until=now, running=None) for hit in last.values()]
+            send(worker.supervisor, signal.SIGCONT)
+
+        watch()
         return True
 
     def _worker_leaves(self, fault: Fault) -> bool:
@@ -152,10 +177,6 @@ class Weather:
             return False
         self.fleet.start_worker()
         return True
-
-    def _wake(self, worker: Worker, kind: str) -> None:
-        self._look(worker, kind)
-        send(worker.supervisor, signal.SIGCONT)
 
     # -- connections -----------------------------------------------------------------------
 
@@ -270,10 +291,6 @@ class Weather:
         for process in processes:
             send(process, signal.SIGSTOP)
         self.hits += [look(process, kind, self.fleet.runs) for process in processes]
-
-    def _look(self, worker: Worker, kind: str) -> None:
-        """Note what a worker's slots hold while they run."""
-        self.hits += [look(slot, kind, self.fleet.runs) for slot in worker.slots()]
 
 
 def _choose(things: list[T], fault: Fault) -> T | None:

@@ -57,6 +57,8 @@ class Hit:
         How many tasks of its lease had not begun.
     running
         The task that ran.
+    until
+        The end of what it was hit by, if that took some time.
     """
 
     kind: str
@@ -65,6 +67,7 @@ class Hit:
     begun: frozenset[tuple[int, int]] = frozenset()
     waiting: int = 0
     running: tuple[int, int] | None = None
+    until: int = 0
 
     @property
     def leased(self) -> int:
@@ -94,9 +97,9 @@ class Repeats:
 def find_repeats(runs: Iterable[Run], hits: Iterable[Hit]) -> Repeats:
     """Count the runs beyond one per task, and look for the hit that caused each."""
     hits = list(hits)
-    by_pid: dict[int, list[int]] = defaultdict(list)
+    by_pid: dict[int, list[Hit]] = defaultdict(list)
     for hit in hits:
-        by_pid[hit.pid].append(hit.ns)
+        by_pid[hit.pid].append(hit)
     last: dict[tuple[int, int], Run] = {}
     repeats = Repeats(0, sum(hit.leased for hit in hits))
     for run in runs:
@@ -107,8 +110,10 @@ def find_repeats(runs: Iterable[Run], hits: Iterable[Hit]) -> Repeats:
         repeats.extra += 1
         # Either the first runner was hit after it began, or the second one held the task when
         # it was frozen, and began it late.
-        first = any(before.ns <= ns <= run.ns for ns in by_pid[before.pid])
-        second = any(ns <= run.ns for ns in by_pid[run.pid])
+        first = any(
+            before.ns <= max(hit.ns, hit.until) and hit.ns <= run.ns for hit in by_pid[before.pid]
+        )
+        second = any(hit.ns <= run.ns for hit in by_pid[run.pid])
         if not (first or second):
             repeats.strange.append((before, run))
     return repeats
