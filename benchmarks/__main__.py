@@ -203,6 +203,23 @@ def storm(*, minutes: float, seed: int, workers: int, patience: float, path: Pat
         raise SystemExit(1)
 
 
+@main.command()
+@click.option("--alive-expiry", type=click.FloatRange(0.5), default=2.0, show_default=True)
+@click.option("--ft-interval", type=click.FloatRange(1), default=1.0, show_default=True)
+@repeat_option
+@json_option
+def recovery(*, alive_expiry: float, ft_interval: float, repeat: int, path: Path | None) -> None:
+    """How soon tasks run again when a slot, a host or the server is killed."""
+    from benchmarks.recovery import recovery as measure
+    from benchmarks.storm.workers import Waits
+
+    figures = measure(Waits(alive_expiry, ft_interval), repeat, report.progress)
+    report.progress_done()
+    _finish(figures, {}, path)
+    if any(figure.met is False for figure in figures):
+        raise SystemExit(1)
+
+
 @contextmanager
 def _warm_peers(*names: str) -> Iterator[Peers]:
     """Open and warm up the named peers, or say which one is missing and end."""

@@ -62,3 +62,10 @@ def note(piece: Piece) -> None:
     if name not in _files:
         _files[name] = os.open(Path(name), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     os.write(_files[name], RECORD.pack(piece.serial, piece.number, time.monotonic_ns()))
+
+
+def wait_for(piece: Piece, gate: str) -> None:
+    """Note that this runs, and wait until there is a file of that name."""
+    note(piece)
+    while not Path(gate).exists():
+        time.sleep(0.005)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -23,15 +24,23 @@ ROOT = Path(__file__).parents[2]
 DRAIN = 20.0
 
 
-def environment(url: str) -> dict[str, str]:
+@dataclass(frozen=True)
+class Waits:
+    """How soon a silent worker counts as dead, and how often somebody looks, in seconds."""
+
+    alive_expiry: float = ALIVE_EXPIRY
+    ft_interval: float = FT_INTERVAL
+
+
+def environment(url: str, waits: Waits = Waits()) -> dict[str, str]:
     """Return what the processes of a storm have in their environment."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {
         **os.environ,
         "PYTHONPATH": path,
         "DASK_REDISQ__URL": url,
-        "DASK_REDISQ__ALIVE_EXPIRY": str(ALIVE_EXPIRY),
-        "DASK_REDISQ__FT_INTERVAL": str(FT_INTERVAL),
+        "DASK_REDISQ__ALIVE_EXPIRY": str(waits.alive_expiry),
+        "DASK_REDISQ__FT_INTERVAL": str(waits.ft_interval),
     }
 
 
@@ -85,15 +94,26 @@ class Worker:
         Where it finds the server.
     log : Path
         Where it writes.
+    slots : int
+        How many slots it has.
+    waits : Waits
+        Its times.
     """
 
-    def __init__(self, name: str, url: str, log: Path) -> None:
-        words = ["worker", QUEUE, "--nworkers", str(SLOTS), "--name", name]
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        log: Path,
+        slots: int = SLOTS,
+        waits: Waits = Waits(),
+    ) -> None:
+        words = ["worker", QUEUE, "--nworkers", str(slots), "--name", name]
         output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
             self._kept = Kept(
                 [sys.executable, "-m", "dask_redisq.cli", *words],
-                env=environment(url),
+                env=environment(url, waits),
                 output=output,
             )
         finally:
