@@ -12,6 +12,7 @@ from benchmarks.peers import PEERS, Get, Peers, open_peers
 from benchmarks.run import Settings
 from benchmarks.run import overhead as run_overhead
 from benchmarks.shapes import BARRED, SHAPES
+from benchmarks.storm.schedule import KINDS
 
 SHAPE_SETS = {"all": tuple(SHAPES), "bars": BARRED}
 
@@ -180,13 +181,28 @@ def idle(*, seconds: float, path: Path | None) -> None:
     show_default=True,
     help="Seconds after the last fault at which a job that has not ended hangs.",
 )
+@click.option(
+    "--kinds",
+    callback=names_of(KINDS, {"all": tuple(KINDS)}),
+    default="all",
+    show_default=True,
+    help="Which faults, separated by commas.",
+)
 @json_option
-def storm(*, minutes: float, seed: int, workers: int, patience: float, path: Path | None) -> None:
+def storm(
+    *,
+    minutes: float,
+    seed: int,
+    workers: int,
+    patience: float,
+    kinds: tuple[str, ...],
+    path: Path | None,
+) -> None:
     """Random graphs, while slots, workers, connections and the server are killed and frozen."""
     from benchmarks.storm.storm import Settings as Storm
     from benchmarks.storm.storm import storm as run
 
-    settings = Storm(minutes, seed, workers=workers, patience=patience)
+    settings = Storm(minutes, seed, workers=workers, patience=patience, kinds=kinds)
     outcome, kept = run(settings, report.progress)
     report.progress_done()
     facts = click.get_current_context().obj

@@ -290,15 +290,13 @@ def test_a_slot_that_leaves_a_removed_queue_makes_no_key(
 ) -> None:
     """The remover is faster than the signal: an idle slot, told to end, finds no queue."""
     slots = workers.slots()
-    for row in queue.workers():
-        for slot in row["slots"]:
-            wait_until(lambda name=keys("slot", slot): link.command("HGET", name, "idle") == b"1")
+    names = [keys("slot", slot) for row in queue.workers() for slot in row["slots"]]
+    wait_until(lambda: all(link.command("HGET", name, "idle") == b"1" for name in names))
     psutil.Process(workers.pid).suspend()
     link.command("FLUSHALL")
     for slot in slots:
         slot.terminate()
-    for slot in slots:
-        wait_until(lambda slot=slot: is_gone(slot))
+    wait_until(lambda: all(map(is_gone, slots)))
     left = link.command("KEYS", "*")
     psutil.Process(workers.pid).kill()
     assert left == []

@@ -1,6 +1,7 @@
 """When what is hit, and how hard: a function of the seed and the length of the storm."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 #: Seconds without a sign of life after which a worker of the storm counts as dead, and between two
@@ -61,14 +62,16 @@ class Fault:
     seconds: float
 
 
-def schedule(seed: int, seconds: float, rate: float = RATE) -> list[Fault]:
+def schedule(
+    seed: int, seconds: float, rate: float = RATE, kinds: Sequence[str] = tuple(KINDS)
+) -> list[Fault]:
     """Return the faults of a storm, in order: as a Poisson process, `rate` of them a second."""
     rng = random.Random(f"faults of {seed}")
-    weights = [weight for weight, *_ in KINDS.values()]
+    weights = [KINDS[kind][0] for kind in kinds]
     faults = []
     at = CALM + rng.expovariate(rate)
     while at < seconds - CALM:
-        (kind,) = rng.choices(list(KINDS), weights)
+        (kind,) = rng.choices(kinds, weights)
         _, least, most = KINDS[kind]
         faults.append(Fault(at, kind, rng.random(), rng.uniform(least, most)))
         at += rng.expovariate(rate)

@@ -19,7 +19,7 @@ from benchmarks.storm.fleet import CLIENT_LEASE, QUEUE, SERIALS, Fleet
 from benchmarks.storm.ledger import Ledger
 from benchmarks.storm.outcome import Outcome
 from benchmarks.storm.runs import all_runs, find_repeats, recoveries
-from benchmarks.storm.schedule import ALIVE_EXPIRY, FT_INTERVAL, RATE, schedule
+from benchmarks.storm.schedule import ALIVE_EXPIRY, FT_INTERVAL, KINDS, RATE, schedule
 from dask_redisq.link import Link
 from dask_redisq.queue import Queue
 
@@ -46,6 +46,8 @@ class Settings:
         Faults a second.
     patience
         Seconds after the last fault at which a job that has not ended hangs.
+    kinds
+        What happens; see `schedule.KINDS`.
     """
 
     minutes: float
@@ -55,6 +57,7 @@ class Settings:
     clients: int = 2
     rate: float = RATE
     patience: float = 60.0
+    kinds: tuple[str, ...] = tuple(KINDS)
 
 
 def storm(settings: Settings, say: Callable[[str], None]) -> tuple[Outcome, Path | None]:
@@ -98,7 +101,7 @@ def _blow(settings: Settings, fleet: Fleet, outcome: Outcome, say: Callable[[str
             weather = Weather(fleet, ledger, lambda: fleet.start_clients(seed, until))
             fleet.start_clients(seed, until)
             with _progress(ledger, weather, until, say):
-                weather.run(schedule(seed, seconds, settings.rate), start)
+                weather.run(schedule(seed, seconds, settings.rate, settings.kinds), start)
             weather.clear()
             say("the faults are over: waiting for the jobs")
             outcome.hangs = ledger.wait(settings.patience + max(0.0, until - time.monotonic()))
