@@ -152,6 +152,10 @@ class Link:
         slow = [end for end, waited in self._waits if waited > longest]
         return max([self.unbroken_since, *slow]) if self.unbroken_since is not None else None
 
+    def unwatch(self, keys: Keys) -> None:
+        """Tell this queue no more: it is removed, and what it is told it would keep."""
+        self._watched.pop(keys.queue, None)
+
     # -- calls ------------------------------------------------------------------
 
     def call(self, script: str, keys: Keys, /, **args: object) -> Any:

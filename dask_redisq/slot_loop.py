@@ -124,6 +124,11 @@ class Slot:
         turned = time.monotonic()
         again = RECHECK * 1000
         while True:
+            if self.stopping and not report.job:
+                # Nothing is in hand, and its supervisor unregisters it. A call would be more than
+                # vain: the remover of a queue deleted its keys, then an idle slot heard that it is
+                # to end, made a new connection, and with that the queue's key, for a day.
+                return
             queue = self.queues[at]
             turn = len(self.queues) > 1 and time.monotonic() - turned > TURN
             lease, retry, status = self._step(queue, report, more=not self.stopping and not turn)

@@ -186,6 +186,7 @@ class Supervisor:
     def _leave_queue(self, keys: Keys) -> None:
         """Leave one queue; without any the worker ends."""
         self.registration.leave([keys])
+        self.link.unwatch(keys)
         self.keys.remove(keys)
         self.monitors = [m for m in self.monitors if m.keys is not keys]
         if not self.keys:

@@ -285,6 +285,23 @@ def test_removal_is_told(
     assert link.command("KEYS", "redisq:{test}:*") == []
 
 
+def test_a_slot_that_leaves_a_removed_queue_makes_no_key(
+    queue: Queue, workers: WorkerProcess, link: Link, keys: Keys
+) -> None:
+    """The remover is faster than the signal: an idle slot, told to end, finds no queue."""
+    slots = workers.slots()
+    names = [keys("slot", slot) for row in queue.workers() for slot in row["slots"]]
+    wait_until(lambda: all(link.command("HGET", name, "idle") == b"1" for name in names))
+    psutil.Process(workers.pid).suspend()
+    link.command("FLUSHALL")
+    for slot in slots:
+        slot.terminate()
+    wait_until(lambda: all(map(is_gone, slots)))
+    left = link.command("KEYS", "*")
+    psutil.Process(workers.pid).kill()
+    assert left == []
+
+
 def test_a_word_of_removal_whose_reply_was_lost_is_heard(
     queue: Queue, start_worker: Callable[..., WorkerProcess], link: Link, tmp_socket: Path
 ) -> None:
