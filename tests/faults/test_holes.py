@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from invariants import JobView
 from test_faults import log_and_wait, pids
 from test_workers_die import EXPIRY, whole
 
-from dask_redisq.codec import Block, pack
+from dask_redisq.codec import Block, pack, unpack
 from dask_redisq.keys import Keys
 from dask_redisq.lease import INLINE_TOTAL, Lease, LeaseRun
 from dask_redisq.link import Link
@@ -114,6 +115,20 @@ def test_only_one_rebuilder_has_its_way(engine: Engine) -> None:
     after = JobView(engine.state(), job, engine.graphs[job])
     assert (after.wait, after.consumers, after.sets) == (before.wait, before.consumers, before.sets)
     assert engine.send(late).tasks == [B]
+
+
+def test_a_lock_that_a_dead_one_holds_expires(engine: Engine) -> None:
+    """Row 42: a monitor dies in its look; the next one looks an interval later, whoever it is."""
+    engine.checking = False
+    w1 = engine.slot("w1")
+    job = engine.job({A: ()}, {A})
+    engine.step(w1)
+    assert unpack(engine.call("recover", who="dead", interval=200))[0] == 1
+    engine.link.command("DEL", engine.keys("alive", "w1"))
+    assert unpack(engine.call("recover", who="other", interval=200))[0] == 0
+    time.sleep(0.25)
+    assert unpack(engine.call("recover", who="other", interval=200))[1] == [b"w1"]
+    assert JobView(engine.check(), job, engine.graphs[job]).sets == {"": {A}}
 
 
 def test_counters_of_a_partial_reset_are_counted_anew() -> None:
