@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from computing import Computing, nothing_left
-from conftest import wait_until
+from conftest import WorkerProcess, wait_until
 from mortal import MortalServer
 
 from dask_redisq.keys import Keys
-from dask_redisq.link import Link
+from dask_redisq.link import Link, with_password
 from dask_redisq.queue import Queue
 
 
@@ -105,3 +106,29 @@ def test_a_lost_value_is_made_again(mortal: MortalServer, far: Queue, tmp_path: 
     link.close()
     job.check()
     nothing_left(mortal.url)
+
+
+@pytest.mark.slow_fault
+def test_an_outage_of_twenty_seconds_with_a_password(
+    tmp_path_factory: pytest.TempPathFactory,
+    start_worker: Callable[..., WorkerProcess],
+    tmp_path: Path,
+) -> None:
+    """Scenario 19: longer than any timeout; all give the password again, and the job ends well."""
+    with MortalServer(tmp_path_factory.mktemp("m")) as server:
+        link = Link(server.url)
+        link.command("CONFIG", "SET", "requirepass", "sesame")
+        link.close()
+        url = with_password(server.url, "sesame")
+        worker = start_worker("test", "--nworkers", "2", "--alive-expiry", "2", url=url)
+        with Queue("test", url) as queue:
+            queue.wait_for_workers(2, timeout=20)
+            job = Computing(queue, tmp_path, pause=0.02, chunk_size=5)
+            job.half_way()
+            server.kill()
+            time.sleep(20)
+            server.settings["requirepass"] = "sesame"
+            server.start()
+            job.check(extra=2 * 5)
+            nothing_left(url)
+        worker.close()
