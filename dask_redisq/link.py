@@ -152,6 +152,10 @@ class Link:
         slow = [end for end, waited in self._waits if waited > longest]
         return max([self.unbroken_since, *slow]) if self.unbroken_since is not None else None
 
+    def unwatch(self, keys: Keys) -> None:
+        """Tell this queue no more: it is removed, and what it is told it would keep."""
+        self._watched.pop(keys.queue, None)
+
     # -- calls ------------------------------------------------------------------
 
     def call(self, script: str, keys: Keys, /, **args: object) -> Any:
@@ -160,16 +164,21 @@ class Link:
         return self.receive_all()[-1]
 
     def call_once(self, script: str, keys: Keys, /, **args: object) -> Any:
-        """Run a script when nothing else is under way; if the link breaks, give None."""
-        self.send_call(script, keys, **args)
+        """Run a script, and never again: None if the connection is lost before its answer."""
         try:
+            if self.unbroken_since is not None:
+                self.send_call(script, keys, **args)
             return None if self.unbroken_since is None else self._receive_one()
         except (*_REFUSED, *_AWAY) as error:
             self._give_up_if_refused(error)
+            self.close()
             return None
+        except BaseException:
+            self.close()  # interrupted: the next reader would get this reply
+            raise
         finally:
-            if self._pending:
-                self.close()
+            if self.unbroken_since is None:
+                self._pending.clear()
 
     def command(self, *words: Any) -> Any:
         """Send one command and return its reply; repeated while the server is away."""

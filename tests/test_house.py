@@ -33,6 +33,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("secret",),
     ("pool", "removal", "client_lease"),
     ("status", "registration"),
+    ("crew",),
     # the roles: a job's client, a slot, a worker
     ("follow",),
     ("job", "slot_loop", "supervisor", "renewer"),

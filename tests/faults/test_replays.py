@@ -38,18 +38,19 @@ SECOND_ANSWERS: dict[str, dict[Any, Any]] = {
     "refuse": {1: 0},
 }
 #: Scripts that work in steps, or look once an interval: they may answer anything the second time.
-IN_STEPS = {"recover", "sweep"}
+IN_STEPS = {"audit", "recover", "sweep"}
 #: Scripts whose late copy does something, which the story gets over.
 LATE = {
     "gather": "the client counts as waiting, so it is woken once in vain",
     "report_missing": "it is a question about now, so that it may ask for one more rebuild",
-    "recover": "it looks, if the interval is over",
+    "audit": "it looks, if the interval is over",
+    "recover": "so does it",
 }
 #: Scripts of which only copies are looked at that come before another script is called. Their late
 #: copies have tests of their own below.
 BEFORE = {"register": {"unregister", "recover"}, "greet": {"greet"}}
 #: Fields and sorted sets that hold a time.
-TIMES = {"fresh_until", "frozen_at", "ended", "renewed"}
+TIMES = {"fresh_until", "frozen_at", "ended", "renewed", "run_at"}
 ORDERED_BY_TIME = ("jobs", "idle:", "sets", "delayed")
 
 
@@ -62,6 +63,8 @@ def without_times(state: State) -> dict[str, Any]:
             content = sorted(content)
         elif short.startswith("control:"):  # a word twice is as good as once: lua/lib/control.lua
             content = [word for i, word in enumerate(content) if word not in content[:i]]
+        elif short == "monitor" or short.endswith(":audit"):
+            content = content.split()[1]
         elif isinstance(content, dict):
             content = {k: v for k, v in content.items() if k not in TIMES}
             if short.startswith("slot:"):

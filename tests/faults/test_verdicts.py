@@ -12,46 +12,50 @@ from mortal import MortalServer
 from dask_redisq.codec import pack
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
-from dask_redisq.monitor import Monitor
+from dask_redisq.monitor import Recovery
 
 #: Seconds; far less than a loaded machine's pauses would make of it is never awaited here.
 EXPIRY = 1.5
 
 
 @pytest.fixture
-def monitor(mortal: MortalServer) -> Iterator[Monitor]:
+def monitor(mortal: MortalServer) -> Iterator[Recovery]:
     """A monitor that was served for long, of a queue with one worker that beat a moment ago."""
     link, keys = Link(mortal.url), Keys("test")
-    words = {"worker": "w", "info": b"", "expiry": int(EXPIRY * 1000), "tags": pack([])}
+    words = {"worker": "w", "info": pack({}), "expiry": int(EXPIRY * 1000), "tags": pack([])}
     link.call("register", keys, slot="", seq=0, **words)
-    yield Monitor(link, keys, "test", interval=1.0, expiry=EXPIRY)
+    yield Recovery(link, keys, "test", interval=1.0, expiry=EXPIRY)
     link.close()
 
 
-def late() -> float:
-    """Return a time at which the monitor has been there for hours."""
-    return time.monotonic() + 10_000
+def look(monitor: Recovery) -> None:
+    """Let it look as one that has been there for hours."""
+    late = time.monotonic() + 10_000
+    monitor.run(late)
+    monitor.run(late + EXPIRY)
 
 
-def test_a_worker_without_a_beat_is_found_dead(monitor: Monitor) -> None:
+def test_a_worker_without_a_beat_is_found_dead(monitor: Recovery) -> None:
     """What the tests below would see if the monitor judged."""
     monitor.link.command("DEL", monitor.keys("alive", "w"))
-    monitor.run(late())
-    assert monitor.stats() == {"looks": 1, "dead": 1}
+    look(monitor)
+    assert monitor.stats() == {"looks": 1, "dead": 1, "rebuilt": 0}
 
 
-def test_nobody_is_dead_because_the_server_was_away(mortal: MortalServer, monitor: Monitor) -> None:
+def test_nobody_is_dead_because_the_server_was_away(
+    mortal: MortalServer, monitor: Recovery
+) -> None:
     """H39: the alive keys expired meanwhile. The monitor did not call for a while, so it did not see that."""
     mortal.kill()
     time.sleep(EXPIRY)
     mortal.start()
-    monitor.run(late())
+    look(monitor)
     assert monitor.stats()["dead"] == 0
 
 
 @pytest.mark.parametrize("call", ["a look", "a beat"])
 def test_nobody_is_dead_because_the_server_stood_still(
-    mortal: MortalServer, monitor: Monitor, call: str
+    mortal: MortalServer, monitor: Recovery, call: str
 ) -> None:
     """H39: no connection broke; the beats lie in the server's sockets, behind the monitor's own call."""
     mortal.freeze()
@@ -60,21 +64,21 @@ def test_nobody_is_dead_because_the_server_stood_still(
     def wait() -> None:
         if call == "a beat":
             monitor.link.call("renew", monitor.keys, **words)
-        monitor.run(late())
+        look(monitor)
 
     thread = Thread(target=wait)
     thread.start()
     time.sleep(EXPIRY + 0.3)
     mortal.thaw()
     thread.join()
-    if call == "a beat":  # `late` is after any pause; what counts is what the link saw of it
+    if call == "a beat":  # `look` is after any pause; what counts is what the link saw of it
         assert monitor.link.served_since(EXPIRY / 3) > time.monotonic() - 1  # type: ignore[operator]
     else:
         assert monitor.stats()["dead"] == 0
 
 
 def test_a_look_is_not_sent_again_over_a_new_connection(
-    mortal: MortalServer, monitor: Monitor
+    mortal: MortalServer, monitor: Recovery
 ) -> None:
     """H39: the server dies with the look on its way; when it is back that look is out of date."""
     answers = []
