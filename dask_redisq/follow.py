@@ -190,7 +190,7 @@ class Follower:
                 "further. Are keys of the queue deleted by hand, or evicted?"
             )
         # What one reader of a detached job has, another one may still want.
-        have = [] if self.detached else list(self.received)
+        have = None if self.detached else list(self.received)
         if not rebuild(self.link, self.keys, self.id, have):
             time.sleep(0.05)  # somebody else does
             self._repairs -= 1
@@ -234,8 +234,12 @@ class Follower:
 
     def _report_lost(self, task: int) -> None:
         answer = self.link.call("report_missing", self.keys, job=self.id, task=-1, input=task)
-        if answer == b"finished":  # the job, that is
-            raise JobFailed(f"the value of {self._name(task)} is gone from the server")
+        if answer == b"finished":  # the job, that is: it ended otherwise, or is gone
+            told = self.link.call("gather", self.keys, job=self.id, cursor=0, gen=b"", limit=0)
+            state, reason, *_ = unpack(told)
+            if state not in (b"running", b"done"):
+                self.ended = state.decode()
+                raise self._verdict(self.ended, reason)
 
     def _look_for_workers(self, quiet: float) -> None:
         """After `quiet` seconds without progress: say once that nobody is able, or give up."""

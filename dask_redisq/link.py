@@ -49,6 +49,8 @@ CONNECT_TIMEOUT = 5.0
 PIECE = 64 * 1024
 #: Bytes of a call from which it is told that it is sent again.
 BIG = 2**20
+#: Seconds from which a wait for a reply is remembered.
+LONG_WAIT = 0.1
 #: Longest pause between two tries, in seconds.
 MOST_BACKOFF = 1.0
 
@@ -70,6 +72,7 @@ _BUSY_WORDS = (
     "READONLY",
     "MASTERDOWN",
     "TRYAGAIN",
+    "UNBLOCKED",  # a BLPOP, when its server becomes a replica
 )
 
 
@@ -121,6 +124,8 @@ class Link:
         )
         self._connection: Any = pool.make_connection()
         self._pending: deque[tuple[Any, ...]] = deque()
+        #: When long waits for replies ended, and their seconds; each longer than those after it.
+        self._waits: list[tuple[float, float]] = []
         self._watched: dict[str, Keys] = {}
 
     def __repr__(self) -> str:
@@ -142,6 +147,11 @@ class Link:
             except _AWAY:
                 self._lose()  # the next connection tells it
 
+    def served_since(self, longest: float) -> float | None:
+        """Return since when it is connected, and no reply took more than `longest` seconds."""
+        slow = [end for end, waited in self._waits if waited > longest]
+        return max([self.unbroken_since, *slow]) if self.unbroken_since is not None else None
+
     def unwatch(self, keys: Keys) -> None:
         """Tell this queue no more: it is removed, and what it is told it would keep."""
         self._watched.pop(keys.queue, None)
@@ -152,6 +162,23 @@ class Link:
         """Run a script on a queue, arguments by name; repeated until it was answered."""
         self.send_call(script, keys, **args)
         return self.receive_all()[-1]
+
+    def call_once(self, script: str, keys: Keys, /, **args: object) -> Any:
+        """Run a script, and never again: None if the connection is lost before its answer."""
+        try:
+            if self.unbroken_since is not None:
+                self.send_call(script, keys, **args)
+            return None if self.unbroken_since is None else self._receive_one()
+        except (*_REFUSED, *_AWAY) as error:
+            self._give_up_if_refused(error)
+            self.close()
+            return None
+        except BaseException:
+            self.close()  # interrupted: the next reader would get this reply
+            raise
+        finally:
+            if self.unbroken_since is None:
+                self._pending.clear()
 
     def command(self, *words: Any) -> Any:
         """Send one command and return its reply; repeated while the server is away."""
@@ -188,6 +215,7 @@ class Link:
         """
         replies: list[Any] = []
         started, pause = time.monotonic(), 0.01
+        idle = sum(float(words[-1]) for words in self._pending if words[0] == "BLPOP")
         try:
             while len(self._pending) > but:
                 try:
@@ -208,6 +236,9 @@ class Link:
             self._lose()
             self._pending.clear()
             raise
+        if (waited := time.monotonic() - started - idle) > LONG_WAIT:
+            self._waits = [wait for wait in self._waits if wait[1] > waited]
+            self._waits.append((time.monotonic(), waited))
         return replies
 
     # -- blocking reads on an event loop ------------------------------------------

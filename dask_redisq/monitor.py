@@ -1,16 +1,21 @@
 """Periodic checks, each at most once per interval for the whole queue.
 
 Every waiting client, every supervisor and every slot that got no work runs them; when somebody
-last looked is in the server. Who was not connected himself for one whole expiry judges nobody:
-after an outage of the server all alive keys are gone at once, and none of their workers is dead.
+last looked is in the server. Who was not there and served himself for one whole expiry judges
+nobody: after an outage of the server all alive keys are gone at once, and no worker is dead.
+
+Nor after the server stood still, though no connection broke: the beats then lie in its sockets,
+behind the look perhaps. So a monitor asks for the time first, and looks only if it came at once.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from typing import Protocol
 
 from dask_redisq.codec import unpack
+from dask_redisq.errors import ServerFull
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.rebuild import rebuild
@@ -20,6 +25,8 @@ __all__ = ["Audit", "Check", "Monitor", "Recovery", "renew_values", "sweep"]
 
 logger = logging.getLogger("dask_redisq")
 
+#: Seconds within which whoever waits looks again, if nothing held him up.
+TURN = 2.0
 #: Jobs of a queue, the oldest ones, that one look compares.
 MOST_AUDITED = 100
 
@@ -48,7 +55,7 @@ class Monitor:
     Parameters
     ----------
     link : Link
-        Whose unbroken connection is the licence to judge.
+        Whose unbroken service is the licence to judge.
     keys : Keys
         The queue.
     who : str
@@ -94,7 +101,8 @@ class Recovery:
         self.who = who
         self.interval = interval
         self.expiry = expiry
-        self._next = 0.0
+        self._next = self._here_since = 0.0
+        self._here = -math.inf
         self._looks = self._dead = self._rebuilt = 0
 
     def stats(self) -> dict[str, int]:
@@ -103,14 +111,22 @@ class Recovery:
 
     def run(self, now: float) -> None:
         """Look if it is time; see `Check`."""
-        since = self.link.unbroken_since
-        if now < self._next or since is None or now - since < self.expiry:
+        # All processes of a host were stopped for a while, this one too: the alive keys are gone,
+        # and whoever looks first would find the others dead.
+        if now - self._here > max(self.expiry, TURN):
+            self._here_since = now
+        self._here = now
+        if now < self._next or not self._may_judge(now):
             return
         # A little early, so that two monitors in turn keep the interval that is promised.
         self._next = now + self.interval
-        answer = self.link.call(
+        # Never sent again: the server was away meanwhile, and the call would be the first that it
+        # gets, before any beat.
+        answer = self.link.call_once(
             "recover", self.keys, who=self.who, interval=int(self.interval * 900)
         )
+        if answer is None:
+            return
         looked, dead, ended, damaged, values = unpack(answer)
         self._looks += looked
         self._dead += len(dead)
@@ -121,9 +137,17 @@ class Recovery:
         for job in ended:
             sweep(self.link, self.keys, job.decode())
         for job in damaged:
-            self._rebuilt += rebuild(self.link, self.keys, job.decode())
+            self._rebuilt += try_rebuild(self.link, self.keys, job.decode())
         for job in values:
             renew_values(self.link, self.keys, job.decode())
+
+    def _may_judge(self, now: float) -> bool:
+        """Tell whether no beat can be missing for the server's sake; they come three an expiry."""
+        since = self.link.served_since(self.expiry / 3)
+        if since is None or now - max(since, self._here_since) < self.expiry:
+            return False
+        self.link.command("TIME")
+        return self.link.served_since(self.expiry / 3) == since
 
 
 class Audit:
@@ -162,7 +186,16 @@ class Audit:
             if wrong:
                 self._wrong += 1
                 logger.warning("job %s is rebuilt, for it is damaged: %s", name, wrong.decode())
-                rebuild(self.link, self.keys, name)
+                try_rebuild(self.link, self.keys, name)
+
+
+def try_rebuild(link: Link, keys: Keys, job: str) -> bool:
+    """Rebuild a job, unless the server has no room for it: that must not end a worker."""
+    try:
+        return rebuild(link, keys, job)
+    except ServerFull as error:
+        logger.warning("job %s cannot be rebuilt now, the next look tries again: %s", job, error)
+        return False
 
 
 def sweep(link: Link, keys: Keys, job: str) -> bool:

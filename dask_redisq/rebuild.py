@@ -42,7 +42,7 @@ class _Frozen(NamedTuple):
     pure: bool
 
 
-def rebuild(link: Link, keys: Keys, job: str, have: Collection[int] = ()) -> bool:
+def rebuild(link: Link, keys: Keys, job: str, have: Collection[int] | None = None) -> bool:
     """Rebuild a job; false if it cannot be now: somebody else does, or it does not run.
 
     Parameters
@@ -52,7 +52,9 @@ def rebuild(link: Link, keys: Keys, job: str, have: Collection[int] = ()) -> boo
     job : str
         Its id.
     have : collection of int, optional
-        Outputs that the caller, its client, has received.
+        Outputs that the caller, its client, has; without it, those that its client said it has.
+        That may be more: a client of impure tasks forgets outputs, and a server that came back
+        older does not know.
     """
     generation = secrets.token_hex(8)
     answer = unpack(link.call("freeze", keys, job=job, generation=generation, life=LIFE))
@@ -88,7 +90,7 @@ def rebuild(link: Link, keys: Keys, job: str, have: Collection[int] = ()) -> boo
 
 
 def _read(
-    link: Link, keys: Keys, job: str, held: _Frozen, have: Collection[int]
+    link: Link, keys: Keys, job: str, held: _Frozen, have: Collection[int] | None
 ) -> tuple[Truth, set[int]] | None:
     """Return what is true of a frozen job, and tasks whose value is recorded and gone.
 
@@ -108,8 +110,10 @@ def _read(
         8 * i + k for i, byte in enumerate(bits) if byte for k in range(8) if byte & (128 >> k)
     }
     valued, gone = _survey(link, keys, job)
-    delivered = set(have)
-    if held.acked:
+    if held.history and not held.pure:  # what has arrived may be of the history that is forgotten
+        return Truth(inputs, frozenset(outputs), finished, valued, set()), gone
+    delivered = set(have or ())
+    if have is None and held.acked:
         for entry in link.command("LRANGE", keys("log", job), 0, held.acked - 1):
             delivered.update(unpack(entry))
     return Truth(inputs, frozenset(outputs), finished, valued, delivered), gone

@@ -91,8 +91,12 @@ def recount(truth: Truth, *, pure: bool = True) -> Recount:
     inputs, n = truth.inputs, len(truth.inputs)
     run = _needed(truth, [t for t in truth.outputs if t not in truth.delivered])
     if not pure:
-        while remade := (_descendants(inputs, run & truth.finished) & truth.finished) - run:
-            run = _needed(truth, [*run, *remade], remade)
+        # What has arrived was finished once, and so was all that it was made of: a server that came
+        # back older may know neither.
+        ever, anew = truth.finished | truth.delivered, set[int]()
+        while remade := (_descendants(inputs, run) & ever) - run:
+            anew |= remade
+            run = _needed(truth, [*run, *anew], anew)
     finished = set(range(n)) - run
     again = run & truth.finished
     # An output that runs again is told again: its client has it, and says so again.

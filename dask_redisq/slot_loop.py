@@ -264,9 +264,9 @@ class Slot:
             memory.seal.signer_of_values(self._attempt(lease).encode()),
         )
         run.run()
-        # No task runs any more: what kills this process from here on is charged to none.
-        self.page.begin(-1, len(lease.tasks) - 1)
         report.batch = run.report()
+        # No task is in hand any more: what kills this process from here on is charged to none.
+        self.page.begin(-1, len(lease.tasks) - 1)
         self._store_apart(queue, lease, report.batch)
         if report.batch.failed is not None:
             task, why = report.batch.failed

@@ -67,7 +67,7 @@ def lines() -> dict[str, list[str]]:
 def needed(role: str) -> set[str]:
     """Return the commands that the modules of a role send, themselves or in scripts."""
     text = "".join((PACKAGE / f"{name}.py").read_text() for name in MODULES[role])
-    called = set(re.findall(r"\.(?:send_)?call\(\s*\"(\w+)\"", text)) - WITHOUT[role]
+    called = set(re.findall(r"\.(?:send_)?call(?:_once)?\(\s*\"(\w+)\"", text)) - WITHOUT[role]
     sent = {word.lower() for word in re.findall(r"\.(?:command|send)\(\s*\"([A-Z]+)\"", text)}
     for name in called:
         lua = scripts.load(name).text

@@ -15,7 +15,7 @@ from typing import Any
 import dask
 import psutil
 import pytest
-from conftest import HERE, WorkerProcess, is_gone, wait_until
+from conftest import PATH, WorkerProcess, is_gone, wait_until
 from dask.utils_test import inc
 from proxy import LossyProxy
 
@@ -263,7 +263,7 @@ import dask_redisq as redisq
 queue = redisq.Queue("test", {queue.url!r})
 queue.get({{"x": (log_and_wait, Path({str(log)!r}), Path({str(gate)!r}))}}, "x")
 """
-    env = {**os.environ, "PYTHONPATH": str(HERE)}
+    env = {**os.environ, "PYTHONPATH": PATH}
     client = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, env=env)
     wait_until(lambda: len(pids(log)) == 1, timeout=20)
     client.send_signal(signal.SIGINT)

@@ -1,15 +1,19 @@
 -- Make a job: its counters, settings and state; blocks follow, then seal.
 -- keys: queue jobs job answer names wait consumers restrict new_wait new_consumers new_restrict new_answer new_names client
 -- args: job n block blocks epoch chunk priority python allowed retries retry_delay patience client_lease hard ttl pure
--- returns: 'created', or 'exists' (a replay)
+-- returns: 'created', 'exists' (a replay), or 'unstaged' (what was staged is not there: the server lost it)
 --@include expire
 --
 -- Only here are a job's keys made. The counters were staged by plain SETs, because megabytes
 -- in ARGV stall everyone; a SET that is sent twice then only fills a staging key, which expires,
 -- and never resets the counters of a job that runs.
 if redis.call('EXISTS', key.job(arg.job)) == 1 then return 'exists' end
-if redis.call('EXISTS', key.new_wait(arg.job), key.new_consumers(arg.job)) < 2 then
-  return redis.error_reply('REDISQ the staged counters of the job are not there')
+local hard = cmsgpack.unpack(arg.hard)
+-- A server that came back older may have forgotten all that was staged, or the last of it: without
+-- the restrictions a task would run anywhere.
+if redis.call('EXISTS', key.new_wait(arg.job), key.new_consumers(arg.job)) < 2
+    or #hard > 0 and redis.call('EXISTS', key.new_restrict(arg.job)) == 0 then
+  return 'unstaged'
 end
 redis.call('RENAME', key.new_wait(arg.job), key.wait(arg.job))
 redis.call('RENAME', key.new_consumers(arg.job), key.consumers(arg.job))
@@ -25,9 +29,9 @@ redis.call('HSET', key.job(arg.job),
   'patience', arg.patience, 'acked', 0, 'pure', arg.pure,
   'lease', arg.client_lease, 'ttl', arg.ttl,
   'life', first_life(tonumber(arg.client_lease), tonumber(arg.ttl)))
-if redis.call('EXISTS', key.new_restrict(arg.job)) == 1 then
+if #hard > 0 then
   redis.call('RENAME', key.new_restrict(arg.job), key.restrict(arg.job))
-  for number, tags in ipairs(cmsgpack.unpack(arg.hard)) do
+  for number, tags in ipairs(hard) do
     redis.call('HSET', key.job(arg.job), 'hard:' .. number, cmsgpack.pack(tags))
   end
 end

@@ -2,6 +2,7 @@
 -- keys: slots slot job leases idle
 -- args: slot seq position
 -- returns: 'given', 'nobody' (no slot waits for work), or 'over' (it is not that lease, or nothing is left)
+--@include full
 --@include ready
 --
 -- The mean was 1 ms, so W1 leased 500 tasks; the first takes ten minutes, and W2 sleeps. `position`
@@ -25,6 +26,7 @@ end
 if #rest == 0 then return lease[3] and 'given' or 'over' end -- given before: a replay
 if redis.call('ZCARD', key.idle(meta[2])) == 0 then return 'nobody' end
 for _, task in ipairs(rest) do given[#given + 1] = task end
+write_when_full()
 redis.call('HSET', key.leases(job), arg.slot, cmsgpack.pack({seq, kept, given}))
 make_ready(job, rest, '')
 return 'given'

@@ -2,11 +2,13 @@
 -- keys: job values value consts const
 -- args: job cursor
 -- returns: the next cursor, '0' when all were seen
+--@include full
 --@include expire
 --
 -- Everything else of a job is renewed by every call that writes; these keys are too many for that.
 local job, life = arg.job, life_of(arg.job)
 if redis.call('EXISTS', key.job(job)) == 0 then return '0' end
+write_when_full()
 if arg.cursor == '0' then
   for _, digest in ipairs(redis.call('SMEMBERS', key.consts(job))) do
     redis.call('PEXPIRE', key.const(job, digest), life)

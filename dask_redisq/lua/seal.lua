@@ -6,9 +6,11 @@
 --@include ending
 --@include expire
 local meta = redis.call('HMGET', key.job(arg.job), 'state', 'blocks')
--- Of a job that ended, the upload stopped half way: that is no error of its own.
-if meta[1] ~= 'running' then return meta[1] or '' end
+-- Of a job that ended, the upload stopped half way: that is no error of its own. One that failed needs no
+-- client any more: if it is detached, who attaches is told why it failed.
 write_when_full()
+if meta[1] == 'failed' then redis.call('HSET', key.job(arg.job), 'sealed', '1') end
+if meta[1] ~= 'running' then return meta[1] or '' end
 if redis.call('HLEN', key.blocks(arg.job)) ~= tonumber(meta[2]) then return 'incomplete' end
 hear_client(arg.job)
 redis.call('HSET', key.job(arg.job), 'sealed', '1')

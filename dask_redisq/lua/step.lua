@@ -44,9 +44,11 @@ local job, refused, plan = arg.job, {}, nil
 local attempt = string.sub(slot, 1, 16) .. string.format('%08x', seq - 1)
 local batch = job ~= '' and cmsgpack.unpack(arg.batch) or {{}, {}, {}}
 local groups = batch[1]
-local meta = redis.call('HMGET', key.job(job), 'state', 'epoch', 'frozen', 'rebuilt', 'history')
--- With another history, an input of this batch may be a result that nobody knows any more.
-if (meta[3] or meta[5]) and meta[1] == 'running' and (#groups > 0 or arg.failure ~= '') then
+local meta = redis.call('HMGET', key.job(job), 'state', 'epoch', 'frozen', 'rebuilt', 'history', 'sealed')
+-- With another history, an input of this batch may be a result that nobody knows any more. An
+-- unsealed job has another epoch by then: only its client could have it rebuilt, and may be dead, while
+-- this slot would wait for a whole lease.
+if (meta[3] or meta[5] and meta[6]) and meta[1] == 'running' and (#groups > 0 or arg.failure ~= '') then
   return cmsgpack.pack({'frozen', {}, false, 0})
 end
 local lease_packed = state[3] == job and job ~= '' and redis.call('HGET', key.leases(job), slot)

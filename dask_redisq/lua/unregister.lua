@@ -49,6 +49,7 @@ if charged and arg.kind == 'died' then
 end
 
 -- Write.
+write_when_full()
 local delayed = try and try.again and leased and try.delay > 0
 if try and try.again then write_try(job, try) end
 local kept = delayed and {[begun] = true} or {}

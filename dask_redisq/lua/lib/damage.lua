@@ -14,6 +14,13 @@ local function mark_damaged(job, history)
   tell_client(job)
 end
 
+-- Have what was made in the past of a job refused. What is there fits together, as it did then.
+local function new_epoch(job)
+  local time = redis.call('TIME')
+  local text = table.concat({job, redis.call('HGET', key.job(job), 'epoch'), time[1], time[2]}, ' ')
+  redis.call('HSET', key.job(job), 'epoch', string.sub(redis.sha1hex(text), 1, 16))
+end
+
 -- Mark every job of the queue: the server came back with another history.
 --
 -- One that is done goes on, too. Its client may have read the log of the other history, where the
@@ -22,6 +29,7 @@ local function distrust_all()
   for _, job in ipairs(redis.call('ZRANGE', key.jobs(), 0, -1)) do
     local state = redis.call('HGET', key.job(job), 'state')
     if state == 'done' then reopen(job) end
+    if state == 'running' and redis.call('HEXISTS', key.job(job), 'sealed') == 0 then new_epoch(job) end
     if state == 'running' or state == 'done' then mark_damaged(job, true) end
   end
 end

@@ -8,7 +8,8 @@
 local EDGES = 2000
 
 local function settle_some(job)
-  if redis.call('HEXISTS', key.job(job), 'frozen') == 1 then return end
+  local meta = redis.call('HMGET', key.job(job), 'state', 'frozen')
+  if meta[1] ~= 'running' or meta[2] then return end
   local left = EDGES
   while left > 0 do
     local slice = redis.call('LPOP', key.settle(job))

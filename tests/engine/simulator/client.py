@@ -1,0 +1,280 @@
+"""Clients as generators: they submit, gather, submit again; readers attach to a detached job."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
+
+from simulator.actors import Actor, Call, Command, Life, Op, Wait, in_thread
+from simulator.jobs import LEASE, Job
+from simulator.slot import fetch
+from simulator.supervisor import Look
+
+from dask_redisq.codec import loads, unpack
+from dask_redisq.errors import ServerFull
+from dask_redisq.rebuild import rebuild
+from dask_redisq.verdict import is_dropped
+
+if TYPE_CHECKING:
+    from simulator.world import World
+
+__all__ = ["Client", "Operator", "Reader"]
+
+UPLOAD = 2
+
+
+class Dropped(Exception):
+    """The job is gone, though nobody wanted that."""
+
+
+class Ended(Exception):
+    """The job ended without its answer, and the world found that right."""
+
+
+class _Follower(Actor):
+    """Who gathers the outputs of a job."""
+
+    def __init__(self, world: World, job: Job, name: str) -> None:
+        self.job = job
+        #: The user's task -> token.
+        self.received: dict[int, int] = {}
+        self.look: Look | None = None
+        super().__init__(world, name)
+
+    def gather(self) -> Life[None]:
+        """Get all outputs.
+
+        Raises
+        ------
+        Dropped, Ended
+            If the job ended without them.
+        """
+        self.look = self.look or Look(self)
+        world, job = self.world, self.job
+        cursor, generation, renew_at = 0, b"", world.server.now + LEASE
+        while True:
+            limit = world.choices.pick([1000, 2, 1])
+            answer = yield Call(
+                "gather", {"job": job.id, "cursor": cursor, "gen": generation, "limit": limit}
+            )
+            before = generation
+            state, reason, _, further, generation, asked, *items = unpack(answer)
+            if generation != before and not job.pure:
+                self._begin_anew(items)
+            if (yield from self._read(items)):
+                cursor = further
+            if asked == UPLOAD:
+                yield from self.upload()
+            elif asked:
+                yield from self._repair()
+            if all(job.origin[t] in self.received for t in job.graph.outputs):
+                return
+            if state != b"running" and not items:
+                self._judge(state.decode(), reason)
+            if not job.detached and world.server.now >= renew_at:
+                renew_at = world.server.now + LEASE
+                yield from self._renew_values()
+            if not items:
+                yield Wait(world.server.now + 1000, world.server.keys("news", job.id))
+                yield from self.look.run()
+
+    def upload(self) -> Life[None]:
+        """Only who submitted the job can send what the server forgot."""
+        yield from ()
+        self.world.check_dropped(self.job)
+        raise Dropped
+
+    def _begin_anew(self, items: list[Any]) -> None:
+        """Forget outputs that a rebuild had made again."""
+        pairs = zip(items[::2], items[1::2], strict=True)
+        kept = {self.job.origin[t] for t, record in pairs if not record}
+        self.received = {t: token for t, token in self.received.items() if t in kept}
+
+    def _judge(self, state: str, reason: bytes) -> None:
+        job = self.job
+        if not job.detached and is_dropped(state, reason):
+            self.world.check_dropped(job)
+            raise Dropped
+        self.world.check_end(job, state, reason)
+        raise Ended
+
+    def _repair(self) -> Life[None]:
+        # What one reader of a detached job has, another one may still want.
+        job = self.job
+        have = None
+        if not job.detached:
+            have = [t for t in job.graph.outputs if job.origin[t] in self.received]
+        keys = self.world.server.keys
+        if not (yield from in_thread(self, lambda link: rebuild(link, keys, job.id, have))):
+            yield Wait(self.world.server.now + 50)
+
+    def _renew_values(self) -> Life[None]:
+        cursor: Any = "0"
+        while True:
+            cursor = yield Call("renew_values", {"job": self.job.id, "cursor": cursor})
+            if cursor == b"0":
+                return
+
+    def _read(self, items: list[Any]) -> Life[bool]:
+        whole, job = True, self.job
+        for task, record in zip(items[::2], items[1::2], strict=True):
+            if job.origin[task] in self.received:
+                continue
+            data = yield from fetch(self.world, job.id, task, record)
+            if data is None:
+                whole = False
+                yield from self._report_lost(task)
+            else:
+                self.received[job.origin[task]] = self.world.check_value(job, task, loads(data))
+        return whole
+
+    def _report_lost(self, task: int) -> Life[None]:
+        job = self.job
+        answer = yield Call("report_missing", {"job": job.id, "task": -1, "input": task})
+        if answer == b"finished":
+            args = {"job": job.id, "cursor": 0, "gen": b"", "limit": 0}
+            state, reason, *_ = unpack((yield Call("gather", args)))
+            if state not in (b"running", b"done"):
+                self._judge(state.decode(), reason)
+
+
+class Client(_Follower):
+    """Who submits a job and waits for it, or leaves once it is sealed.
+
+    Attributes
+    ----------
+    outcome : str
+        '' until the end; then answer, ended (the job failed or was cancelled, and rightly so),
+        refused (the server was full), detached.
+    """
+
+    outcome = ""
+
+    def live(self) -> Life[None]:
+        """Submit; get the answer, or leave the job to the server; again if it was dropped."""
+        while True:
+            try:
+                yield from self._once()
+                return
+            except Dropped:
+                self.world.dropped += 1
+                if not self.job.pure:
+                    self.received.clear()  # what goes again may not fit to it
+                self.job = self.world.submit_again(self.job, self.received)
+            except Ended:
+                self.outcome = "ended"
+                yield from self._abandon()
+                return
+            except ServerFull:
+                self.outcome = "refused"
+                yield from self._abandon()
+                return
+
+    def _once(self) -> Life[None]:
+        world, job = self.world, self.job
+        for name, data in job.stages():
+            yield Command(("SET", world.server.keys(name, job.id), data, "PX", 600_000))
+        yield Call("create", job.create_args())
+        yield from self.upload()
+        if job.detached and not self.received:
+            self.outcome = "detached"
+            world.attach(job)
+            return
+        if not job.detached:
+            yield from self.gather()
+        self.outcome = "answer"
+        world.check_answer(job, self.received)
+        swept = yield from self._sweep()
+        if not swept:  # edges are still to be counted, and nobody needs them now
+            yield from self._abandon()
+
+    def upload(self) -> Life[None]:
+        """Send the blocks and seal."""
+        job = self.job
+        for number in range(job.block_count):
+            state = yield Call("put_block", job.block_args(number))
+            if state in (b"failed", b"cancelled", b""):
+                if job.detached:
+                    self._judge_upload(state)
+                return
+        state = yield Call("seal", {"job": job.id})
+        if state == b"incomplete":  # the server came back older meanwhile
+            self.world.check_dropped(job)
+            yield from self._abandon()
+            raise Dropped
+        if job.detached:
+            self._judge_upload(state)
+
+    def _judge_upload(self, state: bytes) -> None:
+        if state in (b"", b"cancelled"):
+            if self.job.cancelled:
+                raise Ended
+            self.world.check_dropped(self.job)
+            raise Dropped
+
+    def _sweep(self) -> Life[bool]:
+        while True:
+            answer = yield Call("sweep", {"job": self.job.id})
+            if answer:
+                return bool(answer > 0)
+
+    def _abandon(self) -> Life[None]:
+        self.job.cancelled = True
+        yield Call("cancel", {"job": self.job.id, "reason": "its client gave up", "tomb": ""})
+        yield from self._sweep()
+        for name, _ in self.job.stages():
+            yield Command(("UNLINK", self.world.server.keys(name, self.job.id)))
+
+
+class Reader(_Follower):
+    """Who attaches to a detached job; the last one forgets it."""
+
+    outcome = ""
+
+    def live(self) -> Life[None]:
+        """Attach, gather."""
+        world, job = self.world, self.job
+        keys = world.server.keys
+        meta = yield Command(("HMGET", keys("job", job.id), "state", "ttl", "sealed"))
+        try:
+            if meta[0] is None or meta[2] is None:
+                world.check_dropped(job)
+                self.outcome = "ended"
+            else:
+                yield from self._read_all()
+                self.outcome = "answer"
+                world.check_answer(job, self.received)
+        except (Dropped, Ended):
+            self.outcome = "ended"
+        if world.is_last_reader(self):
+            job.cancelled = True
+            yield Call("forget", {"job": job.id})
+            while (yield Call("sweep", {"job": job.id})) == 0:
+                pass
+
+    def _read_all(self) -> Life[None]:
+        """Gather, again if the server was too full to rebuild the job."""
+        while True:
+            try:
+                yield from self.gather()
+                return
+            except ServerFull:
+                yield Wait(self.world.server.now + 1000)
+
+
+class Operator(Actor):
+    """Who cancels a job from elsewhere."""
+
+    def __init__(self, world: World, job: Job) -> None:
+        self.job = job
+        super().__init__(world, "operator")
+
+    def live(self) -> Generator[Op, Any, None]:
+        """Cancel; sweep what has no client."""
+        self.job.cancelled = True
+        yield Call("cancel", {"job": self.job.id, "reason": "enough", "tomb": "1"})
+        name = self.world.server.keys("job", self.job.id)
+        ended, ttl = yield Command(("HMGET", name, "state", "ttl"))
+        if ended == b"cancelled" and int(ttl):
+            while (yield Call("sweep", {"job": self.job.id})) == 0:
+                pass

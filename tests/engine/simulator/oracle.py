@@ -1,0 +1,148 @@
+"""What the world knows better than the server: which lease is whose, what may have run, who is alive.
+
+It looks at each call and its answer, and asserts what no look at the server's state can tell.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from simulator.jobs import Job
+from simulator.supervisor import EXPIRY
+
+from dask_redisq.codec import unpack
+
+if TYPE_CHECKING:
+    from simulator.world import World
+
+__all__ = ["Oracle"]
+
+
+class Oracle:
+    """Follows the calls of one world."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        #: slot -> job, sequence number and tasks of the lease that the server gave it last.
+        self._leases: dict[str, tuple[str, int, list[int]]] = {}
+        #: slot -> number and answer of its last call that was run.
+        self._answered: dict[str, tuple[int, bytes]] = {}
+        #: The most tasks that one lease made.
+        self.most_made = 1
+        self._notes: dict[str, Any] = {
+            "step": self._step, "unregister": self._unregister, "register": self._register,
+            "recover": self._recover, "renew": self._renew, "give_back": self._give_back,
+        }  # fmt: skip
+
+    def note(self, script: str, args: dict[str, Any], answer: Any, *, late: bool) -> None:
+        """Look at a call and its answer; it is `late` if it is a copy of an older one."""
+        found = self._notes.get(script)
+        if found is not None:
+            found(args, answer, late)
+
+    def forget_all(self) -> None:
+        """The server came back with another history."""
+        self._leases.clear()
+        self._answered.clear()
+        for job in self.world.jobs.values():
+            job.careful.clear()
+
+    # -- steps ---------------------------------------------------------------------------
+
+    def _step(self, args: dict[str, Any], answer: bytes, late: bool) -> None:
+        slot, seq = args["slot"], args["seq"]
+        status, refused, lease, _ = unpack(answer)
+        last, stored = self._answered.get(slot, (0, b""))
+        if status == b"unregistered":
+            self._leases.pop(slot, None)
+            return
+        assert status != b"ok" or seq >= last, f"call {seq} is run after call {last} of {slot}"
+        if status != b"ok":
+            return
+        if seq == last:
+            assert answer == stored, f"call {seq} of {slot} is answered anew"
+            return
+        self._answered[slot] = (seq, answer)
+        self._end_lease(args, refused)
+        if lease:
+            self._begin_lease(slot, seq, lease)
+
+    def _end_lease(self, args: dict[str, Any], refused: list[int]) -> None:
+        """Note what was accepted, and what must run alone from now on."""
+        job = self.world.jobs.get(args["job"])
+        made: list[int] = []
+        if job is not None:
+            made = [t for group in unpack(args["batch"])[0] for t in group[1]]
+            job.careful.difference_update(set(made) - set(refused))
+        self.most_made = max(self.most_made, len(made))
+        held = self._leases.pop(args["slot"], None)
+        if held is not None and job is not None and held[0] == args["job"]:
+            failed = unpack(args["failure"])[:1] if args["failure"] else []
+            job.careful.update({*refused, *failed}.intersection(held[2]))
+
+    def _begin_lease(self, slot: str, seq: int, lease: list[Any]) -> None:
+        name, _, chunk, _, alone, tasks = lease
+        job = self.world.jobs[name.decode()]
+        assert tasks, f"a lease of nothing in {job}"
+        assert chunk <= 0 or len(tasks) <= chunk, f"a lease of {tasks} at chunk size {chunk}"
+        careful = job.careful.intersection(tasks)
+        assert not careful or (alone and len(tasks) == 1), f"{careful} of {tasks} must run alone"
+        self._leases[slot] = (job.id, seq, tasks)
+        self._check_tags(job, slot, tasks)
+        self.most_made = max(self.most_made, len(tasks))
+
+    def _check_tags(self, job: Job, slot: str, tasks: list[int]) -> None:
+        tags = self.world.slots[slot].tags
+        for task in tasks:
+            wanted = job.graph.hard.get(task)
+            assert wanted is None or set(wanted) & set(tags), f"{slot} may not run task {task}"
+
+    # -- leases that end otherwise ---------------------------------------------------------
+
+    def _unregister(self, args: dict[str, Any], answer: bytes, late: bool) -> None:
+        if args["slot"] == "":
+            self._lose_worker(args["worker"])
+            return
+        held = self._leases.pop(args["slot"], None)
+        if held is not None and held[1] == args["seq"] and not late:
+            begun = held[2][: args["position"] + 1]
+            self.world.jobs[held[0]].careful.update(begun)
+
+    def _lose_worker(self, worker: str, *, judged: bool = False) -> None:
+        for slot in self.world.workers[worker].ever:
+            held = self._leases.pop(slot, None)
+            if held is not None and judged:
+                self.world.jobs[held[0]].careful.update(held[2])
+
+    def _register(self, args: dict[str, Any], answer: bytes, late: bool) -> None:
+        slot, seq = args["slot"], args["seq"]
+        if slot and self._answered.get(slot, (0, b""))[0] >= seq:
+            self._answered[slot] = (seq, b"")
+        if not late:
+            self.world.workers[args["worker"]].renewed = self.world.server.now
+
+    def _give_back(self, args: dict[str, Any], answer: bytes, late: bool) -> None:
+        held = self._leases.get(args["slot"])
+        if held is not None and answer == b"given":
+            assert held[1] == args["seq"], f"lease {held[1]} is given back for {args['seq']}"
+            self._leases[args["slot"]] = (*held[:2], held[2][: args["position"] + 1])
+
+    def _renew(self, args: dict[str, Any], answer: bytes, late: bool) -> None:
+        worker = self.world.workers[args["worker"]]
+        held = set(unpack(args["held"])[::2])
+        for slot in worker.ever:
+            if slot.encode() not in held:
+                self._leases.pop(slot, None)
+        if answer == b"ok" and not late:
+            worker.renewed = self.world.server.now
+
+    # -- verdicts ----------------------------------------------------------------------------
+
+    def _recover(self, args: dict[str, Any], answer: bytes, late: bool) -> None:
+        """P16: nobody is judged who was here within one expiry of unbroken service."""
+        _, dead, *_ = unpack(answer)
+        for name in dead:
+            worker = self.world.workers[name.decode()]
+            self._lose_worker(worker.name, judged=True)
+            quiet = self.world.server.now - max(worker.renewed, self.world.back_at)
+            assert quiet >= EXPIRY or late, f"{worker.name} was here {quiet} ms ago, and is judged"

@@ -1,0 +1,199 @@
+"""The one server of a world: scripts on a clock that only the world moves, older states, full memory.
+
+The scripts are the package's own, but for three things that a world cannot leave to chance. They
+read their time from a key that the world sets, so that an hour passes at once and a seed replays;
+expiries are a thousand times as long, so that the time that a world really takes is none. They see the members of a set in order, since Redis has them in that of a random hash. And they
+count 4 edges a call where the real ones count 2,000, so that small graphs have lists to settle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+from functools import cache
+from hashlib import sha1
+from typing import Any
+
+from dask_redisq import batch, lease, scripts
+from dask_redisq.keys import Keys
+from dask_redisq.link import Link
+
+__all__ = ["CLOCK", "EDGES", "Server", "simulated"]
+
+#: The key of the world's clock, in ms; it is no key of the queue.
+CLOCK = "clock"
+#: When a world begins, in ms since 1970: no time that a script reads is small.
+BEGIN = 1_000_000_000_000
+#: Edges that one call counts.
+EDGES = 4
+
+#: What takes the place of `redis` in each script.
+_SHIM = """
+local redis_call, wrapped = redis.call, {}
+function wrapped.TIME()
+  local now = tonumber(redis_call('GET', 'clock'))
+  return {math.floor(now / 1000), now % 1000 * 1000}
+end
+function wrapped.SMEMBERS(name)
+  local found = redis_call('SMEMBERS', name)
+  table.sort(found)
+  return found
+end
+function wrapped.PEXPIRE(name, ms) return redis_call('PEXPIRE', name, ms * 1000) end
+function wrapped.SET(...)
+  local words = {...}
+  for i, word in ipairs(words) do
+    if word == 'PX' then words[i + 1] = words[i + 1] * 1000 end
+  end
+  return redis_call('SET', unpack(words))
+end
+local redis = setmetatable({call = function(name, ...)
+  local call = wrapped[name]
+  if call then return call(...) end
+  return redis_call(name, ...)
+end}, {__index = redis})
+"""
+_REAL_EDGES = "local EDGES = 2000"
+
+#: Let time pass: all expiries come nearer, but for those of the keys that somebody renews meanwhile.
+_ADVANCE = """
+local kept = {}
+for i = 2, #ARGV do kept[ARGV[i]] = true end
+redis.call('HDEL', 'queue', '') -- before its first write a script is refused by a full server
+for _, name in ipairs(redis.call('KEYS', '*')) do
+  local left = redis.call('PTTL', name)
+  if left > 0 and not kept[name] then redis.call('PEXPIRE', name, left - ARGV[1] * 1000) end
+end
+return redis.call('INCRBY', 'clock', ARGV[1])
+"""
+_SAVE = """
+local out = {}
+for _, name in ipairs(redis.call('KEYS', '*')) do
+  out[#out + 1] = name
+  out[#out + 1] = redis.call('PTTL', name)
+  out[#out + 1] = redis.call('DUMP', name)
+end
+return out
+"""
+_RESTORE = """
+for i = 1, #ARGV, 3 do redis.call('RESTORE', ARGV[i], ARGV[i + 1], ARGV[i + 2]) end
+"""
+
+
+@contextlib.contextmanager
+def simulated(patches: Mapping[str, tuple[str, str]] | None = None) -> Iterator[None]:
+    """Let every link of this process call the scripts as worlds have them.
+
+    Parameters
+    ----------
+    patches : Mapping, optional
+        File below ``lua/`` -> text in it, and what is there instead: a rule switched off.
+    """
+    real, folder = scripts.load, scripts._folder
+    patched = _patched(folder(), patches or {})
+
+    def read(name: str) -> scripts.Script:
+        script = real(name)
+        text = script.text
+        for old, new in patched:
+            text = text.replace(old, new)
+        text = _SHIM + text.replace(_REAL_EDGES, f"local EDGES = {EDGES}")
+        return replace(
+            script, text=text, sha=sha1(text.encode(), usedforsecurity=False).hexdigest()
+        )
+
+    scripts.load = cache(read)  # type: ignore[assignment]
+    batch.EDGES = lease.EDGES = EDGES  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        scripts.load = real
+        batch.EDGES = lease.EDGES = 2000  # type: ignore[attr-defined]
+
+
+def _patched(folder: Any, patches: Mapping[str, tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return whole files, as they are and as they are to be."""
+    found = []
+    for file, (old, new) in patches.items():
+        text = folder.joinpath(file).read_text()
+        assert text.count(old) == 1, f"this is {text.count(old)} times in {file}: {old}"
+        found.append((text, text.replace(old, new)))
+    return found
+
+
+class Server:
+    """One server, one queue, and what time it is.
+
+    Parameters
+    ----------
+    link, keys : Link, Keys
+        The connection and the queue. All that the server holds is removed.
+
+    Attributes
+    ----------
+    now : int
+        The time, in ms.
+    """
+
+    def __init__(self, link: Link, keys: Keys) -> None:
+        self.link = link
+        self.keys = keys
+        self.now = BEGIN
+        self._saved: tuple[int, list[Any]] | None = None
+        self._full = False
+        link.command("FLUSHALL")
+        link.command("SET", CLOCK, self.now)
+
+    def __repr__(self) -> str:
+        return f"<Server at {self.now - BEGIN} ms>"
+
+    @property
+    def elapsed(self) -> int:
+        """Milliseconds since the world began."""
+        return self.now - BEGIN
+
+    def call(self, script: str, args: Mapping[str, object]) -> Any:
+        """Call a script of the queue."""
+        return self.link.call(script, self.keys, **args)
+
+    def command(self, *words: Any) -> Any:
+        """Send one command."""
+        if words[0] in ("SET", "PEXPIRE"):
+            words = (*words[:-1], words[-1] * 1000) if "PX" in words or words[0] != "SET" else words
+        return self.link.command(*words)
+
+    def advance(self, ms: int, kept: Collection[str] = ()) -> None:
+        """Let time pass; the keys `kept` are renewed meanwhile."""
+        self.now = int(self.command("EVAL", _ADVANCE, 0, ms, *kept))
+
+    def save(self) -> None:
+        """Remember the state, as a snapshot on disk."""
+        self._saved = (self.now, self.command("EVAL", _SAVE, 0))
+
+    def roll_back(self, *, empty: bool = False) -> bool:
+        """Come back with the state that was saved, or none; tell whether there is one."""
+        then, items = (self.now, []) if empty else self._saved or (0, None)
+        if items is None:
+            return False
+        self.full = False
+        self.command("FLUSHALL")
+        passed, words = 1000 * (self.now - then), list[Any]()
+        for name, left, data in zip(items[::3], items[1::3], items[2::3], strict=True):
+            if name != CLOCK.encode() and left > passed:
+                words += [name, left - passed, data]
+        if words:
+            self.command("EVAL", _RESTORE, 0, *words)
+        self.command("SET", CLOCK, self.now)
+        return True
+
+    @property
+    def full(self) -> bool:
+        """Whether the memory is full: nothing is taken that needs more."""
+        return self._full
+
+    @full.setter
+    def full(self, full: bool) -> None:
+        if full != self._full:
+            self.command("CONFIG", "SET", "maxmemory", 1 if full else 0)
+            self._full = full

@@ -1,0 +1,298 @@
+"""A slot as a generator: it steps, loads inputs, runs its lease by the package's own code, steps again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from simulator.actors import Actor, Call, Command, Killed, Life, Wait
+from simulator.jobs import PYTHON, Job
+
+from dask_redisq.batch import Batch, Published
+from dask_redisq.cache import ValueCache
+from dask_redisq.codec import loads, pack, unpack
+from dask_redisq.errors import ServerFull
+from dask_redisq.lease import Lease, LeaseRun
+from dask_redisq.page import Cursor, Limit
+from dask_redisq.record import read_record
+
+if TYPE_CHECKING:
+    from simulator.supervisor import Supervisor
+    from simulator.world import World
+
+__all__ = ["RECHECK", "UNSEEN", "Boom", "Slot"]
+
+#: As in the package, in ms.
+RECHECK, UNSEEN, FULL_WAIT = 5000, 600_000, 10_000
+#: Between two calls while a job is rebuilt, or the server is full: fewer than in the package, since
+#: each of them costs a world time.
+FROZEN, FULL_PAUSE = 1000, 2000
+
+
+class Boom(Exception):
+    """What a task raises."""
+
+
+@dataclass
+class Page:
+    """What a supervisor reads of its slot."""
+
+    cursor: Cursor = Cursor(-1, -1, 0, 0, 0, 0, b"")
+    #: Of the running task, if it has one.
+    limit: Limit = Limit(0, 0, -1)
+    answered: int = 0
+    #: The job, and the lease, of which no further task begins.
+    stop_job: str = ""
+    given: int = 0
+
+
+class Whim:
+    """A pace by whim: in a world no task takes time, so what is short is chosen."""
+
+    def __init__(self, slot: Slot) -> None:
+        self.slot = slot
+        self.budget = 1e9
+
+    def know(self, kind: str) -> bool:
+        """Tell whether the lease goes on to its next task."""
+        return not self.slot.world.choices.chance(0.1)
+
+    def short(self, kind: str) -> bool:
+        """Tell whether a task may follow where others could."""
+        return self.slot.world.greedy or self.slot.world.choices.chance(0.5)
+
+    def ran(self, kind: str, seconds: float) -> None:
+        """Nothing is learned."""
+
+    def leased(self, job: str, tasks: int, seconds: float, edges: int) -> None:
+        """Nothing is learned."""
+
+    def surprised(self) -> None:
+        """Nothing is learned."""
+
+
+class Run(LeaseRun):
+    """A lease's run that stores some values apart, however small."""
+
+    def _publish(self, task: int) -> Published:
+        published = super()._publish(task)
+        slot: Slot = self.pace.slot  # type: ignore[attr-defined]
+        return published._replace(inline=not slot.world.choices.chance(0.35))
+
+
+class Slot(Actor):
+    """A slot's process.
+
+    Attributes
+    ----------
+    page : Page
+        What its supervisor reads.
+    stopping : bool
+        It ends after the lease in hand.
+    """
+
+    def __init__(self, world: World, worker: Supervisor) -> None:
+        self.slot = world.new_id(8)
+        self.worker = worker
+        self.tags = (PYTHON, worker.name, *worker.tags)
+        self.page = Page()
+        self.cache = ValueCache()
+        self.seq = 0
+        self.stopping = False
+        #: How it ended, once it has: died, timeout, or nothing to charge.
+        self.kind = ""
+        #: How many tasks begin before one crashes; -1: none does.
+        self._die_in = -1
+        super().__init__(world, f"slot {self.slot[:4]}")
+
+    def live(self) -> Life[None]:
+        """Step, work, step again."""
+        try:
+            yield from self._serve()
+        except Killed:
+            self.ended_by("died")
+
+    def _serve(self) -> Life[None]:
+        job, epoch, batch, failure = "", "", Batch(), b""
+        while True:
+            lease, until, told = yield from self._step(job, epoch, batch, failure)
+            job, epoch, batch, failure = "", "", Batch(), b""
+            if lease is not None:
+                job, epoch = lease.job, lease.epoch
+                batch, failure = yield from self._work(lease)
+            elif self.stopping:
+                return
+            else:
+                yield Wait(until, self.world.server.keys("wake", self.slot), told)
+
+    def stop(self) -> None:
+        """End after the lease in hand."""
+        if not self.stopping:
+            self.stopping = True
+            self.nudge()
+
+    def ended(self) -> None:
+        """Its supervisor sees at once that it ended."""
+        self.worker.nudge()
+
+    def die(self, kind: str) -> None:
+        """End now: it crashed (died), its task ran too long (timeout), or it was killed ('')."""
+        self.ended_by(kind)
+        self.kill()
+        self.ended()
+
+    def ended_by(self, kind: str) -> None:
+        """Note how it ended, and whom that is charged to."""
+        self.kind, cursor = kind, self.page.cursor
+        if kind and cursor.begun >= 0:
+            job = self.world.jobs[cursor.job.decode()]
+            (job.deaths if kind == "died" else job.tries)[cursor.begun] += 1
+
+    # -- one call ----------------------------------------------------------------------
+
+    def _step(
+        self, job: str, epoch: str, batch: Batch, failure: bytes
+    ) -> Life[tuple[Lease | None, int, bool]]:
+        """Report and lease; return the lease, or until when to wait and whether that was told."""
+        world = self.world
+        self.seq += 1
+        more = not self.stopping
+        want, floor = world.choices.pick([(1000, 1000), (1000, 1), (2, 2), (1, 1)])
+        args = {
+            "slot": self.slot, "seq": self.seq, "job": job, "epoch": epoch,
+            "batch": batch.pack() if job else b"", "failure": failure,
+            "known": job or world.some_job(), "want": want if more else 0, "floor": floor, "rest": int(more),
+        }  # fmt: skip
+        if world.rash:  # rule 8 is switched off
+            self._keep(batch, ())
+        while True:
+            answer = yield Call("step", args)
+            status, refused, leased, retry = unpack(answer)
+            if status != b"frozen":
+                break
+            yield Wait(world.server.now + FROZEN)
+        self.page.answered = self.seq
+        self.page.cursor = Cursor(-1, -1, 0, 0, 0, 0, b"")
+        if status != b"stale":
+            self._keep(batch, refused)
+        if not leased:
+            gone = status == b"unregistered"
+            most = 500 if gone else RECHECK
+            return None, world.server.now + min(most, retry or most), bool(retry) or gone
+        name, its_epoch, chunk, block, alone, tasks = leased
+        return (
+            Lease(name.decode(), its_epoch.decode(), chunk, block, bool(alone), tasks, self.seq),
+            0,
+            False,
+        )
+
+    def _keep(self, batch: Batch, refused: Any) -> None:
+        for task, value, data, _ in batch.published:
+            if task not in refused:
+                self.cache.put(task, value, len(data))
+
+    # -- one lease ---------------------------------------------------------------------
+
+    def _work(self, lease: Lease) -> Life[tuple[Batch, bytes]]:
+        """Run a lease; return what to report of it."""
+        world, page = self.world, self.page
+        job = world.jobs[lease.job]
+        page.cursor = Cursor(
+            -1, -1, lease.seq, world.server.now, 0, len(lease.tasks), lease.job.encode()
+        )
+        if world.turn_cached:
+            self.cache.turn_to(lease.job, lease.epoch)
+        else:  # rule 13 is switched off
+            self.cache.turn_to(lease.job, "")
+        values, tasks = yield from self._load_inputs(job, lease)
+        if not tasks:
+            return Batch(), b""
+        if world.chance(0.15):
+            yield from self._take_long(lease, tasks[0])
+        run = Run(
+            lease._replace(tasks=tasks, alone=lease.alone and world.alone_alone), job.blocks, values,
+            Whim(self), frozenset(self.tags), lambda: 0.0, self._begin, self._limit,
+            lambda: not self.stopping and page.stop_job != lease.job and page.given != lease.seq,
+            lambda: 10**9,
+        )  # fmt: skip  # type: ignore[arg-type]
+        self._die_in = self.world.choices.below(3) if self.world.chance(0.04) else -1
+        run.run()
+        batch, failure = run.report(), b""
+        self._begin(-1, len(lease.tasks) - 1)
+        if batch.failed is not None:
+            job.tries[batch.failed[0]] += 1
+            failure = pack([batch.failed[0], "raised", b"boom", -1])
+        lost = yield from self._store_apart(lease, batch)
+        if lost is not None and not failure:
+            job.tries[lost] += 1
+            failure = pack([lost, "raised", b"full", -1])
+        return batch, failure
+
+    def _begin(self, task: int, position: int) -> None:
+        self.page.cursor = self.page.cursor._replace(begun=task, position=position)
+        if self._die_in == 0 and task >= 0:
+            raise Killed
+        self._die_in -= 1
+
+    def _limit(self, task: int, most: float, retries: int) -> None:
+        self.page.limit = Limit(self.world.server.now, round(most * 1000), retries)
+
+    def _take_long(self, lease: Lease, task: int) -> Life[None]:
+        """The first task takes a while; others act, and this process may end meanwhile."""
+        job = self.world.jobs[lease.job]
+        self._limit(task, job.settings["timeout"], -1)
+        self._begin(task, lease.tasks.index(task))
+        yield Wait(self.world.server.now + self.world.choices.pick([300, 3000, 20_000]))
+        self.page.limit = Limit(0, 0, -1)
+
+    def _load_inputs(self, job: Job, lease: Lease) -> Life[tuple[dict[int, int], list[int]]]:
+        """Return the inputs, and the tasks whose inputs are all there; the others are questions."""
+        needs = {t: job.graph.inputs[t] for t in lease.tasks}
+        wanted = list(dict.fromkeys(i for inputs in needs.values() for i in inputs))
+        values = self.cache.found(wanted)
+        missing = [t for t in wanted if t not in values]
+        if missing:
+            keys = self.world.server.keys
+            records = yield Command(("HMGET", keys("values", job.id), *missing))
+            for task, record in zip(missing, records, strict=True):
+                data = yield from fetch(self.world, job.id, task, record)
+                if data is not None:
+                    values[task] = self.world.check_value(job, task, loads(data))
+                    self.cache.put(task, values[task], len(data))
+        tasks = []
+        for task, inputs in needs.items():
+            lost = [i for i in inputs if i not in values]
+            if not lost:
+                tasks.append(task)
+            elif self.world.questions:
+                yield Call("report_missing", {"job": job.id, "task": task, "input": lost[0]})
+            else:  # rule 10 is switched off
+                raise AssertionError(f"input {lost[0]} of task {task} is gone")
+        return values, tasks
+
+    def _store_apart(self, lease: Lease, batch: Batch) -> Life[int | None]:
+        """Store large values; return the task of one that found no room for long."""
+        deadline = self.world.server.now + FULL_WAIT
+        for i, published in enumerate(batch.published):
+            if published.inline:
+                continue
+            name = self.world.value_name(lease.job, published.task, f"{self.slot}{lease.seq:08x}")
+            while True:
+                try:
+                    yield Command(("SET", name, published.data, "PX", UNSEEN))
+                    break
+                except ServerFull:
+                    if self.world.server.now > deadline or self.stopping:
+                        return batch.published[i].task
+                yield Wait(self.world.server.now + FULL_PAUSE)
+        return None
+
+
+def fetch(world: World, job: str, task: int, record: bytes | None) -> Life[bytes | None]:
+    """Return the pickle that a record of `values` stands for; None if it is gone."""
+    if not record:
+        return None
+    data, attempt = read_record(record)
+    if data is None:
+        data = yield Command(("GET", world.server.keys("value", job, task, attempt)))
+    return data

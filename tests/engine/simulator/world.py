@@ -1,0 +1,408 @@
+"""A world: its actors take turns by choice, and things go wrong by choice; then all must end well."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from invariants import State, check
+from redis.exceptions import RedisError
+from simulator.actors import Actor, Call, Command, Wait
+from simulator.choices import Choices, Record
+from simulator.client import Client, Reader
+from simulator.faults import FAULTS, LOSSY, advance_heard
+from simulator.jobs import LEASE, Job, Token, check_tree, random_job
+from simulator.oracle import Oracle
+from simulator.server import Server
+from simulator.slot import Boom, Slot
+from simulator.supervisor import EXPIRY, INTERVAL, Supervisor
+
+from dask_redisq.codec import unpack
+from dask_redisq.errors import ServerFull
+
+__all__ = ["World"]
+
+#: Scripts of which a second call must change nothing; others work in slices.
+REPLAYED = {
+    "cancel", "create", "drop_values", "forget", "freeze", "give_back", "greet", "put_block", "rebuild", "register",
+    "renew", "renew_client", "report_missing", "seal", "stage", "step", "unregister",
+}  # fmt: skip
+#: Turns for each job, and weights of a plain turn and a fault.
+TURNS, PLAIN = 30, 150
+
+
+class World:
+    """Some jobs on a queue, and what happens to them.
+
+    Parameters
+    ----------
+    server : Server
+        Empty.
+    choices : Choices
+        Decide everything.
+    every : int
+        After how many calls the whole state is checked.
+    off : str
+        A rule of clients and slots that is switched off.
+    jobs, tasks : int
+        The most jobs, and the most tasks of one.
+
+    Attributes
+    ----------
+    story : list of tuple
+        Who called what, and the answer.
+    faults : Counter of str
+        What went wrong, and how often.
+    """
+
+    def __init__(
+        self, server: Server, choices: Choices, *, every: int = 4, off: str = "", jobs: int = 4, tasks: int = 12
+    ) -> None:  # fmt: skip
+        self.server, self.choices, self.every = server, choices, every
+        self.off = off
+        self.rash = off == "R8"
+        self.questions = off != "R10"
+        self.licensed = off != "R14"
+        self.turn_cached = off != "R13"
+        self.alone_alone = off != "R3"
+        self._ids = random.Random(1)
+        self.calm = False
+        self.calls = self.dropped = 0
+        self.back_at = self.jumps = 0
+        self.story: list[tuple[int, str, str, Any, Any]] = []
+        self.faults: Counter[str] = Counter()
+        self.tokens: list[Token] = []
+        self.jobs: dict[str, Job] = {}
+        self.slots: dict[str, Slot] = {}
+        self.workers: dict[str, Supervisor] = {}
+        self.actors: list[Actor] = []
+        self.sent: list[Call] = []
+        self.stored: list[tuple[str, str, int, str]] = []
+        self.rolled_back = self.gone = self.value_gone = False
+        self.oracle = Oracle(self)
+        self.run_id = self.new_id(20)
+        self._next = 0
+        choices.begin(0)
+        self.lossy = choices.chance(0.5)
+        self.greedy = not choices.chance(0.2)
+        self._greet()
+        for tags in (("gpu",), (), ())[: choices.pick([2, 3])]:
+            self.start_worker(tags, choices.pick([1, 2]))
+        self.clients: list[Client] = []
+        for _ in range(1 + choices.below(jobs)):
+            self._submit(tasks)
+
+    def __repr__(self) -> str:
+        return f"<World, {len(self.jobs)} jobs, {self.calls} calls, {sum(self.faults.values())} faults>"
+
+    # -- the course of things --------------------------------------------------------------
+
+    def run(self) -> None:
+        """Take turns, with faults; then without; at last nothing may be left."""
+        given = self.choices.given
+        turns = TURNS * len(self.clients) if given is None else max(0, given - 2)
+        for turn in range(turns):
+            self.choices.begin(turn + 1)
+            self.turn()
+        self.choices.begin(-1)
+        self.end_faults()
+        self._until(lambda: all(self._ended(a) for a in self.actors), "no end")
+        self._wait_for_leases()
+        self._check_runs()
+        for worker in self._of(Supervisor):
+            worker.stop()
+        self._until(lambda: not self.actors, "workers stay")
+        self.advance(EXPIRY)
+        self.call("a last look", Call("recover", {"who": "last", "interval": INTERVAL}))
+        self.check()
+        self._check_left()
+
+    def turn(self) -> None:
+        """Let somebody go on, or something go wrong."""
+        kinds = FAULTS + LOSSY if self.lossy else FAULTS
+        chosen = self.choices.weighted([PLAIN, *(weight for _, weight, _ in kinds)])
+        if chosen:
+            name, _, happen = kinds[chosen - 1]
+            if happen(self):
+                self.faults[name] += 1
+                self._tell("", name, None, None)
+        if not self.go_on(self.choices.below(len(self.actors) or 1)):
+            self.pass_time()
+
+    def go_on(self, first: int = 0) -> bool:
+        """Let the next actor that can go on do so; false if none can."""
+        self.actors = [a for a in self.actors if not a.over]
+        count = len(self.actors)
+        for i in range(count):
+            actor = self.actors[(self._next + first + i) % count]
+            if not actor.over and not actor.frozen and self.step(actor):
+                self._next += first + i + 1
+                return True
+        return False
+
+    def step(self, actor: Actor) -> bool:
+        """Answer what an actor asks, and let it go on; false if it still waits."""
+        op = actor.op
+        if isinstance(op, Wait):
+            token = None
+            if op.wake and actor.looked != self.calls:
+                actor.looked = self.calls
+                token = self._send(actor, Command(("LPOP", op.wake)))
+            if token is None and op.until > self.server.now:
+                return False
+            actor.resume(None)
+            return True
+        try:
+            answer = self._send(actor, op)
+        except (ServerFull, RedisError) as error:
+            actor.fail(error)
+        else:
+            actor.resume(answer)
+        return True
+
+    def pass_time(self) -> None:
+        """Nobody can go on: let it be as late as the first of them waits for."""
+        waits = [a.op for a in self.actors if not a.frozen and isinstance(a.op, Wait)]
+        until = min((w.until for w in waits), default=self.server.now + 1000)
+        if self.calm:
+            self._check_sleepers()
+        self.advance(max(1, until - self.server.now))
+
+    def advance(self, ms: int, kept: list[str] | None = None) -> None:
+        """Let time pass, and wake those that were frozen until then."""
+        self.server.advance(ms, kept or ())
+        if ms >= 60_000:
+            self.jumps += 1
+
+    def end_faults(self) -> None:
+        """From now on all goes well; one look around heals tokens that were lost."""
+        self.calm = True
+        self.server.full = False
+        for actor in self.actors:
+            actor.frozen = False
+        if not any(w.tags for w in self._of(Supervisor)):
+            self.start_worker(("gpu",), 1)
+        for actor in self.actors:
+            if isinstance(actor, Slot | Supervisor):
+                actor.nudge()
+
+    def _wait_for_leases(self) -> None:
+        """Let the leases of clients that died run out, and what nobody forgot grow old."""
+        for _ in range(6):
+            if self._no_jobs():
+                return
+            advance_heard(self, LEASE)
+            end = self.server.now + 8 * INTERVAL
+            self._until(lambda end=end: self._no_jobs() or self.server.now >= end, "jobs stay")
+        assert self._no_jobs(), f"jobs stay: {self.server.command('KEYS', '*')}"
+
+    def _until(self, done: Any, what: str) -> None:
+        """Let all go on until something holds, in a bounded number of calls and of time (P12)."""
+        tasks = sum(len(job.graph) for job in self.jobs.values())
+        calls, end = self.calls + 300 + 60 * tasks, self.server.now + 3 * LEASE + 3_600_000
+        while not done():
+            assert self.calls < calls, f"{what} after {calls} calls: {self.actors}"
+            assert self.server.now < end, f"{what} in time: {self.actors}"
+            if not self.go_on() and self.actors:
+                self.pass_time()
+
+    # -- calls -----------------------------------------------------------------------------
+
+    def _send(self, actor: Actor, op: Call | Command) -> Any:
+        """Carry one question to the server and the answer back; a lost connection is made again."""
+        if actor.unbroken_since is None:
+            self._greet()
+            actor.unbroken_since = self.server.now
+            if isinstance(op, Call) and op.once:
+                return None
+        if isinstance(op, Command):
+            return self.command(actor.name, op)
+        return self.call(actor.name, op)
+
+    def command(self, who: str, op: Command) -> Any:
+        """Send a command of an actor."""
+        answer = self.server.command(*op.words)
+        if op.words[0] != "LPOP":
+            self._tell(who, op.words[0], op.words[1:], answer)
+        return answer
+
+    def call(self, who: str, op: Call, *, late: bool = False) -> Any:
+        """Call a script; look at the answer, and now and then at everything."""
+        self.calls += 1
+        script, args, _ = op
+        if script == "sweep":
+            self.jobs[args["job"]].swept = True
+        answer = self.server.call(script, args)
+        self._tell(who, script, args, answer)
+        self.oracle.note(script, args, answer, late=late)
+        self.sent.append(op)
+        del self.sent[:-40]
+        if self.calls % self.every == 0:
+            state = self.check()
+            if script in REPLAYED:
+                self.server.call(script, args)
+                changed = state.difference(State(self.server.link, self.server.keys))
+                assert not changed, f"a replay of {script} changes {changed}"
+        return answer
+
+    def _tell(self, who: str, what: str, asked: Any, answer: Any) -> None:
+        self.story.append((self.server.elapsed, who, what, asked, answer))
+
+    def check(self) -> State:
+        """Assert P1 to P8."""
+        graphs = {job.id: job.graph for job in self.jobs.values()}
+        # A slot may tell of a rollback when some of the jobs did not see it.
+        doubtful = {j.id for j in self.jobs.values() if j.doubtful or j.swept or self.rolled_back}
+        return check(self.server.link, self.server.keys, graphs, doubtful)
+
+    def _greet(self) -> None:
+        self.server.call("greet", {"run": self.run_id})
+
+    # -- who is there ------------------------------------------------------------------------
+
+    def _of(self, kind: type[Any]) -> Iterator[Any]:
+        return (a for a in list(self.actors) if isinstance(a, kind) and not a.over)
+
+    def new_id(self, size: int) -> str:
+        """Return a name that was not there."""
+        return self._ids.randbytes(size).hex()
+
+    def start_worker(self, tags: tuple[str, ...], slots: int) -> None:
+        """Start a worker."""
+        name = f"w{len(self.workers)}"
+        worker = Supervisor(self, name, tags, slots)
+        self.workers[name] = worker
+        self.actors.append(worker)
+
+    def _submit(self, tasks: int) -> None:
+        job = random_job(self.choices, len(self.jobs), self.new_id(16), self.new_id(8), tasks)
+        self._enter(job)
+        client = Client(self, job, f"client {len(self.clients)}")
+        self.clients.append(client)
+        self.actors.append(client)
+
+    def submit_again(self, job: Job, received: dict[int, int]) -> Job:
+        """Return a job for what is missing of one that was dropped."""
+        again = job.without(received, self.new_id(16), self.new_id(8))
+        self._enter(again)
+        return again
+
+    def _enter(self, job: Job) -> None:
+        job.make_blocks(self.make)
+        self.jobs[job.id] = job
+
+    def attach(self, job: Job) -> None:
+        """Let one or two readers follow a detached job."""
+        for i in range(self.choices.pick([1, 2])):
+            self.actors.append(Reader(self, job, f"reader {i}"))
+
+    def is_last_reader(self, reader: Reader) -> bool:
+        """Tell whether no other reader of its job is left."""
+        others = [r for r in self._of(Reader) if r.job is reader.job and r is not reader]
+        return not others
+
+    def some_job(self) -> str:
+        """Return a job of which a slot knows how long its tasks take."""
+        return next(reversed(self.jobs), "")
+
+    def value_name(self, job: str, task: int, attempt: str) -> str:
+        """Return the key of a value that is stored apart."""
+        if self.off == "R7":
+            attempt = "0" * 24
+        self.stored.append((self.server.keys("value", job, task, attempt), job, task, attempt))
+        return self.stored[-1][0]
+
+    def chance(self, share: float) -> bool:
+        """Choose whether something goes wrong; nothing does at the end."""
+        return not self.calm and self.choices.chance(share)
+
+    def make(self, job: Job, task: int, inputs: tuple[int, ...]) -> int:
+        """Run a task: make a token, or raise."""
+        if self.chance(0.06):
+            raise Boom
+        job.runs += 1
+        user_task = job.origin[task]
+        made = dict(zip((job.origin[i] for i in job.graph.inputs[task]), inputs, strict=True))
+        seen = tuple(made[i] if i in made else job.known[i] for i in job.whole.inputs[user_task])
+        self.tokens.append(Token(job.family, user_task, seen))
+        return len(self.tokens) - 1
+
+    # -- what must hold ------------------------------------------------------------------------
+
+    def check_value(self, job: Job, task: int, token: int) -> int:
+        """Assert that a value is one of this task; return it."""
+        made = self.tokens[token]
+        assert (made.family, made.task) == (job.family, job.origin[task]), (
+            f"task {task} of {job} has the value of {made}"
+        )
+        return token
+
+    def check_answer(self, job: Job, received: dict[int, int]) -> None:
+        """P9, P10."""
+        check_tree(job, self.tokens, received, once=job.once)
+
+    def check_dropped(self, job: Job) -> None:
+        """Assert that there is a reason for a job to be gone."""
+        told = self.jumps or self.rolled_back or job.cancelled
+        assert told, f"{job} is gone, and nobody knows why"
+
+    def check_end(self, job: Job, state: str, reason: bytes) -> None:
+        """Assert that a job ended without its answer for a reason that the world knows."""
+        if state == "":
+            self.check_dropped(job)
+            return
+        kind, task, *_ = unpack(reason) if reason else (b"", -1)
+        settings = job.settings
+        ways = {
+            b"raised": job.tries[task] > settings["retries"],
+            b"timeout": job.tries[task] > settings["retries"],
+            b"died": job.deaths[task] >= settings["allowed"],
+            b"unseen": self.value_gone
+            or self.rolled_back
+            or self.jumps > 0
+            or self.faults["server full"] > 0,
+            b"cancelled": job.cancelled,
+            b"client": self.jumps > 0 or self.rolled_back,
+        }
+        assert ways.get(kind, False), f"{job} is {state} by {kind!r} of task {task}, for no reason"
+
+    def _check_sleepers(self) -> None:
+        """P14: while all sleep there is no ready task, or a slot was told when it will be."""
+        waits = [s.op for s in self._of(Slot)]
+        if any(not isinstance(op, Wait) or op.told or not op.wake for op in waits):
+            return
+        known = self.server.command("SMEMBERS", self.server.keys("slots"))
+        if sorted(known) != sorted(s.slot.encode() for s in self._of(Slot)):
+            return  # a token may have gone to one that is dead, and not missed yet
+        active = self.server.command("ZRANGE", self.server.keys("active"), 0, -1)
+        assert not active, f"all slots sleep, and {active} have ready tasks"
+
+    def _check_runs(self) -> None:
+        """P13: not more tasks ran again than were in the hands of what failed."""
+        bound = self.oracle.most_made * (sum(self.faults.values()) + 1)
+        for job in self.jobs.values():
+            more = job.runs - len(job.graph)
+            many = bound + (len(job.graph) * sum(self.faults.values()) if job.doubtful else 0)
+            assert more <= many, f"{more} runs of {job} were in vain"
+
+    def _ended(self, actor: Actor) -> bool:
+        return actor.over or isinstance(actor, Slot | Supervisor)
+
+    def _no_jobs(self) -> bool:
+        return self.server.command("EXISTS", self.server.keys("jobs")) == 0
+
+    def _check_left(self) -> None:
+        """P11: nothing stays but the queue's own hash and what expires because nobody saw it."""
+        state = State(self.server.link, self.server.keys)
+        prefix = len(self.server.keys.prefix)
+        names = [name[prefix:] for name in state.content]
+        fleeting = ("tomb:", "monitor", "queue")
+        left = [n for n in names if not n.startswith(fleeting) and not _unseen(n)]
+        assert not left, f"keys are left: {left}"
+
+
+def _unseen(name: str) -> bool:
+    """Tell whether a key of a job was never seen by a script, and expires by itself."""
+    return name.startswith("job:") and name.split(":")[2] in {"value", "built", "new"}
