@@ -14,7 +14,6 @@ import time
 from collections import deque
 from collections.abc import Collection
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
 
 from redis import ConnectionPool
 from redis.backoff import NoBackoff
@@ -25,7 +24,7 @@ from dask_redisq import scripts
 from dask_redisq.errors import ServerUnavailable
 from dask_redisq.keys import Keys
 from dask_redisq.refusals import AWAY, REFUSED, is_busy, meaning, refusal
-from dask_redisq.tls import tls_hint
+from dask_redisq.tls import tls_hint, tls_options
 from dask_redisq.url import check_url, redact, with_password
 
 __all__ = ["Link", "redact", "with_password"]
@@ -47,12 +46,6 @@ MOST_BACKOFF = 1.0
 #: What waits in the kernel is no progress: with megabytes there, the wait for the reply would begin
 #: long before the server has the call. (redis-py passes any option of TCP by this name.)
 _UNSENT = {socket.TCP_NOTSENT_LOWAT: 2 * PIECE} if hasattr(socket, "TCP_NOTSENT_LOWAT") else {}
-
-
-def _tls_options(url: str) -> dict[str, Any]:
-    """Return what redis-py before 6 must be told, if the URL does not: compare the host's name."""
-    options = dict(parse_qsl(urlsplit(url).query))
-    return {} if options.get("ssl_cert_reqs") == "none" else {"ssl_check_hostname": True}
 
 
 class Link:
@@ -93,7 +86,7 @@ class Link:
             retry=Retry(NoBackoff(), 0),
             socket_timeout=REPLY_TIMEOUT,
             **({} if url.startswith("unix:") else tcp),
-            **(_tls_options(url) if self._tls else {}),
+            **(tls_options(url) if self._tls else {}),
         )
         self._connection: Any = pool.make_connection()
         self._pending: deque[tuple[Any, ...]] = deque()
