@@ -12,6 +12,7 @@ from benchmarks.peers import PEERS, Get, Peers, open_peers
 from benchmarks.run import Settings
 from benchmarks.run import overhead as run_overhead
 from benchmarks.shapes import BARRED, SHAPES
+from benchmarks.storm.schedule import KINDS
 
 SHAPE_SETS = {"all": tuple(SHAPES), "bars": BARRED}
 
@@ -167,6 +168,72 @@ def idle(*, seconds: float, path: Path | None) -> None:
     with open_queue() as (queue, server):
         _warm({"redisq": queue.get})
         _finish(measure(server, seconds), {"redisq": server_version(server)}, path)
+
+
+@main.command()
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=10.0, show_default=True)
+@click.option("--seed", type=int, default=1, show_default=True, help="Which storm.")
+@click.option("--workers", type=click.IntRange(1), default=3, show_default=True)
+@click.option(
+    "--patience",
+    type=float,
+    default=60.0,
+    show_default=True,
+    help="Seconds after the last fault at which a job that has not ended hangs.",
+)
+@click.option(
+    "--kinds",
+    callback=names_of(KINDS, {"all": tuple(KINDS)}),
+    default="all",
+    show_default=True,
+    help="Which faults, separated by commas.",
+)
+@json_option
+def storm(
+    *,
+    minutes: float,
+    seed: int,
+    workers: int,
+    patience: float,
+    kinds: tuple[str, ...],
+    path: Path | None,
+) -> None:
+    """Random graphs, while slots, workers, connections and the server are killed and frozen."""
+    from benchmarks.storm.storm import Settings as Storm
+    from benchmarks.storm.storm import storm as run
+
+    settings = Storm(minutes, seed, workers=workers, patience=patience, kinds=kinds)
+    outcome, kept = run(settings, report.progress)
+    report.progress_done()
+    facts = click.get_current_context().obj
+    report.print_machine(facts, {})
+    for kind, count in outcome.faults.most_common():
+        click.echo(f"    {count:>4} x {kind}")
+    report.print_figures(outcome.figures())
+    for line in outcome.troubles():
+        click.echo(line, err=True)
+    report.save(path, machine=facts, settings=asdict(settings), **outcome.as_json())
+    if kept is not None:
+        click.echo(f"NOT HELD: data, logs and runs are in {kept}", err=True)
+    if not outcome.held:
+        raise SystemExit(1)
+
+
+@main.command()
+@click.option("--alive-expiry", type=click.FloatRange(0.5), default=2.0, show_default=True)
+@click.option("--ft-interval", type=click.FloatRange(1), default=1.0, show_default=True)
+@repeat_option
+@json_option
+def recovery(*, alive_expiry: float, ft_interval: float, repeat: int, path: Path | None) -> None:
+    """How soon tasks run again when a slot, a host or the server is killed."""
+    from benchmarks.recovery import recovery as measure
+    from benchmarks.storm.workers import Waits
+
+    figures = measure(Waits(alive_expiry, ft_interval), repeat, report.progress)
+    report.progress_done()
+    _finish(figures, {}, path)
+    if any(figure.met is False for figure in figures):
+        raise SystemExit(1)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import redis
 
 import dask_redisq
-from benchmarks.peers import SLOTS
+from benchmarks import SLOTS
 
 QUEUE = "bench"
 

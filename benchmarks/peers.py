@@ -18,7 +18,7 @@ import dask.multiprocessing
 import dask.threaded
 from dask.local import get_sync
 
-SLOTS = 2
+from benchmarks import SLOTS
 
 #: A Dask scheduler: ``get(graph, keys)``.
 Get = Callable[..., Any]

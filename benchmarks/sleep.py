@@ -3,7 +3,8 @@
 import statistics
 from collections.abc import Mapping
 
-from benchmarks.peers import SLOTS, Get
+from benchmarks import SLOTS
+from benchmarks.peers import Get
 from benchmarks.report import Figure
 from benchmarks.run import timed
 from benchmarks.shapes import Graph

@@ -1,14 +1,18 @@
-"""Looks for the dead, at most once per interval for the whole queue.
+"""Periodic checks, each at most once per interval for the whole queue.
 
-Every waiting client and every supervisor runs one; the lock that they share is in the server.
-Who was not there and connected himself for one whole expiry judges nobody: after an outage
-of the server all alive keys are gone at once, and none of their workers is dead.
+Every waiting client, every supervisor and every slot that got no work runs them; when somebody
+last looked is in the server. Who was not there and served himself for one whole expiry judges
+nobody: after an outage of the server all alive keys are gone at once, and no worker is dead.
+
+Nor after the server stood still, though no connection broke: the beats then lie in its sockets,
+behind the look perhaps. So a monitor asks for the time first, and looks only if it came at once.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+from typing import Protocol
 
 from dask_redisq.codec import unpack
 from dask_redisq.errors import ServerFull
@@ -17,27 +21,48 @@ from dask_redisq.link import Link
 from dask_redisq.rebuild import rebuild
 from dask_redisq.settings import setting
 
-__all__ = ["Monitor", "renew_values", "sweep"]
+__all__ = ["Audit", "Check", "Monitor", "Recovery", "renew_values", "sweep"]
 
 logger = logging.getLogger("dask_redisq")
 
+#: Seconds within which whoever waits looks again, if nothing held him up.
+TURN = 2.0
+#: Jobs of a queue, the oldest ones, that one look compares.
+MOST_AUDITED = 100
+
+
+class Check(Protocol):
+    """Something that is looked after from time to time.
+
+    Attributes
+    ----------
+    name : str
+        In `Monitor.stats`.
+    """
+
+    name: str
+
+    def run(self, now: float) -> None:
+        """Look if it is time; `now` is `time.monotonic()`."""
+
+    def stats(self) -> dict[str, int]:
+        """Return what was done so far."""
+
 
 class Monitor:
-    """A periodic check of one queue.
+    """The periodic checks of one queue.
 
     Parameters
     ----------
     link : Link
-        Whose unbroken connection is the licence to judge.
+        Whose unbroken service is the licence to judge.
     keys : Keys
         The queue.
     who : str
-        Name in the shared lock.
+        Name of who looks.
     interval, expiry : float, optional
         Seconds; from the settings ``ft-interval`` and ``alive-expiry`` by default.
     """
-
-    name = "recover"
 
     def __init__(
         self,
@@ -47,28 +72,51 @@ class Monitor:
         interval: float | None = None,
         expiry: float | None = None,
     ) -> None:
+        self.keys = keys
+        interval = setting("ft-interval") if interval is None else interval
+        expiry = setting("alive-expiry") if expiry is None else expiry
+        self.checks: list[Check] = [
+            Recovery(link, keys, who, interval, expiry),
+            Audit(link, keys, who, interval),
+        ]
+
+    def run(self, now: float) -> None:
+        """Let each check look if it is time; `now` is `time.monotonic()`."""
+        for check in self.checks:
+            check.run(now)
+
+    def stats(self) -> dict[str, dict[str, int]]:
+        """Return what each check did, by its name."""
+        return {check.name: check.stats() for check in self.checks}
+
+
+class Recovery:
+    """Gives the leases of dead workers back, and removes jobs that nobody waits for."""
+
+    name = "recovery"
+
+    def __init__(self, link: Link, keys: Keys, who: str, interval: float, expiry: float) -> None:
         self.link = link
         self.keys = keys
         self.who = who
-        self.interval = setting("ft-interval") if interval is None else interval
-        self.expiry = setting("alive-expiry") if expiry is None else expiry
+        self.interval = interval
+        self.expiry = expiry
         self._next = self._here_since = 0.0
         self._here = -math.inf
-        self._looks = self._dead = 0
+        self._looks = self._dead = self._rebuilt = 0
 
     def stats(self) -> dict[str, int]:
-        """Return how often this monitor looked, and how many workers it found dead."""
-        return {"looks": self._looks, "dead": self._dead}
+        """Return how often it looked, how many workers it found dead, and what it rebuilt."""
+        return {"looks": self._looks, "dead": self._dead, "rebuilt": self._rebuilt}
 
     def run(self, now: float) -> None:
-        """Look if it is time; `now` is `time.monotonic()`."""
+        """Look if it is time; see `Check`."""
         # All processes of a host were stopped for a while, this one too: the alive keys are gone,
         # and whoever looks first would find the others dead.
-        if now - self._here > max(self.expiry, 2 * self.interval):
+        if now - self._here > max(self.expiry, TURN):
             self._here_since = now
         self._here = now
-        since = self.link.unbroken_since
-        if now < self._next or since is None or now - max(since, self._here_since) < self.expiry:
+        if now < self._next or not self._may_judge(now):
             return
         # A little early, so that two monitors in turn keep the interval that is promised.
         self._next = now + self.interval
@@ -89,18 +137,65 @@ class Monitor:
         for job in ended:
             sweep(self.link, self.keys, job.decode())
         for job in damaged:
-            self._rebuild(job.decode())
+            self._rebuilt += try_rebuild(self.link, self.keys, job.decode())
         for job in values:
             renew_values(self.link, self.keys, job.decode())
 
-    def _rebuild(self, job: str) -> None:
-        """Rebuild a job, unless the server has no room for it: that must not end a worker."""
-        try:
-            rebuild(self.link, self.keys, job)
-        except ServerFull as error:
-            logger.warning(
-                "job %s cannot be rebuilt now, the next look tries again: %s", job, error
+    def _may_judge(self, now: float) -> bool:
+        """Tell whether no beat can be missing for the server's sake; they come three an expiry."""
+        since = self.link.served_since(self.expiry / 3)
+        if since is None or now - max(since, self._here_since) < self.expiry:
+            return False
+        self.link.command("TIME")
+        return self.link.served_since(self.expiry / 3) == since
+
+
+class Audit:
+    """Compares the counts of jobs with their graphs; what does not fit is rebuilt.
+
+    Nothing is known that it would find, but for keys that somebody deleted: it is here because
+    a count that is wrong is a job that hangs, or worse, and nobody would see why.
+    """
+
+    name = "audit"
+
+    def __init__(self, link: Link, keys: Keys, who: str, interval: float) -> None:
+        self.link = link
+        self.keys = keys
+        self.who = who
+        self.interval = interval
+        self._next = 0.0
+        self._blocks = self._wrong = 0
+
+    def stats(self) -> dict[str, int]:
+        """Return how many blocks of tasks it compared, and how many jobs were wrong."""
+        return {"blocks": self._blocks, "wrong": self._wrong}
+
+    def run(self, now: float) -> None:
+        """Look if it is time; see `Check`."""
+        if now < self._next or self.link.unbroken_since is None:
+            return
+        self._next = now + self.interval
+        for job in self.link.command("ZRANGE", self.keys("jobs"), 0, MOST_AUDITED - 1):
+            name = job.decode()
+            answer = self.link.call(
+                "audit", self.keys, who=self.who, interval=int(self.interval * 900), job=name
             )
+            blocks, wrong = unpack(answer)
+            self._blocks += blocks
+            if wrong:
+                self._wrong += 1
+                logger.warning("job %s is rebuilt, for it is damaged: %s", name, wrong.decode())
+                try_rebuild(self.link, self.keys, name)
+
+
+def try_rebuild(link: Link, keys: Keys, job: str) -> bool:
+    """Rebuild a job, unless the server has no room for it: that must not end a worker."""
+    try:
+        return rebuild(link, keys, job)
+    except ServerFull as error:
+        logger.warning("job %s cannot be rebuilt now, the next look tries again: %s", job, error)
+        return False
 
 
 def sweep(link: Link, keys: Keys, job: str) -> bool:

@@ -57,7 +57,7 @@ class Registration:
             "register",
             keys,
             worker=self.worker,
-            info=pack(about_worker(self.name, self._tags, self._slots)),
+            info=pack(about_worker(self.name, self._tags, self._slots, self._expiry / 1000)),
             expiry=self._expiry,
             slot=slot,
             seq=seq,

@@ -16,6 +16,7 @@ from dask_redisq.keys import Keys
 from dask_redisq.lease import Lease, LeaseRun
 from dask_redisq.link import Link
 from dask_redisq.memory import JobEnded, JobMemory, SlotMemory
+from dask_redisq.monitor import Monitor
 from dask_redisq.pace import Pace
 from dask_redisq.page import Limit, Page
 from dask_redisq.remote_error import pack_error
@@ -96,6 +97,7 @@ class Slot:
         self.queues = [_Queue(Keys(name), i) for i, name in enumerate(queues)]
         for queue in self.queues:
             link.watch(queue.keys)
+        self.monitors = [Monitor(link, queue.keys, slot) for queue in self.queues]
         self.tags = tags
         self.page = page
         self.where = where
@@ -122,6 +124,11 @@ class Slot:
         turned = time.monotonic()
         again = RECHECK * 1000
         while True:
+            if self.stopping and not report.job:
+                # Nothing is in hand, and its supervisor unregisters it. A call would be more than
+                # vain: the remover of a queue deleted its keys, then an idle slot heard that it is
+                # to end, made a new connection, and with that the queue's key, for a day.
+                return
             queue = self.queues[at]
             turn = len(self.queues) > 1 and time.monotonic() - turned > TURN
             lease, retry, status = self._step(queue, report, more=not self.stopping and not turn)
@@ -137,6 +144,8 @@ class Slot:
             fruitless = 0 if turn else fruitless + 1
             at, turned = (at + 1) % len(self.queues), time.monotonic()
             if fruitless >= len(self.queues):
+                for monitor in self.monitors:
+                    monitor.run(turned)
                 self._wait(again)
                 fruitless, again = 0, RECHECK * 1000
 

@@ -21,7 +21,9 @@ def python_tag() -> str:
     return f"python{sys.version_info.major}.{sys.version_info.minor}"
 
 
-def about_worker(name: str, tags: tuple[str, ...], slots: int) -> dict[str, Any]:
+def about_worker(
+    name: str, tags: tuple[str, ...], slots: int, alive_expiry: float
+) -> dict[str, Any]:
     """Return what is shown of a worker."""
     return {
         "name": name,
@@ -31,5 +33,6 @@ def about_worker(name: str, tags: tuple[str, ...], slots: int) -> dict[str, Any]
         "dask": version("dask"),
         "cloudpickle": version("cloudpickle"),
         "nworkers": slots,
+        "alive_expiry": alive_expiry,
         "tags": list(tags),
     }

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from mortal import MortalServer
 
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
@@ -130,6 +131,22 @@ def start_worker(server: PrivateServer) -> Iterator[Callable[..., WorkerProcess]
     yield start
     for worker in started:
         worker.close()
+
+
+@pytest.fixture
+def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MortalServer]:
+    """A server that may die."""
+    with MortalServer(tmp_path_factory.mktemp("m")) as server:
+        yield server
+
+
+@pytest.fixture
+def far(mortal: MortalServer, start_worker: Callable[..., WorkerProcess]) -> Iterator[Queue]:
+    """A queue on it, with two slots whose alive keys live for two seconds."""
+    start_worker("test", "--nworkers", "2", "--alive-expiry", "2", url=mortal.url)
+    with Queue("test", mortal.url) as queue:
+        queue.wait_for_workers(2, timeout=20)
+        yield queue
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A proxy between a worker and its server that loses one reply."""
+"""Proxies between a worker, or a client, and its server: they lose what passes, or hold it up."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import selectors
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from types import TracebackType
 from typing import Self
 
-__all__ = ["LossyProxy"]
+__all__ = ["LossyProxy", "Relay"]
 
 
 class LossyProxy:
@@ -80,7 +80,12 @@ class LossyProxy:
     def _accept(self) -> None:
         client, _ = self._listener.accept()
         server = socket.socket(socket.AF_UNIX)
-        server.connect(self._server)
+        try:
+            server.connect(self._server)
+        except OSError:  # it is away
+            server.close()
+            client.close()
+            return
         self._from_server.add(server)
         for one, other in ((client, server), (server, client)):
             self._peers[one] = other
@@ -113,3 +118,101 @@ class LossyProxy:
                 end.close()
             else:
                 self._dead.append(end)
+
+
+class Relay(LossyProxy):
+    """A way to a server that a test breaks and mends.
+
+    Parameters
+    ----------
+    path : Path
+        Where it listens.
+    server : str
+        URL of the server behind it, ``unix://PATH``.
+
+    Attributes
+    ----------
+    struck : Event
+        Set when what was to be lost is lost.
+    """
+
+    def __init__(self, path: Path, server: str) -> None:
+        super().__init__(path, server, [b"nothing is lost by its content alone"])
+        self.struck = Event()
+        self._words = self._harm = b""
+        self._deaf: set[socket.socket] = set()
+        self._open = Event()
+        self._open.set()
+
+    def lose_request(self, words: bytes) -> None:
+        """Lose the next request that holds `words`: its connection breaks on the way."""
+        self._strike(words, b"request")
+
+    def lose_reply(self, words: bytes) -> None:
+        """Pass the next request that holds `words` on; its connection breaks before the reply."""
+        self._strike(words, b"reply")
+
+    def keep_reply(self, words: bytes) -> None:
+        """Pass the next request that holds `words` on; nothing comes back, and nothing breaks."""
+        self._strike(words, b"silence")
+
+    def _strike(self, words: bytes, harm: bytes) -> None:
+        self.struck.clear()
+        self._harm, self._words = harm, words
+
+    def point_at(self, server: str) -> None:
+        """Lead to another server from the next connection on."""
+        self._server = server.removeprefix("unix://")
+
+    def forget(self) -> None:
+        """Let nothing more through what is connected now, and close nothing: it is half open."""
+        self._deaf |= set(self._peers)
+
+    def hold(self) -> None:
+        """Let nothing through in either direction, and close nothing, until `release`."""
+        self._open.clear()
+
+    def release(self) -> None:
+        """Let everything through again, what was held too."""
+        self._open.set()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._open.set()
+        super().__exit__(kind, error, trace)
+
+    def _pass_on(self, source: socket.socket) -> None:
+        self._open.wait()
+        if source in self._deaf:
+            if not source.recv(1 << 20):
+                self._drop(source, close=True)
+            return
+        if not self._words or source in self._from_server:
+            super()._pass_on(source)
+            return
+        data = source.recv(1 << 20)
+        if self._words not in data:
+            self._send(source, data)
+            return
+        self._words = b""
+        if self._harm == b"request":
+            self._drop(source, close=True)
+        else:
+            server = self._peers[source]
+            self._deaf.add(server)
+            server.sendall(data)
+            if self._harm == b"reply":
+                server.recv(1 << 20)
+                self._deaf.discard(server)
+                self._drop(source, close=True)
+        self.struck.set()
+
+    def _send(self, source: socket.socket, data: bytes) -> None:
+        if data:
+            self._peers[source].sendall(data)
+        else:
+            self._drop(source, close=True)

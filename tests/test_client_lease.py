@@ -13,7 +13,7 @@ import dask
 import numpy as np
 import psutil
 import pytest
-from conftest import HERE, WorkerProcess, is_gone, wait_until
+from conftest import PATH, WorkerProcess, is_gone, wait_until
 from dask.utils_test import inc
 from test_detach import job_keys
 from test_faults import Background, log_and_wait, pids
@@ -39,7 +39,7 @@ queue = redisq.Queue("test", {url!r})
 """
         self.process = subprocess.Popen(
             [sys.executable, "-c", head + code],
-            env={**os.environ, "PYTHONPATH": str(HERE), **env},
+            env={**os.environ, "PYTHONPATH": PATH, **env},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

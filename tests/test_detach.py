@@ -20,7 +20,7 @@ import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import HERE, SECRET, WorkerProcess, wait_until
+from conftest import PATH, SECRET, WorkerProcess, wait_until
 from dask.utils_test import inc
 from test_faults import Background, log_and_wait, pids
 
@@ -35,7 +35,7 @@ def run_python(code: str, **env: str) -> str:
     """Run a script in another process; return what it printed."""
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": str(HERE), **env},
+        env={**os.environ, "PYTHONPATH": PATH, **env},
         capture_output=True,
         text=True,
         timeout=60,
@@ -208,7 +208,7 @@ def _looked(link: Link, keys: Keys) -> bool:
 
     monitor = Monitor(link, keys, "test", interval=1.0, expiry=0.0)
     monitor.run(time.monotonic())
-    return monitor.stats()["looks"] == 1
+    return monitor.stats()["recovery"]["looks"] == 1
 
 
 def test_an_attached_reader_looks_after_dead_workers(

@@ -15,7 +15,7 @@ from typing import Any
 import dask
 import psutil
 import pytest
-from conftest import HERE, WorkerProcess, is_gone, wait_until
+from conftest import PATH, WorkerProcess, is_gone, wait_until
 from dask.utils_test import inc
 from proxy import LossyProxy
 
@@ -263,7 +263,7 @@ import dask_redisq as redisq
 queue = redisq.Queue("test", {queue.url!r})
 queue.get({{"x": (log_and_wait, Path({str(log)!r}), Path({str(gate)!r}))}}, "x")
 """
-    env = {**os.environ, "PYTHONPATH": str(HERE)}
+    env = {**os.environ, "PYTHONPATH": PATH}
     client = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, env=env)
     wait_until(lambda: len(pids(log)) == 1, timeout=20)
     client.send_signal(signal.SIGINT)
@@ -283,6 +283,23 @@ def test_removal_is_told(
     assert worker.wait(2.0) == 0
     assert time.monotonic() - started < 2.0
     assert link.command("KEYS", "redisq:{test}:*") == []
+
+
+def test_a_slot_that_leaves_a_removed_queue_makes_no_key(
+    queue: Queue, workers: WorkerProcess, link: Link, keys: Keys
+) -> None:
+    """The remover is faster than the signal: an idle slot, told to end, finds no queue."""
+    slots = workers.slots()
+    names = [keys("slot", slot) for row in queue.workers() for slot in row["slots"]]
+    wait_until(lambda: all(link.command("HGET", name, "idle") == b"1" for name in names))
+    psutil.Process(workers.pid).suspend()
+    link.command("FLUSHALL")
+    for slot in slots:
+        slot.terminate()
+    wait_until(lambda: all(map(is_gone, slots)))
+    left = link.command("KEYS", "*")
+    psutil.Process(workers.pid).kill()
+    assert left == []
 
 
 def test_a_word_of_removal_whose_reply_was_lost_is_heard(

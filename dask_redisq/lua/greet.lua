@@ -11,7 +11,7 @@
 write_when_full()
 local known = redis.call('HGET', key.queue(), 'run')
 if known == arg.run then return 0 end
-redis.call('HSET', key.queue(), 'run', arg.run)
+redis.call('HSET', key.queue(), 'run', arg.run, 'run_at', now_ms())
 renew_queue()
 distrust_all()
 return known and 1 or 0

@@ -1,8 +1,9 @@
 -- Look after the dead: workers without a beat lose their leases, jobs without a client end.
--- keys: workers alive worker_slots slots slot control monitor jobs job client leases ready sets delayed settle parked tomb
+-- keys: queue workers alive worker_slots slots slot control monitor jobs job client leases ready sets delayed settle parked tomb
 -- args: who interval
 -- returns: msgpack {looked (0 or 1), workers found dead, jobs to remove, jobs to rebuild, jobs whose values are to be renewed}
 --@include full
+--@include look
 --@include leases
 --@include ending
 --@include damage
@@ -10,20 +11,26 @@
 --@include tomb
 --@include retry
 --
--- One look per interval for the whole queue, under a lock that expires: a lock that a dead
--- monitor holds for ever was the end of recovery elsewhere. It starts from the authoritative
+-- One look per interval for the whole queue (lib/look.lua). It starts from the authoritative
 -- registrations, never from an index. A vanished host charges nobody for its deaths.
 --
 -- A detached job needs its client until it is sealed: nobody else has the graph. After that it is
 -- renewed here, since its tasks may wait or run for days, and goes when its results are too old.
 local RENEW = 6 * 3600 * 1000 -- between two renewals of values, each of which lives for a day or more
 write_when_full()
-if not redis.call('SET', key.monitor(), arg.who, 'NX', 'PX', arg.interval) then
-  return cmsgpack.pack({0, {}, {}, {}, {}})
+if looked_lately(key.monitor(), arg.who, arg.interval) then return cmsgpack.pack({0, {}, {}, {}, {}}) end
+-- After an outage all alive keys are gone, and none of the workers is dead: each has, from the
+-- first call to this run of the server on, the time that it asked for.
+local run_at = tonumber(redis.call('HGET', key.queue(), 'run_at') or 0)
+local function is_dead(worker)
+  if redis.call('EXISTS', key.alive(worker)) == 1 then return false end
+  local info = cmsgpack.unpack(redis.call('HGET', key.workers(), worker))
+  local expiry = type(info) == 'table' and info.alive_expiry or 0
+  return now_ms() >= run_at + 1000 * expiry
 end
 local dead, ended, damaged, values, tokens = {}, {}, {}, {}, 0
 for _, worker in ipairs(redis.call('HKEYS', key.workers())) do
-  if redis.call('EXISTS', key.alive(worker)) == 0 and #dead < 20 then
+  if #dead < 20 and is_dead(worker) then
     for _, slot in ipairs(redis.call('SMEMBERS', key.worker_slots(worker))) do
       tokens = tokens + unregister(slot, function() return true end)
     end

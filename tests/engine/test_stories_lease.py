@@ -324,9 +324,11 @@ def test_a_worker_that_comes_back_after_its_death_leases_again(engine: Engine) -
 
 
 def test_one_look_for_the_dead_per_interval(engine: Engine) -> None:
-    """R14: monitors share a lock that expires; the alive key alone decides."""
+    """R14: monitors share the time of the last look, each by its interval; the alive key decides."""
     w1 = engine.slot("w1")
     assert engine.call("recover", who="one", interval=60_000) == pack([1, [], [], [], []])
     engine.link.command("DEL", engine.keys("alive", "w1"))
     assert engine.call("recover", who="two", interval=60_000) == pack([0, [], [], [], []])
     assert engine.state().members("slots") == {w1.id}
+    engine.link.command("SET", engine.keys("monitor"), "1000 one", "PX", 60_000)  # long ago
+    assert engine.call("recover", who="three", interval=1000) == pack([1, ["w1"], [], [], []])

@@ -24,10 +24,13 @@ class MortalServer:
     ----------
     folder : Path
         For its files, with a short name.
+    settings
+        More settings of the server; ``_`` for ``-``.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **settings: object) -> None:
         self.folder = folder
+        self.settings = {name.replace("_", "-"): str(value) for name, value in settings.items()}
         self.url = f"unix://{folder}/s"
         self.process: subprocess.Popen[bytes] | None = None
         self.start()
@@ -38,7 +41,7 @@ class MortalServer:
             "port": "0", "unixsocket": f"{self.folder}/s", "unixsocketperm": "700",
             "dir": str(self.folder), "appendonly": "yes", "appendfsync": "always", "save": "",
             "maxmemory-policy": "noeviction", "logfile": f"{self.folder}/log",
-        }  # fmt: skip
+        } | self.settings  # fmt: skip
         words = [word for name, value in flags.items() for word in (f"--{name}", value)]
         self.process = subprocess.Popen([find_server(), *words], stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 10
@@ -55,6 +58,16 @@ class MortalServer:
         assert self.process is not None
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
+
+    def freeze(self) -> None:
+        """Let it stand still: it keeps its connections, and answers nobody."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
 
     def save(self, copy: Path) -> None:
         """Copy its files as they are now."""

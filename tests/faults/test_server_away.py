@@ -2,97 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from threading import Thread
-from typing import Any
 
 import pytest
+from computing import Computing, nothing_left
 from conftest import WorkerProcess, wait_until
 from mortal import MortalServer
 
 from dask_redisq.keys import Keys
-from dask_redisq.link import Link
+from dask_redisq.link import Link, with_password
 from dask_redisq.queue import Queue
-
-
-@pytest.fixture
-def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MortalServer]:
-    """A server that may die."""
-    with MortalServer(tmp_path_factory.mktemp("m")) as server:
-        yield server
-
-
-@pytest.fixture
-def far(mortal: MortalServer, start_worker: Callable[..., WorkerProcess]) -> Iterator[Queue]:
-    """A queue on it, with two slots whose alive keys live for two seconds."""
-    start_worker("test", "--nworkers", "2", "--alive-expiry", "2", url=mortal.url)
-    with Queue("test", mortal.url) as queue:
-        queue.wait_for_workers(2, timeout=20)
-        yield queue
-
-
-class Computing:
-    """A graph of six layers that computes in a thread, and leaves a line for each run of a task."""
-
-    def __init__(self, queue: Queue, folder: Path, width: int = 40, pause: float = 0.01) -> None:
-        self.runs = folder / "runs"
-        self.runs.touch()
-        dsk: dict[Any, Any] = {}
-        for layer in range(6):
-            for i in range(width):
-                inputs = [("x", layer - 1, (i + k) % width) for k in range(3)] if layer else [1]
-                dsk["x", layer, i] = (add, self.runs, pause, inputs)
-        self.keys = [("x", 5, i) for i in range(width)]
-        self.tasks = len(dsk)
-        self.answer: Any = None
-        self.error: BaseException | None = None
-
-        def run() -> None:
-            try:
-                self.answer = queue.get(dsk, self.keys, alive_expiry=2, ft_interval=1)
-            except BaseException as error:
-                self.error = error
-
-        self.thread = Thread(target=run)
-        self.thread.start()
-
-    def done(self) -> int:
-        """Return how many runs of tasks there were."""
-        return self.runs.read_text().count("\n")
-
-    def check(self, timeout: float = 40) -> None:
-        """Wait for the answer; it must be right."""
-        self.thread.join(timeout)
-        assert not self.thread.is_alive(), "get did not return"
-        if self.error is not None:
-            raise self.error
-        assert list(self.answer) == [3**5] * len(self.keys)
-
-
-def add(runs: Path, pause: float, inputs: list[int]) -> int:
-    """Note that it ran, and add its inputs."""
-    with runs.open("a") as file:
-        file.write(f"{os.getpid()}\n")
-    time.sleep(pause)
-    return sum(inputs)
-
-
-def nothing_left(url: str) -> None:
-    """Wait until no key of a job is left."""
-    link = Link(url)
-    pattern = Keys("test").prefix.replace("{", "\\{") + "*job:*"
-    wait_until(lambda: link.command("KEYS", pattern) == [])
-    link.close()
 
 
 def test_a_restart_with_the_log_loses_nothing(
     mortal: MortalServer, far: Queue, tmp_path: Path
 ) -> None:
-    """Rows 20, 21: two alive expiries away. Its workers lived, so few tasks run twice."""
-    job = Computing(far, tmp_path)
+    """Rows 20, 21: two alive expiries away. Its workers lived: only what they held runs twice."""
+    job = Computing(far, tmp_path, chunk_size=10)
     wait_until(lambda: job.done() > job.tasks // 4)
     mortal.kill()
     time.sleep(4.5)
@@ -101,8 +29,7 @@ def test_a_restart_with_the_log_loses_nothing(
     back = time.monotonic()
     wait_until(lambda: job.done() > before + 2, timeout=10)
     assert time.monotonic() - back < 3, "work went on too late"
-    job.check()
-    assert job.done() - job.tasks <= 2 * 10, f"{job.done()} runs of {job.tasks} tasks"
+    job.check(extra=2 * 10)
     nothing_left(mortal.url)
 
 
@@ -179,3 +106,29 @@ def test_a_lost_value_is_made_again(mortal: MortalServer, far: Queue, tmp_path: 
     link.close()
     job.check()
     nothing_left(mortal.url)
+
+
+@pytest.mark.slow_fault
+def test_an_outage_of_twenty_seconds_with_a_password(
+    tmp_path_factory: pytest.TempPathFactory,
+    start_worker: Callable[..., WorkerProcess],
+    tmp_path: Path,
+) -> None:
+    """Scenario 19: longer than any timeout; all give the password again, and the job ends well."""
+    with MortalServer(tmp_path_factory.mktemp("m")) as server:
+        link = Link(server.url)
+        link.command("CONFIG", "SET", "requirepass", "sesame")
+        link.close()
+        url = with_password(server.url, "sesame")
+        worker = start_worker("test", "--nworkers", "2", "--alive-expiry", "2", url=url)
+        with Queue("test", url) as queue:
+            queue.wait_for_workers(2, timeout=20)
+            job = Computing(queue, tmp_path, pause=0.02, chunk_size=5)
+            job.half_way()
+            server.kill()
+            time.sleep(20)
+            server.settings["requirepass"] = "sesame"
+            server.start()
+            job.check(extra=2 * 5)
+            nothing_left(url)
+        worker.close()

@@ -54,7 +54,7 @@ local function set_bits(name, ids)
   if #ids == 0 then return end
   local low, high = span(ids)
   local from, to = math.floor(low / 8), math.floor(high / 8)
-  if #ids < 4 or to - from > 64 + #ids then
+  if #ids < 4 or to - from > 8 * #ids then -- a byte costs 0.15 us, a SETBIT 1.2
     for _, id in ipairs(ids) do redis.call('SETBIT', name, id, 1) end
     return
   end

@@ -128,6 +128,10 @@ class _Bridge:
         since = self._actor.unbroken_since
         return None if since is None else since / 1000
 
+    def served_since(self, longest: float) -> float | None:
+        """As Link has it: no reply takes long here, or the connection breaks."""
+        return self.unbroken_since
+
     # -- called in the thread ------------------------------------------------------------
 
     def call(self, script: str, keys: Keys, /, **args: Any) -> Any:

@@ -1,0 +1,117 @@
+"""The audit: doRedis's queued + started + finished = total, for each task; property P1."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from driver import LONG, Engine
+
+from dask_redisq.codec import pack, unpack
+from dask_redisq.keys import Keys
+from dask_redisq.link import Link
+from dask_redisq.monitor import Monitor
+
+A, B, C, D = range(4)
+
+
+@pytest.fixture
+def engine(link: Link, keys: Keys) -> Engine:
+    """The queue, with every call checked."""
+    return Engine(link, keys)
+
+
+def audit(engine: Engine, job: str) -> tuple[int, str]:
+    """Compare the counts of a job with its graph, whoever did so a moment ago."""
+    engine.link.command("SET", engine.keys("audit", job), "1000 long ago", "PX", LONG)
+    args = {"who": "test", "interval": LONG, "job": job}
+    blocks, wrong = unpack(engine.link.call("audit", engine.keys, **args))
+    return blocks, wrong.decode()
+
+
+def test_a_sound_job_is_found_sound_at_every_moment(engine: Engine) -> None:
+    """Ready, leased, delayed, given back, finished, with edges left to count or not."""
+    rng = random.Random(7)
+    graph = {t: tuple(sorted(rng.sample(range(t), min(t, 3)))) for t in range(24)}
+    job = engine.job(graph, {20, 21, 22, 23}, block=4, retries=50, retry_delay=5)
+    slots = [engine.slot() for _ in range(3)]
+    while engine.gather(job).finished < len(graph):
+        assert audit(engine, job)[1] == ""
+        slot = rng.choice(slots)
+        tasks = slot.lease.tasks if slot.lease else []
+        if not tasks:
+            engine.step(slot, want=3)
+        elif rng.random() < 0.2:
+            engine.give_back(slot, 0)
+        elif rng.random() < 0.2:
+            engine.finish(slot, *tasks[:-1], failure=pack([tasks[-1], "raised", b"", -1]), want=2)
+        else:
+            engine.finish(slot, *tasks, want=2)
+        engine.pass_time(job)
+    assert audit(engine, job) == (0, "")
+
+
+def test_a_task_that_is_nowhere_is_found(engine: Engine) -> None:
+    """Somebody deleted a ready set: the job would wait for ever, while others of it run."""
+    w1 = engine.slot()
+    job = engine.job({A: (), B: (), C: (A, B)}, {C})
+    engine.step(w1, want=1)
+    engine.link.command("DEL", engine.keys("ready", job))
+    assert audit(engine, job)[1] == "task 1 waits for nothing, and is neither ready nor leased"
+    engine.rebuild(job)
+    assert engine.finish(w1, A, want=1).tasks == [B]
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_a_count_that_is_wrong_is_found(engine: Engine, count: int) -> None:
+    """Too low it would run before its inputs, too high never."""
+    job = engine.job({A: (), B: (), C: (A, B)}, {C}, block=1)
+    name = engine.keys("wait", job)
+    engine.link.command("BITFIELD", name, "SET", "u32", f"#{C}", count)
+    assert audit(engine, job) == (3, f"task 2 waits for {count} inputs, and 2 are not finished")
+
+
+def test_every_block_has_its_turn(engine: Engine) -> None:
+    """A look at all blocks of a large job would stall everyone."""
+    job = engine.job(dict.fromkeys(range(20), ()), {0}, block=1)
+    engine.link.command("BITFIELD", engine.keys("wait", job), "SET", "u32", "#13", 1)
+    for _ in range(3):
+        assert audit(engine, job) == (4, "")
+    assert audit(engine, job) == (4, "task 13 waits for 1 inputs, and 0 are not finished")
+
+
+def test_finished_tasks_that_are_not_as_many_are_found(engine: Engine) -> None:
+    """The bitmap is the truth, and the number is derived from it."""
+    w1 = engine.slot()
+    job = engine.job({A: (), B: (A,)}, {B}, block=1)
+    engine.step(w1, want=1)
+    engine.finish(w1, A)
+    engine.link.command("HINCRBY", engine.keys("job", job), "finished", 1)
+    assert audit(engine, job) == (2, "2 tasks are said to be finished, and 1 are")
+
+
+def test_a_monitor_audits_and_repairs(engine: Engine) -> None:
+    """What is wrong is rebuilt at once, and counted."""
+    job = engine.job({A: (), B: (A,)}, {B})
+    engine.call("recover", who="another", interval=LONG)
+    engine.link.command("DEL", engine.keys("ready", job))
+    monitor = Monitor(engine.link, engine.keys, "test", interval=50.0, expiry=0.0)
+    monitor.run(1e9)  # for the dead, another looked a moment ago
+    assert monitor.stats()["audit"] == {"blocks": 0, "wrong": 0}, "the job is new"
+    engine.link.command("SET", engine.keys("audit", job), "1000 long ago", "PX", LONG)
+    monitor.run(2e9)
+    assert monitor.stats()["audit"] == {"blocks": 1, "wrong": 1}
+    assert engine.step(engine.slot(), want=1).tasks == [A]
+
+
+def test_a_worker_is_dead_no_sooner_than_its_own_expiry_after_the_server_came(
+    engine: Engine,
+) -> None:
+    """It asked for a minute: after a restart its key is gone, and others ask for seconds only."""
+    for expiry, dead in ((60, []), (0, [b"w"])):
+        info = pack({"alive_expiry": expiry})
+        args = {"worker": "w", "info": info, "expiry": 1000, "slot": "", "seq": 0, "tags": b""}
+        engine.link.call("register", engine.keys, **args)
+        engine.call("greet", run=str(expiry))
+        engine.link.command("DEL", engine.keys("alive", "w"), engine.keys("monitor"))
+        assert unpack(engine.call("recover", who="test", interval=1000))[1] == dead

@@ -1,0 +1,162 @@
+"""What clients, slots, supervisors and monitors do, as calls of scripts in their order.
+
+Together these stories call every script. `FLOWS` is what the tests of lost and doubled calls run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from driver import LONG, Engine, Slot
+
+from dask_redisq.codec import unpack
+from dask_redisq.monitor import renew_values
+from dask_redisq.rebuild import rebuild
+
+__all__ = ["FLOWS"]
+
+A, B, C, D, E, F, G = range(7)
+#: Four roots, and two outputs.
+GRAPH = {A: (), B: (), C: (), D: (), E: (A, B), F: (C,), G: (E, F)}
+OUTPUTS = {D, G}
+
+
+def begin(engine: Engine, **options: int) -> tuple[str, Slot, Slot, Slot]:
+    """Three workers of one slot, and a job: {A, B} and {C, D} are leased, the third slot is idle."""
+    w1, w2, w3 = engine.slot("one"), engine.slot("two"), engine.slot("three")
+    job = engine.job(GRAPH, OUTPUTS, block=2, chunk=2, **options)
+    assert engine.step(w1, rest=True).tasks == [A, B]
+    assert engine.step(w2, rest=True).tasks == [C, D]
+    assert engine.step(w3, rest=True).lease is None
+    return job, w1, w2, w3
+
+
+def work(engine: Engine, *slots: Slot) -> None:
+    """Let these slots run what there is to run, one after the other, until nothing is left."""
+    todo = list(slots)
+    while todo:
+        slot = todo.pop(0)
+        held = slot.lease.tasks if slot.lease else []
+        apart = [t for t in held if t in {A, E}]
+        answer = engine.finish(slot, *held, apart=apart) if held else engine.step(slot)
+        if held or answer.lease is not None:
+            todo.append(slot)
+
+
+def deliver(engine: Engine, job: str, *slots: Slot) -> None:
+    """Let the client read all outputs; its next question is the receipt. It repairs the job, too."""
+    have, cursor, generation = set[int](), 0, b""
+    for _ in range(9):
+        found = engine.gather(job, cursor, generation=generation)
+        if found.state == "done" and not found.values:
+            return
+        have |= {t for t, record in found.values.items() if record}
+        cursor, generation = found.cursor, found.generation
+        if found.wanted == 1:
+            engine.rebuild(job, have)
+            work(engine, *slots)
+    raise AssertionError(f"no end: {found}")
+
+
+def a_job_is_computed(engine: Engine) -> None:
+    """From upload to sweep: two slots run it, what waits behind a long task is given back."""
+    job, w1, w2, w3 = begin(engine)
+    engine.renew(w1)
+    engine.renew(w2)
+    assert engine.give_back(w2, 0) == b"given"
+    engine.pop_token(w3)
+    engine.link.command("SET", engine.keys("audit", job), "0 nobody", "PX", LONG)
+    assert unpack(engine.call("audit", who="monitor", interval=LONG, job=job))[1] == b""
+    work(engine, w3)
+    engine.call("renew_client", job=job)
+    renew_values(engine.link, engine.keys, job)
+    work(engine, w1, w2, w3)
+    deliver(engine, job)
+    engine.sweep(job)
+
+
+def a_value_is_lost(engine: Engine) -> None:
+    """W1 misses an input; the job is rebuilt by its client, and goes on."""
+    job, w1, w2, w3 = begin(engine)
+    engine.finish(w1, A, B, apart={A})
+    assert w1.lease is not None
+    assert w1.lease.tasks == [E]
+    engine.finish(w2, C, D, want=0)
+    engine.lose_value(job, A)
+    assert engine.call("report_missing", job=job, task=E, input=A) == b"parked"
+    engine.step(w1, want=0)
+    deliver(engine, job, w1, w2, w3)
+    engine.sweep(job)
+
+
+def a_slot_and_a_worker_die(engine: Engine) -> None:
+    """A slot dies in its task, a whole worker vanishes, another leaves; a payload is refused."""
+    job, w1, _, w3 = begin(engine)
+    engine.die(w1, begun=A)
+    engine.lose_worker("two")
+    work(engine, w3)
+    engine.call("refuse", job=job, who="somebody", total=1)
+    engine.leave("three")
+    fresh = engine.slot("four")
+    work(engine, fresh)
+    deliver(engine, job)
+    engine.remove(job)
+
+
+def a_job_is_cancelled(engine: Engine) -> None:
+    """By somebody else, while tasks of it run; then it is swept."""
+    job, w1, w2, _ = begin(engine)
+    engine.finish(w1, A, B)
+    engine.call("cancel", job=job, reason="because", tomb="1")
+    engine.finish(w2, C, D)
+    engine.sweep(job)
+
+
+def a_detached_job_is_kept_and_forgotten(engine: Engine) -> None:
+    """Monitors renew it, two read it, one forgets it."""
+    job, w1, w2, w3 = begin(engine, ttl=LONG, lease=1000)
+    engine.link.command("DEL", engine.keys("monitor"))
+    *_, values = unpack(engine.call("recover", who="monitor", interval=LONG))
+    for name in values:
+        renew_values(engine.link, engine.keys, name.decode())
+    work(engine, w1, w2, w3)
+    deliver(engine, job)
+    deliver(engine, job)
+    engine.call("forget", job=job)
+    engine.sweep(job)
+
+
+def the_server_came_back(engine: Engine) -> None:
+    """It is another run: each job is rebuilt in a new epoch; then the queue is removed."""
+    engine.call("greet", run="first")
+    job, w1, w2, w3 = begin(engine)
+    engine.finish(w1, A, B, want=0)
+    engine.doubtful.add(job)
+    engine.call("greet", run="second")
+    deliver(engine, job, w1, w2, w3)
+    engine.call("stop_workers", reason="the queue is removed")
+    engine.sweep(job)
+
+
+def the_graph_is_gone(engine: Engine) -> None:
+    """A value is lost, and the edges that would tell how to make it again: the job fails."""
+    job, w1, w2, _ = begin(engine)
+    engine.finish(w1, A, B, apart={A}, want=0)
+    engine.lose_value(job, A)
+    assert engine.call("report_missing", job=job, task=E, input=A) == b"parked"
+    engine.link.command("HDEL", engine.keys("edges", job), 0)
+    assert not rebuild(engine.rebuilder or engine.link, engine.keys, job)
+    engine.finish(w2, C, D)
+    assert engine.gather(job).error[0] == b"damaged"
+    engine.sweep(job)
+
+
+FLOWS: list[Callable[[Engine], None]] = [
+    a_job_is_computed,
+    a_value_is_lost,
+    a_slot_and_a_worker_die,
+    a_job_is_cancelled,
+    a_detached_job_is_kept_and_forgotten,
+    the_server_came_back,
+    the_graph_is_gone,
+]
