@@ -25,6 +25,7 @@ from dask_redisq.queue import Queue
 
 #: Seconds that a sickness takes: more than two alive expiries of the workers here.
 LONG = 4.5
+SLOW = pytest.mark.slow_fault
 #: Tasks that a slot leases here. After a restart those of two slots run again, in a new epoch: that
 #: the log holds all, nobody can see (rule 13).
 CHUNK = 5
@@ -95,7 +96,12 @@ def read_only(mortal: MortalServer, link: Link) -> None:
 
 
 @pytest.mark.parametrize(
-    "sickness", [paused, stopped, busy, misconfigured, without_replicas, read_only]
+    "sickness",
+    [
+        stopped,
+        read_only,
+        *(pytest.param(x, marks=SLOW) for x in (paused, busy, misconfigured, without_replicas)),
+    ],
 )
 def test_a_server_that_is_sick_for_a_while(
     mortal: MortalServer, far: Queue, tmp_path: Path, sickness: Callable[[MortalServer, Link], None]
@@ -112,6 +118,7 @@ def test_a_server_that_is_sick_for_a_while(
     link.close()
 
 
+@SLOW
 def test_a_server_that_loads_for_long(mortal: MortalServer, far: Queue, tmp_path: Path) -> None:
     """Row 27: killed and started again, it answers LOADING for longer than an alive expiry."""
     link = Link(mortal.url)
@@ -195,14 +202,19 @@ def test_a_replica_takes_over(
         nothing_left(second.url)
 
 
-def _kinds() -> list[str]:
-    return [
-        "queue", "jobs", "active", "workers", "slots", "job", "blocks", "edges", "finished", "values",
-        "log", "wait", "consumers", "ready", "leases", "client", "alone", "news", "monitor",
-    ]  # fmt: skip
+#: Those of the queue, and of a job; those that are worth a look each time.
+QUEUES = ("queue", "jobs", "active", "workers", "slots", "monitor")
+PER_JOB = (
+    "job", "blocks", "edges", "finished", "values", "log", "wait", "consumers", "ready", "leases",
+    "client", "alone", "news",
+)  # fmt: skip
+ALWAYS = ("slots", "job", "values", "wait", "leases")
 
 
-@pytest.mark.parametrize("kind", _kinds())
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(k, marks=() if k in ALWAYS else SLOW) for k in (*QUEUES, *PER_JOB)],
+)
 def test_a_key_that_was_evicted(
     mortal: MortalServer, far: Queue, tmp_path: Path, kind: str
 ) -> None:
@@ -215,9 +227,3 @@ def test_a_key_that_was_evicted(
     link.close()
     job.check()
     nothing_left(mortal.url)
-
-
-PER_JOB = {
-    "job", "blocks", "edges", "finished", "values", "log", "wait", "consumers", "ready", "leases",
-    "client", "alone", "news",
-}  # fmt: skip
