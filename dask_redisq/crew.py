@@ -225,10 +225,16 @@ class Crew:
         keys = next((k for k in self.keys if k.queue == child.queues[cursor.queue]), None)
         if keys is None:
             return
-        answer = self.registration.give_back(keys, child, cursor)
+        # The slot hears of it first. Were it told after the answer, its long task would end
+        # meanwhile, and it would begin what others were given with that same answer: in a storm,
+        # most of the tasks that ran twice for no fault at all.
+        child.page.give_back(cursor.seq)
+        now_at = child.page.read()
+        if now_at.seq != cursor.seq:
+            return
+        answer = self.registration.give_back(keys, child, now_at)
         if answer == b"nobody":
+            child.page.give_back(0)
             child.ask_at = now + ASK_AGAIN
             return
         child.given = cursor.seq
-        if answer == b"given":
-            child.page.give_back(cursor.seq)

@@ -14,28 +14,17 @@ import time
 from collections import deque
 from collections.abc import Collection
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
 
 from redis import ConnectionPool
 from redis.backoff import NoBackoff
-from redis.exceptions import (
-    AuthenticationError,
-    AuthorizationError,
-    BusyLoadingError,
-    NoPermissionError,
-    NoScriptError,
-    ReadOnlyError,
-    RedisError,
-    ResponseError,
-)
-from redis.exceptions import ConnectionError as ServerConnectionError
-from redis.exceptions import TimeoutError as ServerTimeoutError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.retry import Retry
 
 from dask_redisq import scripts
-from dask_redisq.errors import ServerFull, ServerRefused, ServerUnavailable
+from dask_redisq.errors import ServerUnavailable
 from dask_redisq.keys import Keys
-from dask_redisq.tls import tls_fault, tls_hint
+from dask_redisq.refusals import AWAY, REFUSED, is_busy, meaning, refusal
+from dask_redisq.tls import tls_hint, tls_options
 from dask_redisq.url import check_url, redact, with_password
 
 __all__ = ["Link", "redact", "with_password"]
@@ -57,29 +46,6 @@ MOST_BACKOFF = 1.0
 #: What waits in the kernel is no progress: with megabytes there, the wait for the reply would begin
 #: long before the server has the call. (redis-py passes any option of TCP by this name.)
 _UNSENT = {socket.TCP_NOTSENT_LOWAT: 2 * PIECE} if hasattr(socket, "TCP_NOTSENT_LOWAT") else {}
-
-_AWAY = (ServerConnectionError, ServerTimeoutError, BusyLoadingError, ReadOnlyError, OSError)
-_REFUSED = (AuthenticationError, AuthorizationError, NoPermissionError)
-#: What a script says that its user may not run; else it is a NoPermissionError.
-_FORBIDDEN = ("The user executing the script", "ACL failure in script")
-_FULL = ("OOM", "command not allowed when used memory")
-_BUSY_WORDS = (
-    "MISCONF",
-    "NOREPLICAS",
-    "CLUSTERDOWN",
-    "BUSY",
-    "LOADING",
-    "READONLY",
-    "MASTERDOWN",
-    "TRYAGAIN",
-    "UNBLOCKED",  # a BLPOP, when its server becomes a replica
-)
-
-
-def _tls_options(url: str) -> dict[str, Any]:
-    """Return what redis-py before 6 must be told, if the URL does not: compare the host's name."""
-    options = dict(parse_qsl(urlsplit(url).query))
-    return {} if options.get("ssl_cert_reqs") == "none" else {"ssl_check_hostname": True}
 
 
 class Link:
@@ -120,7 +86,7 @@ class Link:
             retry=Retry(NoBackoff(), 0),
             socket_timeout=REPLY_TIMEOUT,
             **({} if url.startswith("unix:") else tcp),
-            **(_tls_options(url) if self._tls else {}),
+            **(tls_options(url) if self._tls else {}),
         )
         self._connection: Any = pool.make_connection()
         self._pending: deque[tuple[Any, ...]] = deque()
@@ -144,7 +110,7 @@ class Link:
             try:
                 if self.unbroken_since is not None:
                     self._greet([keys])
-            except _AWAY:
+            except AWAY:
                 self._lose()  # the next connection tells it
 
     def served_since(self, longest: float) -> float | None:
@@ -169,7 +135,7 @@ class Link:
             if self.unbroken_since is not None:
                 self.send_call(script, keys, **args)
             return None if self.unbroken_since is None else self._receive_one()
-        except (*_REFUSED, *_AWAY) as error:
+        except (*REFUSED, *AWAY) as error:
             self._give_up_if_refused(error)
             self.close()
             return None
@@ -197,7 +163,7 @@ class Link:
             return  # receive_all connects and sends
         try:
             self._write(words)
-        except _AWAY:
+        except AWAY:
             self._lose()
         except BaseException:
             # Interrupted on the way: the server may have half of it, and the next command would
@@ -222,7 +188,7 @@ class Link:
                     if self.unbroken_since is None:
                         self._connect_and_resend()
                     replies.append(self._receive_one())
-                except (*_REFUSED, *_AWAY) as error:
+                except (*REFUSED, *AWAY) as error:
                     self._give_up_if_refused(error)
                     first_try = self.unbroken_since is None and not replies
                     if not first_try:
@@ -251,14 +217,14 @@ class Link:
         """Tell whether a reply can be read without waiting."""
         try:
             return bool(self._connection.can_read(0))
-        except _AWAY:
+        except AWAY:
             return True  # reading will tell
 
     def read_now(self) -> Any:
         """Return the reply that is ready; None, with the connection closed, if it was lost."""
         try:
             return self._receive_one()
-        except _AWAY:
+        except AWAY:
             self.close()
             return None
 
@@ -308,11 +274,11 @@ class Link:
                 except NoScriptError:
                     self._ask("SCRIPT", "LOAD", script.text)
                     self._ask(*words)
-        except _AWAY:
+        except AWAY:
             raise
         except ResponseError as error:
-            if str(error).startswith(_BUSY_WORDS):
-                raise ServerConnectionError(str(error)) from error
+            if is_busy(error):
+                raise meaning(error, self.url) from error
             logger.debug("the queues are not told of the server's run: %s", error)
 
     def _write(self, words: tuple[Any, ...]) -> None:
@@ -337,18 +303,12 @@ class Link:
             self._load_scripts()
             return self._receive_one()
         except ResponseError as error:
-            if isinstance(error, _REFUSED + _AWAY):
+            meant = meaning(error, self.url)
+            if not isinstance(meant, REFUSED + AWAY):
+                self._pending.popleft()  # that was the answer
+            if meant is error:
                 raise
-            if str(error).startswith(_BUSY_WORDS):
-                raise ServerConnectionError(str(error)) from error
-            if str(error).startswith(_FORBIDDEN):
-                raise NoPermissionError(str(error)) from error
-            self._pending.popleft()
-            if str(error).startswith(_FULL):
-                raise ServerFull(
-                    f"the memory of {redact(self.url)} is full: it takes no more data ({error})"
-                ) from error
-            raise
+            raise meant from error
         self._pending.popleft()
         return reply
 
@@ -364,18 +324,9 @@ class Link:
             self._write(words)
 
     def _give_up_if_refused(self, error: BaseException) -> None:
-        if "DB index" in str(error) or "Invalid Database" in str(error):  # redis-py's words
-            raise ServerRefused(f"{redact(self.url)}: the server has no such database") from error
-        if isinstance(error, NoPermissionError):
-            raise ServerRefused(
-                f"{redact(self.url)} does not let this user do that: {error}. "
-                "docs/security.md has ACL rules for each role"
-            ) from error
-        if isinstance(error, _REFUSED):
-            raise ServerRefused(f"{redact(self.url)} refuses us: {error}") from error
-        fault = tls_fault(error) if self._tls else None
-        if fault is not None:
-            raise ServerRefused(f"no TLS with {redact(self.url)}: {fault}") from error
+        found = refusal(error, self.url, tls=self._tls)
+        if found is not None:
+            raise found from error
 
     def _described(self, error: BaseException) -> str:
         return f"{redact(self.url)}: {error}{tls_hint(error) if self._tls else ''}"

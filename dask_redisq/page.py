@@ -152,7 +152,7 @@ class Page:
         self._memory[_TOLD_AT] = 1
 
     def give_back(self, seq: int) -> None:
-        """Tell the slot that the tasks of lease `seq` that did not begin are others' now."""
+        """Tell the slot to begin no further task of lease `seq`: others get them; 0: go on."""
         _GIVEN.pack_into(self._memory, _GIVEN_AT, seq)
         self._memory[_TOLD_AT] = 1
 

@@ -63,6 +63,7 @@ def rebuild(link: Link, keys: Keys, job: str, have: Collection[int] | None = Non
         return False
     read = _read(link, keys, job, held, have)
     if read is None:
+        link.call("give_up", keys, job=job, generation=generation)
         return False
     truth, gone = read
     found = recount(truth, pure=held.pure)

@@ -1,16 +1,28 @@
-"""What is wrong with a TLS connection, in words that say what to do."""
+"""How a TLS connection is made, and what is wrong with one, in words that say what to do."""
 
 from __future__ import annotations
 
 import ssl
 from collections.abc import Iterator
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
-__all__ = ["tls_fault", "tls_hint"]
+__all__ = ["tls_fault", "tls_hint", "tls_options"]
 
 #: OpenSSL's numbers (X509_V_ERR_...) for a chain that ends at nobody we know, and another host.
 _UNKNOWN_AUTHORITY = {2, 18, 19, 20, 21}
 _ANOTHER_HOST = {62, 64}
 _OUR_CERTIFICATE = "name one with ?ssl_certfile=/PATH/client.crt&ssl_keyfile=/PATH/client.key"
+
+
+def tls_options(url: str) -> dict[str, Any]:
+    """Return what redis-py before 6 must be told, if the URL does not: compare the host's name.
+
+    >>> tls_options("rediss://somewhere:6379/0?ssl_cert_reqs=none")
+    {}
+    """
+    options = dict(parse_qsl(urlsplit(url).query))
+    return {} if options.get("ssl_cert_reqs") == "none" else {"ssl_check_hostname": True}
 
 
 def tls_fault(error: BaseException) -> str | None:

@@ -94,7 +94,8 @@ def is_dropped(state: str, reason: bytes) -> bool:
             return True
         word, reason = unpack(reason)
         state = word.decode()
-    return state == "cancelled" and bool(unpack(reason)[0] == b"client")
+    kind = unpack(reason)[0] if reason else b""
+    return (state, kind) in {("cancelled", b"client"), ("failed", b"damaged")}
 
 
 def how_it_ended(code: int) -> str:
@@ -167,8 +168,8 @@ def _lost(_job: str, name: str, payload: bytes) -> BaseException:
 
 def _damaged(job: str, _name: str, _payload: bytes) -> BaseException:
     return JobFailed(
-        f"job {job} cannot end: its counts on the server do not fit its graph. Was a key of the "
-        "queue deleted by hand, or evicted? Submit again"
+        f"job {job} cannot be repaired: part of its graph is gone from the server. Was a key of "
+        "the queue deleted by hand, or evicted? Submit again"
     )
 
 

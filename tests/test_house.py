@@ -23,7 +23,7 @@ LAYERS: list[tuple[str, ...]] = [
     # plain: words, settings, decisions without I/O
     ("_defaults", "errors", "keys", "keeper", "order", "cache", "pace", "page", "task", "versions"),
     ("settings", "scripts", "codec", "record", "tls", "url", "trust", "output", "guard", "serving"),
-    ("remote_error", "graph", "batch", "recount", "dask_input", "answer"),
+    ("remote_error", "graph", "batch", "recount", "dask_input", "answer", "refusals"),
     ("lease", "watch", "options"),
     ("verdict",),
     # one connection, and what is read and written over it

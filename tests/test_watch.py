@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 import pytest
 
-from dask_redisq.page import Limit, Page
+from dask_redisq.crew import Crew
+from dask_redisq.keys import Keys
+from dask_redisq.page import Cursor, Limit, Page
+from dask_redisq.registration import Registration
+from dask_redisq.slot_process import SlotProcess
 from dask_redisq.watch import Overdue, due_at, find_overdue, hostages_since
 
 JOB = "0" * 32
@@ -55,6 +60,30 @@ def test_hostages_are_those_behind_a_running_task(page: Page) -> None:
     assert hostages_since(page.read()) is None
     page.rest()
     assert hostages_since(page.read()) is None
+
+
+@pytest.mark.parametrize("answer", [b"given", b"nobody", b"over"])
+def test_a_slot_hears_first_that_its_tasks_are_given_to_others(page: Page, answer: bytes) -> None:
+    """Or it begins one while the server hands it out; if nobody waits for work it goes on."""
+    page.begin(5, 0)
+    asked = []
+
+    class Server:
+        def give_back(self, keys: Keys, slot: SlotProcess, cursor: Cursor) -> bytes:
+            asked.append((page.stopped(JOB.encode(), 7), cursor.position))
+            return answer
+
+    crew, child = Crew.__new__(Crew), SlotProcess.__new__(SlotProcess)
+    crew.keys, crew.registration = [Keys("test")], cast("Registration", Server())
+    child.page, child.queues = page, ("test",)
+    cursor = page.read()
+    page.begin(6, 1)  # it went on since the supervisor looked
+    crew._give_back(child, cursor, 20.0)
+    assert asked == [(True, 1)]
+    assert page.stopped(JOB.encode(), 7) is (answer != b"nobody")
+    page.hold(0, JOB, 8, 21_000, 3)
+    crew._give_back(child, cursor, 21.0)
+    assert len(asked) == 1
 
 
 def test_a_slot_leaves_what_was_given_back(page: Page) -> None:

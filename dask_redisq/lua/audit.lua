@@ -37,7 +37,7 @@ place(redis.call('SMEMBERS', key.parked(job)))
 
 local function check_block(number)
   local packed = redis.call('HGET', key.edges(job), number)
-  if not packed then return 'block ' .. number .. ' is gone' end
+  if not packed then return end -- without the graph nothing can be said, nor repaired
   local inputs, asked, tasks = cmsgpack.unpack(packed)[1], {}, {}
   for i, its in ipairs(inputs) do
     tasks[i] = number * size + i - 1

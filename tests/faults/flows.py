@@ -11,6 +11,7 @@ from driver import LONG, Engine, Slot
 
 from dask_redisq.codec import unpack
 from dask_redisq.monitor import renew_values
+from dask_redisq.rebuild import rebuild
 
 __all__ = ["FLOWS"]
 
@@ -137,6 +138,19 @@ def the_server_came_back(engine: Engine) -> None:
     engine.sweep(job)
 
 
+def the_graph_is_gone(engine: Engine) -> None:
+    """A value is lost, and the edges that would tell how to make it again: the job fails."""
+    job, w1, w2, _ = begin(engine)
+    engine.finish(w1, A, B, apart={A}, want=0)
+    engine.lose_value(job, A)
+    assert engine.call("report_missing", job=job, task=E, input=A) == b"parked"
+    engine.link.command("HDEL", engine.keys("edges", job), 0)
+    assert not rebuild(engine.rebuilder or engine.link, engine.keys, job)
+    engine.finish(w2, C, D)
+    assert engine.gather(job).error[0] == b"damaged"
+    engine.sweep(job)
+
+
 FLOWS: list[Callable[[Engine], None]] = [
     a_job_is_computed,
     a_value_is_lost,
@@ -144,4 +158,5 @@ FLOWS: list[Callable[[Engine], None]] = [
     a_job_is_cancelled,
     a_detached_job_is_kept_and_forgotten,
     the_server_came_back,
+    the_graph_is_gone,
 ]

@@ -33,6 +33,7 @@ SECOND_ANSWERS: dict[str, dict[Any, Any]] = {
     "cancel": {b"running": b"cancelled"},
     "create": {b"created": b"exists"},
     "forget": {b"done": b"", b"running": b"cancelled"},
+    "give_up": {b"failed": b"late"},
     "greet": {1: 0},
     "rebuild": {b"rebuilt": b"late"},
     "refuse": {1: 0},
