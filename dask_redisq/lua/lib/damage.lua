@@ -11,6 +11,8 @@ local function mark_damaged(job, history)
   local frozen = redis.call('HEXISTS', key.job(job), 'frozen') == 1
   redis.call('HSET', key.job(job), 'damaged', frozen and '2' or '1')
   if history then redis.call('HSET', key.job(job), 'history', '1') end
+  -- Who rebuilds it now may have read the other history, or none while the server was empty.
+  if history and frozen then redis.call('HSET', key.job(job), 'frozen', 'nobody', 'frozen_at', 0) end
   tell_client(job)
 end
 

@@ -134,6 +134,10 @@ class _Bridge:
         """Call a script."""
         return self.ask(Call(script, args))
 
+    def served_since(self, _longest: float) -> float | None:
+        """Return since when its actor is connected: no reply takes long here, or none comes."""
+        return self.unbroken_since
+
     def call_once(self, script: str, keys: Keys, /, **args: Any) -> Any:
         """Call a script that is not sent again."""
         return self.ask(Call(script, args, once=True))

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
-from simulator.actors import Actor, Call, Command, Life, Op, Wait, in_thread
-from simulator.jobs import LEASE, Job
-from simulator.slot import fetch
-from simulator.supervisor import Look
-
 from dask_redisq.codec import loads, unpack
 from dask_redisq.errors import ServerFull
 from dask_redisq.rebuild import rebuild
 from dask_redisq.verdict import is_dropped
+from simulator.actors import Actor, Call, Command, Life, Op, Wait, in_thread
+from simulator.jobs import LEASE, Job
+from simulator.slot import fetch
+from simulator.supervisor import Look
 
 if TYPE_CHECKING:
     from simulator.world import World
@@ -174,7 +173,8 @@ class Client(_Follower):
         world, job = self.world, self.job
         for name, data in job.stages():
             yield Command(("SET", world.server.keys(name, job.id), data, "PX", 600_000))
-        yield Call("create", job.create_args())
+        impure = {"pure": 1} if world.off == "pure" else {}
+        yield Call("create", job.create_args() | impure)
         yield from self.upload()
         if job.detached and not self.received:
             self.outcome = "detached"
@@ -194,9 +194,7 @@ class Client(_Follower):
         for number in range(job.block_count):
             state = yield Call("put_block", job.block_args(number))
             if state in (b"failed", b"cancelled", b""):
-                if job.detached:
-                    self._judge_upload(state)
-                return
+                break
         state = yield Call("seal", {"job": job.id})
         if state == b"incomplete":  # the server came back older meanwhile
             self.world.check_dropped(job)

@@ -6,14 +6,13 @@ import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from dask_redisq.errors import ServerFull
+from dask_redisq.record import read_record
 from simulator.actors import Actor, Call, Command, Wait
 from simulator.client import Client, Operator, Reader
 from simulator.jobs import LEASE
 from simulator.slot import Slot
-from simulator.supervisor import EXPIRY, Supervisor
-
-from dask_redisq.errors import ServerFull
-from dask_redisq.record import read_record
+from simulator.supervisor import EXPIRY, INTERVAL, Supervisor
 
 if TYPE_CHECKING:
     from simulator.world import World
@@ -74,7 +73,8 @@ def old_copy(world: World) -> bool:
     """A copy of an older call arrives, of somebody who has moved on, or is gone."""
     if not world.sent:
         return False
-    call = world.choices.pick(list(reversed(world.sent)))
+    calls = world.sent[world.choices.pick(sorted(world.sent, key="step".__ne__))]
+    call = world.choices.pick(list(reversed(calls)))
     with contextlib.suppress(ServerFull):
         world.call("a late copy", call, late=True)
     return True
@@ -85,9 +85,42 @@ def slot_dies(world: World) -> bool:
     slot = _some(world, Slot)
     if slot is None:
         return False
-    if isinstance(slot.op, Call):
-        world.sent.append(slot.op)
+    _note_sent(world, slot)
     slot.die(world.choices.pick(["died", ""]))
+    return True
+
+
+def _note_sent(world: World, actor: Actor) -> None:
+    """What somebody had under way may arrive after its end."""
+    if isinstance(actor.op, Call):
+        world.note_sent(actor.op)
+
+
+def presumed_dead(world: World) -> bool:
+    """A worker misses its beats, and is judged; it lives, and will be late with its results."""
+    worker = _some(world, Supervisor)
+    if worker is None:
+        return False
+    worker.renewed = 0
+    world.server.command("DEL", world.server.keys("alive", worker.name))
+    _look(world)
+    return True
+
+
+def _look(world: World) -> None:
+    world.server.command("DEL", world.server.keys("monitor"))
+    world.call("a monitor", Call("recover", {"who": "somebody", "interval": INTERVAL}), late=True)
+
+
+def lease_runs_out(world: World) -> bool:
+    """Nobody heard of a job's client for a whole lease, and a monitor looks."""
+    job = world.choices.pick(list(world.jobs.values()))
+    sealed = world.server.command("HGET", world.server.keys("job", job.id), "sealed")
+    if not (job.detached and sealed):
+        job.lapsed = True
+    if not world.server.command("DEL", world.server.keys("client", job.id)) and not sealed:
+        return False
+    _look(world)
     return True
 
 
@@ -97,8 +130,7 @@ def host_dies(world: World) -> bool:
     if worker is None:
         return False
     for actor in (worker, *worker.slots):
-        if isinstance(actor.op, Call):
-            world.sent.append(actor.op)
+        _note_sent(world, actor)
     worker.kill_all()
     world.start_worker(worker.tags, worker.count)
     return True
@@ -236,11 +268,17 @@ def client_is_busy(world: World) -> bool:
 
 def value_lost(world: World) -> bool:
     """An accepted value vanishes: it was evicted, or its key deleted by hand."""
-    job = world.choices.pick(list(world.jobs.values()))
     keys, command = world.server.keys, world.server.command
-    values = command("HKEYS", keys("values", job.id))
-    if not values or command("HGET", keys("job", job.id), "state") not in (b"running", b"done"):
+    found = [
+        job
+        for job in world.jobs.values()
+        if command("HGET", keys("job", job.id), "state") in (b"running", b"done")
+        and command("EXISTS", keys("values", job.id))
+    ]
+    if not found:
         return False
+    job = world.choices.pick(found)
+    values = command("HKEYS", keys("values", job.id))
     task = int(world.choices.pick(sorted(values, key=int)))
     job.doubtful = True
     data, attempt = read_record(command("HGET", keys("values", job.id), task))
@@ -284,6 +322,8 @@ FAULTS: list[Fault] = [
     ("request lost", 3, request_lost),
     ("sent twice", 4, sent_twice),
     ("old copy", 8, old_copy),
+    ("presumed dead", 8, presumed_dead),
+    ("lease runs out", 2, lease_runs_out),
     ("slot dies", 8, slot_dies),
     ("host dies", 3, host_dies),
     ("worker leaves", 2, worker_leaves),

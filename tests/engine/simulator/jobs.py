@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from invariants import Graph
-from simulator.choices import Choices
 
 from dask_redisq.codec import Block, pack
+from simulator.choices import Choices
 
 __all__ = ["LEASE", "MANY", "Job", "Token", "random_job"]
 
@@ -76,6 +76,8 @@ class Job:
     doubtful: bool = False
     #: It was submitted again with values of another job as constants.
     mixed: bool = False
+    #: Its client's lease ran out.
+    lapsed: bool = False
     #: Its removal has begun.
     swept: bool = False
     #: Somebody gave it up.
@@ -197,9 +199,7 @@ def random_job(choices: Choices, family: int, job_id: str, epoch: str, most: int
     """Return a job of 1 to `most` tasks."""
     n = 1 + choices.below(most)
     roots = choices.pick([1, 1, max(1, n // 2)])  # wide ones give leases of several tasks
-    inputs: list[tuple[int, ...]] = []
-    for task in range(n):
-        inputs.append(_some_before(choices, task) if task >= roots else ())
+    inputs = [_some_before(choices, task) if task >= roots else () for task in range(n)]
     used = {i for its in inputs for i in its}
     outputs = frozenset(t for t in range(n) if t not in used or choices.chance(0.2))
     hard = {}
@@ -215,8 +215,8 @@ def random_job(choices: Choices, family: int, job_id: str, epoch: str, most: int
         "retry_delay": choices.pick([0, 0, 3000]),
         "patience": choices.pick([0, 1000]),
         "timeout": choices.pick([0, 0, 0, 5]),
-        "ttl": choices.pick([0, 0, 0, 3_600_000]),
-        "pure": choices.pick([1, 1, 0]),
+        "ttl": choices.pick([0, 0, 0, 1_000_000]),
+        "pure": choices.pick([1, 0]),
     }
     return Job(job_id, family, graph, graph, tuple(range(n)), {}, epoch, settings)
 

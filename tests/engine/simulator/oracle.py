@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dask_redisq.codec import unpack
 from simulator.jobs import Job
 from simulator.supervisor import EXPIRY
-
-from dask_redisq.codec import unpack
 
 if TYPE_CHECKING:
     from simulator.world import World
@@ -116,7 +115,7 @@ class Oracle:
 
     def _register(self, args: dict[str, Any], answer: bytes, late: bool) -> None:
         slot, seq = args["slot"], args["seq"]
-        if slot and self._answered.get(slot, (0, b""))[0] >= seq:
+        if slot and self._answered.get(slot, (0, b""))[0] > seq:
             self._answered[slot] = (seq, b"")
         if not late:
             self.world.workers[args["worker"]].renewed = self.world.server.now
@@ -125,7 +124,13 @@ class Oracle:
         held = self._leases.get(args["slot"])
         if held is not None and answer == b"given":
             assert held[1] == args["seq"], f"lease {held[1]} is given back for {args['seq']}"
-            self._leases[args["slot"]] = (*held[:2], held[2][: args["position"] + 1])
+            kept = held[2][: args["position"] + 1]
+            self._leases[args["slot"]] = (*held[:2], kept)
+            left = self._server_lease(args["slot"], held[0])
+            assert set(left) <= set(kept), f"it keeps {left} of {held[2]}, not {kept}"
+            begun = held[2][args["position"]] if args["position"] >= 0 else -1
+            lost = begun >= 0 and begun not in left
+            assert not lost or self._is_finished(held[0], begun), f"task {begun} had begun"
 
     def _renew(self, args: dict[str, Any], answer: bytes, late: bool) -> None:
         worker = self.world.workers[args["worker"]]
@@ -133,8 +138,22 @@ class Oracle:
         for slot in worker.ever:
             if slot.encode() not in held:
                 self._leases.pop(slot, None)
+        pairs = unpack(args["held"])
+        for slot, seq in zip(pairs[::2], pairs[1::2], strict=True):
+            lease = self._leases.get(slot.decode())
+            if lease is not None and lease[1] == seq:
+                name = self.world.server.keys("slot", slot.decode())
+                assert self.world.server.command("HEXISTS", name, "job"), f"{slot} lost its lease"
         if answer == b"ok" and not late:
             worker.renewed = self.world.server.now
+
+    def _server_lease(self, slot: str, job: str) -> list[int]:
+        packed = self.world.server.command("HGET", self.world.server.keys("leases", job), slot)
+        return [] if packed is None else list(unpack(packed)[1])
+
+    def _is_finished(self, job: str, task: int) -> bool:
+        name = self.world.server.keys("finished", job)
+        return bool(self.world.server.command("GETBIT", name, task))
 
     # -- verdicts ----------------------------------------------------------------------------
 

@@ -10,16 +10,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from redis.exceptions import RedisError
+
+from dask_redisq.errors import RedisqError
+from dask_redisq.keys import Keys
+from dask_redisq.link import Link
 from simulator.choices import Choices, Record
 from simulator.server import Server
 from simulator.story import tell
 from simulator.world import World
 
-from dask_redisq.errors import RedisqError
-from dask_redisq.keys import Keys
-from dask_redisq.link import Link
+__all__ = ["Outcome", "Sum", "run_world", "shrink"]
 
-__all__ = ["Outcome", "run_world", "shrink"]
+#: What the error of a world says that does not come to its end.
+_STUCK = "bound to end"
 
 
 @dataclass
@@ -50,6 +53,60 @@ class Outcome:
     def kind(self) -> str:
         """What went wrong, without names and numbers."""
         return re.sub(r"\b[0-9a-f]{4,}\b|\bw?\d+\b|\[.*\]|\{.*\}", "#", self.error)[:60]
+
+
+@dataclass
+class Sum:
+    """What many worlds came to.
+
+    Attributes
+    ----------
+    failed : list of tuple of int and str
+        Seeds, and what did not hold.
+    """
+
+    jobs: int = 0
+    answers: int = 0
+    calls: int = 0
+    worlds: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    failed: list[tuple[int, str]] = field(default_factory=list)
+    seeds: tuple[int, int] = (10**9, 0)
+
+    def add(self, outcome: Outcome) -> None:
+        """Count one world."""
+        self.jobs += outcome.jobs
+        self.answers += outcome.answers
+        self.calls += outcome.calls
+        self.worlds += 1
+        self.faults += outcome.faults
+        self.seeds = min(self.seeds[0], outcome.seed), max(self.seeds[1], outcome.seed)
+        if outcome.error:
+            self.failed.append((outcome.seed, outcome.error))
+
+    def plus(self, other: Sum) -> Sum:
+        """Return both together."""
+        return Sum(
+            self.jobs + other.jobs,
+            self.answers + other.answers,
+            self.calls + other.calls,
+            self.worlds + other.worlds,
+            self.faults + other.faults,
+            sorted(self.failed + other.failed),
+            (min(self.seeds[0], other.seeds[0]), max(self.seeds[1], other.seeds[1])),
+        )
+
+    def line(self, seconds: float) -> str:
+        """Return the sums in a line."""
+        stuck = sum(_STUCK in error for _, error in self.failed)
+        left = sum("keys are left" in error for _, error in self.failed)
+        faults = ", ".join(f"{count} {name}" for name, count in self.faults.most_common())
+        return (
+            f"{self.jobs} jobs in {self.worlds} worlds (seeds {self.seeds[0]} to {self.seeds[1]}), "
+            f"{self.answers} answered, {self.calls} scripts called, {self.faults.total()} faults "
+            f"({faults}); {len(self.failed) - stuck - left} wrong, {stuck} stuck, {left} with keys "
+            f"left; {seconds:.0f} s"
+        )
 
 
 def run_world(link: Link, seed: int, record: Record | None = None, **settings: Any) -> Outcome:

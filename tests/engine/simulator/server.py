@@ -9,7 +9,7 @@ count 4 edges a call where the real ones count 2,000, so that small graphs have 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from hashlib import sha1
@@ -82,29 +82,35 @@ for i = 1, #ARGV, 3 do redis.call('RESTORE', ARGV[i], ARGV[i + 1], ARGV[i + 2]) 
 
 
 @contextlib.contextmanager
-def simulated(patches: Mapping[str, tuple[str, str]] | None = None) -> Iterator[None]:
+def simulated(
+    patches: Sequence[tuple[str, str, str]] = (), *, clock: bool = True
+) -> Iterator[None]:
     """Let every link of this process call the scripts as worlds have them.
 
     Parameters
     ----------
-    patches : Mapping, optional
-        File below ``lua/`` -> text in it, and what is there instead: a rule switched off.
+    patches : sequence of tuple of str, optional
+        A file below ``lua/``, text in it, and what is there instead: a rule switched off.
+    clock : bool, default True
+        Without it they are the package's own, but for the patches.
     """
     real, folder = scripts.load, scripts._folder
-    patched = _patched(folder(), patches or {})
+    patched = [_patched(folder(), *patch) for patch in patches]
 
     def read(name: str) -> scripts.Script:
         script = real(name)
         text = script.text
         for old, new in patched:
             text = text.replace(old, new)
-        text = _SHIM + text.replace(_REAL_EDGES, f"local EDGES = {EDGES}")
+        if clock:
+            text = _SHIM + text.replace(_REAL_EDGES, f"local EDGES = {EDGES}")
         return replace(
             script, text=text, sha=sha1(text.encode(), usedforsecurity=False).hexdigest()
         )
 
-    scripts.load = cache(read)  # type: ignore[assignment]
-    batch.EDGES = lease.EDGES = EDGES  # type: ignore[attr-defined]
+    scripts.load = cache(read)
+    if clock:
+        batch.EDGES = lease.EDGES = EDGES  # type: ignore[attr-defined]
     try:
         yield
     finally:
@@ -112,14 +118,11 @@ def simulated(patches: Mapping[str, tuple[str, str]] | None = None) -> Iterator[
         batch.EDGES = lease.EDGES = 2000  # type: ignore[attr-defined]
 
 
-def _patched(folder: Any, patches: Mapping[str, tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return whole files, as they are and as they are to be."""
-    found = []
-    for file, (old, new) in patches.items():
-        text = folder.joinpath(file).read_text()
-        assert text.count(old) == 1, f"this is {text.count(old)} times in {file}: {old}"
-        found.append((text, text.replace(old, new)))
-    return found
+def _patched(folder: Any, file: str, old: str, new: str) -> tuple[str, str]:
+    """Return a whole file, as it is and as it is to be."""
+    text = folder.joinpath(file).read_text()
+    assert text.count(old) == 1, f"this is {text.count(old)} times in {file}: {old}"
+    return text, text.replace(old, new)
 
 
 class Server:

@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from simulator.actors import Actor, Call, Command, Killed, Life, Wait
-from simulator.jobs import PYTHON, Job
-
 from dask_redisq.batch import Batch, Published
 from dask_redisq.cache import ValueCache
 from dask_redisq.codec import loads, pack, unpack
@@ -15,6 +12,8 @@ from dask_redisq.errors import ServerFull
 from dask_redisq.lease import Lease, LeaseRun
 from dask_redisq.page import Cursor, Limit
 from dask_redisq.record import read_record
+from simulator.actors import Actor, Call, Command, Killed, Life, Wait
+from simulator.jobs import PYTHON, Job
 
 if TYPE_CHECKING:
     from simulator.supervisor import Supervisor
@@ -28,6 +27,9 @@ RECHECK, UNSEEN, FULL_WAIT = 5000, 600_000, 10_000
 #: each of them costs a world time.
 FROZEN, FULL_PAUSE = 1000, 2000
 
+#: Pages without a lease, and without a limit.
+NOTHING, UNLIMITED = Cursor(-1, -1, 0, 0, 0, 0, b""), Limit(0, 0, -1)
+
 
 class Boom(Exception):
     """What a task raises."""
@@ -37,9 +39,9 @@ class Boom(Exception):
 class Page:
     """What a supervisor reads of its slot."""
 
-    cursor: Cursor = Cursor(-1, -1, 0, 0, 0, 0, b"")
+    cursor: Cursor = NOTHING
     #: Of the running task, if it has one.
-    limit: Limit = Limit(0, 0, -1)
+    limit: Limit = UNLIMITED
     answered: int = 0
     #: The job, and the lease, of which no further task begins.
     stop_job: str = ""
@@ -163,7 +165,7 @@ class Slot(Actor):
             "batch": batch.pack() if job else b"", "failure": failure,
             "known": job or world.some_job(), "want": want if more else 0, "floor": floor, "rest": int(more),
         }  # fmt: skip
-        if world.rash:  # rule 8 is switched off
+        if world.off == "R8":
             self._keep(batch, ())
         while True:
             answer = yield Call("step", args)
@@ -172,7 +174,7 @@ class Slot(Actor):
                 break
             yield Wait(world.server.now + FROZEN)
         self.page.answered = self.seq
-        self.page.cursor = Cursor(-1, -1, 0, 0, 0, 0, b"")
+        self.page.cursor = NOTHING
         if status != b"stale":
             self._keep(batch, refused)
         if not leased:
@@ -200,21 +202,19 @@ class Slot(Actor):
         page.cursor = Cursor(
             -1, -1, lease.seq, world.server.now, 0, len(lease.tasks), lease.job.encode()
         )
-        if world.turn_cached:
-            self.cache.turn_to(lease.job, lease.epoch)
-        else:  # rule 13 is switched off
-            self.cache.turn_to(lease.job, "")
+        self.cache.turn_to(lease.job, lease.epoch if world.off != "R13" else "")
         values, tasks = yield from self._load_inputs(job, lease)
         if not tasks:
             return Batch(), b""
         if world.chance(0.15):
             yield from self._take_long(lease, tasks[0])
+        whim: Any = Whim(self)
         run = Run(
-            lease._replace(tasks=tasks, alone=lease.alone and world.alone_alone), job.blocks, values,
-            Whim(self), frozenset(self.tags), lambda: 0.0, self._begin, self._limit,
+            lease._replace(tasks=tasks, alone=lease.alone and world.off != "R3"), job.blocks, values,
+            whim, frozenset(self.tags), lambda: 0.0, self._begin, self._limit,
             lambda: not self.stopping and page.stop_job != lease.job and page.given != lease.seq,
             lambda: 10**9,
-        )  # fmt: skip  # type: ignore[arg-type]
+        )  # fmt: skip
         self._die_in = self.world.choices.below(3) if self.world.chance(0.04) else -1
         run.run()
         batch, failure = run.report(), b""
@@ -243,7 +243,7 @@ class Slot(Actor):
         self._limit(task, job.settings["timeout"], -1)
         self._begin(task, lease.tasks.index(task))
         yield Wait(self.world.server.now + self.world.choices.pick([300, 3000, 20_000]))
-        self.page.limit = Limit(0, 0, -1)
+        self.page.limit = UNLIMITED
 
     def _load_inputs(self, job: Job, lease: Lease) -> Life[tuple[dict[int, int], list[int]]]:
         """Return the inputs, and the tasks whose inputs are all there; the others are questions."""
@@ -264,10 +264,8 @@ class Slot(Actor):
             lost = [i for i in inputs if i not in values]
             if not lost:
                 tasks.append(task)
-            elif self.world.questions:
+            elif self.world.off != "R10":
                 yield Call("report_missing", {"job": job.id, "task": task, "input": lost[0]})
-            else:  # rule 10 is switched off
-                raise AssertionError(f"input {lost[0]} of task {task} is gone")
         return values, tasks
 
     def _store_apart(self, lease: Lease, batch: Batch) -> Life[int | None]:
@@ -279,7 +277,8 @@ class Slot(Actor):
             name = self.world.value_name(lease.job, published.task, f"{self.slot}{lease.seq:08x}")
             while True:
                 try:
-                    yield Command(("SET", name, published.data, "PX", UNSEEN))
+                    life = ("PX", UNSEEN) if self.world.off != "R7 expiry" else ()
+                    yield Command(("SET", name, published.data, *life))
                     break
                 except ServerFull:
                     if self.world.server.now > deadline or self.stopping:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["tell"]
 
 #: What is not told: it says nothing of who did what.
-_HIDDEN = {"python", "info", "expiry", "payload", "edges", "consts", "hard", "record", "python", "want", "floor", "rest"}  # fmt: skip
+_HIDDEN = {"python", "info", "expiry", "payload", "edges", "consts", "hard", "record", "want", "floor", "rest"}  # fmt: skip
 
 
 def tell(world: World, last: int = 200) -> str:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dask_redisq.codec import pack
+from dask_redisq.monitor import Audit, Recovery
+from dask_redisq.watch import due_at, find_overdue, hostages_since
 from simulator.actors import Actor, Call, Command, Life, Wait, in_thread
 from simulator.slot import Slot
-
-from dask_redisq.codec import pack
-from dask_redisq.monitor import Monitor
-from dask_redisq.watch import due_at, find_overdue, hostages_since
 
 if TYPE_CHECKING:
     from simulator.world import World
@@ -25,6 +24,9 @@ class _Away:
 
     unbroken_since = None
 
+    def served_since(self, _longest: float) -> None:
+        """Tell that it is not served."""
+
 
 class Look:
     """The monitor of one actor, which is the package's own."""
@@ -32,23 +34,26 @@ class Look:
     def __init__(self, actor: Actor) -> None:
         self.actor = actor
         # Without rule 14 it judges at once, however long it was away.
-        expiry = EXPIRY / 1000 if actor.world.licensed else 0.0
+        expiry = EXPIRY / 1000 if actor.world.off != "R14" else 0.0
         away: Any = _Away()
         self._away = away
-        self._monitor = Monitor(away, actor.world.server.keys, actor.name, INTERVAL / 1000, expiry)
+        about = (actor.world.server.keys, actor.name, INTERVAL / 1000)
+        self._recovery = Recovery(away, *about, expiry)
+        self._audit = Audit(away, *about)
 
     def run(self) -> Life[None]:
         """Look for the dead if it is time."""
         now, since = self.actor.world.server.now / 1000, self.actor.unbroken_since
-        young = since is None or now - since / 1000 < self._monitor.expiry
-        if now < self._monitor._next or young:  # no thread for nothing
-            self._monitor.link = self._away
-            self._monitor.run(now)
+        young = since is None or now - since / 1000 < self._recovery.expiry
+        if now < self._recovery._next or young:  # no thread for nothing
+            self._recovery.link = self._away
+            self._recovery.run(now)
             return
 
         def look(link: Any) -> None:
-            self._monitor.link = link
-            self._monitor.run(now)
+            self._recovery.link = self._audit.link = link
+            self._recovery.run(now)
+            self._audit.run(now)
 
         yield from in_thread(self.actor, look)
 
