@@ -10,7 +10,7 @@ from benchmarks.storm.clients import Client
 from benchmarks.storm.graphs import Puzzle
 from benchmarks.storm.ledger import Ledger
 from benchmarks.storm.outcome import Outcome
-from benchmarks.storm.runs import Hit, Run, all_runs, find_repeats, recoveries, runs_of
+from benchmarks.storm.runs import Hit, Outage, Run, all_runs, find_repeats, recoveries, runs_of
 from benchmarks.storm.schedule import KINDS, schedule
 
 SECOND = 10**9
@@ -77,6 +77,20 @@ def test_a_repeat_needs_a_hit_that_explains_it() -> None:
     for other in (Hit("slot killed", 20, 300), Hit("slot killed", 5, 100)):
         assert find_repeats(runs, [other]).strange == [(runs[0], runs[2])]
         assert not Outcome(1.0, 1, repeats=find_repeats(runs, [other])).held
+
+
+def test_what_a_restart_makes_again_is_told_apart() -> None:
+    """Of impure jobs all is made again; of others what ran before the rebuild, and no more."""
+    killed, back = 20 * SECOND, 21 * SECOND
+    for began, impure, want in (
+        (10, {1}, (0, 1, 0)),
+        (10, set[int](), (1, 0, 1)),
+        (22, set[int](), (1, 0, 0)),
+        (90, {1}, (1, 0, 1)),
+    ):
+        runs = [Run(1, 5, began * SECOND, 100), Run(1, 5, 99 * SECOND, 200)]
+        found = find_repeats(runs, [], [Outage(killed, back)], impure)
+        assert (found.extra, found.anew, len(found.strange)) == want
 
 
 def test_a_recovery_is_timed_to_the_next_run() -> None:

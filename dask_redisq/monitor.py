@@ -25,8 +25,6 @@ __all__ = ["Audit", "Check", "Monitor", "Recovery", "renew_values", "sweep"]
 
 logger = logging.getLogger("dask_redisq")
 
-#: Seconds within which whoever waits looks again, if nothing held him up.
-TURN = 2.0
 #: Jobs of a queue, the oldest ones, that one look compares.
 MOST_AUDITED = 100
 
@@ -113,7 +111,7 @@ class Recovery:
         """Look if it is time; see `Check`."""
         # All processes of a host were stopped for a while, this one too: the alive keys are gone,
         # and whoever looks first would find the others dead.
-        if now - self._here > max(self.expiry, TURN):
+        if now - self._here > max(self.expiry, 2 * self.interval):
             self._here_since = now
         self._here = now
         if now < self._next or not self._may_judge(now):

@@ -19,6 +19,7 @@ from dask_redisq.memory import JobEnded, JobMemory, SlotMemory
 from dask_redisq.monitor import Monitor
 from dask_redisq.pace import Pace
 from dask_redisq.page import Limit, Page
+from dask_redisq.rebuild import rebuild
 from dask_redisq.remote_error import pack_error
 from dask_redisq.server_check import most_bytes
 from dask_redisq.trust import ERROR, UNSIGNED, Seal, Signer
@@ -35,6 +36,8 @@ UNSEEN = 600_000
 FULL_WAIT, FULL_PAUSE = 10.0, 0.2
 #: Seconds until a step that came while its job is rebuilt is sent again.
 FROZEN = 0.02
+#: Seconds after which the slot rebuilds the job itself.
+OVERDUE = 0.5
 
 
 @dataclass
@@ -193,8 +196,12 @@ class Slot:
     def _call_step(
         self, queue: _Queue, report: _Report, *, more: bool, rest: bool
     ) -> tuple[bytes, list[int], Any, int]:
-        """Call step.lua until it was done: while the job is rebuilt it is put off."""
+        """Call step.lua until it was done: while the job is rebuilt it is put off.
+
+        If nobody does that, this slot does.
+        """
         args = {"batch": report.batch.pack() if report.job else b"", "failure": report.failure}
+        since = 0.0
         while True:
             asked = time.perf_counter()
             answer = self.link.call(
@@ -215,6 +222,12 @@ class Slot:
                 self.pace.called(time.perf_counter() - asked)
                 self.page.answered(queue.index, queue.seq)
                 return status, refused, leased, retry
+            # Its client rebuilds it at once, if it has one. A detached job that nobody reads would
+            # wait for a monitor, which judges nothing for a whole expiry after the server was
+            # away; and this slot with it, and then each other slot that leased of that job.
+            since = since or time.perf_counter()
+            if time.perf_counter() - since > OVERDUE:
+                rebuild(self.link, queue.keys, report.job)
             time.sleep(FROZEN)
 
     def _keep_accepted(self, report: _Report, refused: list[int]) -> None:

@@ -68,7 +68,13 @@ class Client:
 
     def _job(self, puzzle: Puzzle, seed: int, *, detach: bool, leave: bool) -> None:
         serial = puzzle.pieces[0].serial
-        about = {"serial": serial, "seed": seed, "tasks": len(puzzle.pieces), "client": self.name}
+        about = {
+            "serial": serial,
+            "seed": seed,
+            "tasks": len(puzzle.pieces),
+            "pure": puzzle.options["pure"],
+            "client": self.name,
+        }
         self._report({"event": "submitted", **about})
         try:
             if detach:
@@ -98,7 +104,7 @@ class Client:
 
 def attach(url: str, queue: str, about: dict[str, Any], folder: Path, report: Report) -> None:
     """Attach to a detached job with new connections, and compare its answer."""
-    known = {name: about[name] for name in ("serial", "seed", "tasks", "client")}
+    known = {name: about[name] for name in ("serial", "seed", "tasks", "pure", "client")}
     try:
         with Queue(queue, url) as mine:
             future = patiently(lambda: mine.attach(about["job"]))

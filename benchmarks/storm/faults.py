@@ -18,7 +18,7 @@ from redis.retry import Retry
 
 from benchmarks.storm.fleet import Fleet
 from benchmarks.storm.ledger import Ledger
-from benchmarks.storm.runs import Hit
+from benchmarks.storm.runs import Hit, Outage
 from benchmarks.storm.schedule import Fault
 from benchmarks.storm.workers import look, send
 
@@ -50,8 +50,7 @@ class Weather:
         self.counts: Counter[str] = Counter()
         #: Slots that were hit, and what they held.
         self.hits: list[Hit] = []
-        #: time.monotonic_ns of each moment at which a killed server was back.
-        self.backs: list[int] = []
+        self.outages: list[Outage] = []
         self._ledger = ledger
         self._restart_clients = restart_clients
         self._later: list[tuple[float, int, Callable[[], object]]] = []
@@ -237,18 +236,19 @@ class Weather:
     def _server_killed(self, fault: Fault) -> bool:
         if not self.fleet.server.running:
             return False
+        killed = time.monotonic_ns()
         self.fleet.server.kill()
-        self._in(fault.seconds, self._restart)
+        self._in(fault.seconds, partial(self._restart, killed))
         return True
 
-    def _restart(self) -> None:
+    def _restart(self, killed: int) -> None:
         server = self.fleet.server
         server.start()
         # All have heard now what the old one had to say, and can do no more before they are let
         # in: a result of a lease from before may be refused, and its tasks run again.
         self.hits += [look(slot, "server killed", self.fleet.runs) for slot in self.fleet.slots()]
         server.admit()
-        self.backs.append(time.monotonic_ns())
+        self.outages.append(Outage(killed, time.monotonic_ns()))
 
     def _server_frozen(self, fault: Fault) -> bool:
         if not self.fleet.server.running:

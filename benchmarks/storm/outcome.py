@@ -81,6 +81,7 @@ class Outcome:
                 "",
                 repeats.bound,
             ),
+            ("runs of impure jobs made anew after a restart", repeats.anew, "", None),
             ("extra runs without such a cause", len(repeats.strange), "", 0),
             (kind, slowest[0][0] if slowest else 0.0, "s", None),
             ("server back -> a task starts", max(self.server_recoveries, default=0.0), "s", None),

@@ -1,12 +1,16 @@
 """What the tasks wrote of themselves: which ran, when, in which process."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.storm.schedule import ALIVE_EXPIRY, FT_INTERVAL
 from benchmarks.storm.tasks import RECORD
+
+#: Nanoseconds for which a job may not be rebuilt yet after the server is back.
+DOUBT = int((ALIVE_EXPIRY + FT_INTERVAL + 1) * 1e9)
 
 
 class Run(NamedTuple):
@@ -85,17 +89,56 @@ class Repeats:
         How many.
     bound
         How many tasks were leased by what was hit.
+    anew
+        Runs of impure jobs after the server was back: what is made again is made again whole,
+        as `pure=False` promises. Not among the others.
     strange
         Pairs of runs of one task of which no hit is the cause.
     """
 
     extra: int
     bound: int
+    anew: int = 0
     strange: list[tuple[Run, Run]] = field(default_factory=list)
 
 
-def find_repeats(runs: Iterable[Run], hits: Iterable[Hit]) -> Repeats:
-    """Count the runs beyond one per task, and look for the hit that caused each."""
+@dataclass(frozen=True)
+class Outage:
+    """A time in which the server was away, from its death to its first answer.
+
+    Parameters
+    ----------
+    killed, back
+        By `time.monotonic_ns`.
+    """
+
+    killed: int
+    back: int
+
+    def holds(self, ns: int) -> bool:
+        """Tell whether jobs were not all rebuilt by then: what ran is refused by the rebuild."""
+        return self.killed <= ns <= self.back + DOUBT
+
+    def parts(self, before: Run, run: Run) -> bool:
+        """Tell whether the server came back between two runs."""
+        return before.ns <= self.back <= run.ns
+
+
+def find_repeats(
+    runs: Iterable[Run],
+    hits: Iterable[Hit],
+    outages: Collection[Outage] = (),
+    impure: Collection[int] = (),
+) -> Repeats:
+    """Count the runs beyond one per task, and look for the hit that caused each.
+
+    Parameters
+    ----------
+    runs, hits, outages
+        What happened.
+    impure
+        Serial numbers of the jobs whose tasks were said to give something else each time.
+    """
     hits = list(hits)
     by_pid: dict[int, list[Hit]] = defaultdict(list)
     for hit in hits:
@@ -107,6 +150,9 @@ def find_repeats(runs: Iterable[Run], hits: Iterable[Hit]) -> Repeats:
         last[run.name] = run
         if before is None:
             continue
+        if run.serial in impure and any(outage.parts(before, run) for outage in outages):
+            repeats.anew += 1
+            continue
         repeats.extra += 1
         # Either the first runner was hit after it began, or the second one held the task when
         # it was frozen, and began it late.
@@ -114,7 +160,7 @@ def find_repeats(runs: Iterable[Run], hits: Iterable[Hit]) -> Repeats:
             before.ns <= max(hit.ns, hit.until) and hit.ns <= run.ns for hit in by_pid[before.pid]
         )
         second = any(hit.ns <= run.ns for hit in by_pid[run.pid])
-        if not (first or second):
+        if not (first or second or any(outage.holds(before.ns) for outage in outages)):
             repeats.strange.append((before, run))
     return repeats
 

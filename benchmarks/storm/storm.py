@@ -112,12 +112,13 @@ def _blow(settings: Settings, fleet: Fleet, outcome: Outcome, say: Callable[[str
             fleet.wait_for_workers(LEAVE_TIMEOUT)
             outcome.keys = _keys(fleet, queue)
     runs = all_runs(fleet.runs)
-    outcome.repeats = find_repeats(runs, weather.hits)
+    impure = {serial for serial, job in ledger.jobs.items() if not job.about["pure"]}
+    outcome.repeats = find_repeats(runs, weather.hits, weather.outages, impure)
     outcome.recoveries = recoveries(runs, weather.hits)
-    for back in weather.backs:
-        later = next((run.ns for run in runs if run.ns > back), None)
+    for outage in weather.outages:
+        later = next((run.ns for run in runs if run.ns > outage.back), None)
         if later is not None:
-            outcome.server_recoveries.append((later - back) / 1e9)
+            outcome.server_recoveries.append((later - outage.back) / 1e9)
 
 
 @contextmanager

@@ -242,17 +242,3 @@ def test_results_of_an_old_epoch_are_refused(engine: Engine) -> None:
     answer = engine.send({**args, "epoch": "another"})
     assert answer.refused == [A]
     assert view(engine, job).finished == set()
-
-
-def test_nothing_is_leased_of_a_job_whose_history_is_in_doubt(engine: Engine) -> None:
-    """The server died, and came back: what W1 would run now is of an epoch that is about to end."""
-    w1 = engine.slot()
-    engine.call("greet", run="first")
-    job = engine.job({A: (), B: ()}, {A, B})
-    engine.doubtful.add(job)
-    engine.call("greet", run="second")
-    assert engine.step(w1, rest=True).lease is None
-    assert engine.rebuild(job)
-    assert engine.link.command("LLEN", engine.keys("wake", w1.id)) == 1
-    assert engine.step(w1).tasks == [A]
-    assert engine.finish(w1, A).refused == []

@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import dask
 import pytest
-from computing import Computing, nothing_left
+from computing import Computing, add, nothing_left
 from conftest import WorkerProcess, wait_until
 from mortal import MortalServer
 
@@ -30,6 +31,31 @@ def test_a_restart_with_the_log_loses_nothing(
     wait_until(lambda: job.done() > before + 2, timeout=10)
     assert time.monotonic() - back < 3, "work went on too late"
     job.check(extra=2 * 10)
+    nothing_left(mortal.url)
+
+
+def test_a_job_that_nobody_reads_goes_on_as_soon(
+    mortal: MortalServer, start_worker: Callable[..., WorkerProcess], tmp_path: Path
+) -> None:
+    """Row 20: no client rebuilds it, and no monitor for ten seconds; the slots that it holds do."""
+    start_worker("test", "--nworkers", "2", url=mortal.url)
+    runs = tmp_path / "runs"
+    runs.touch()
+    with Queue("test", mortal.url) as queue:
+        queue.wait_for_workers(2, timeout=20)
+        first = [dask.delayed(add)(runs, 0.01, [i]) for i in range(200)]
+        second = [dask.delayed(add)(runs, 0.01, [x]) for x in first]
+        future = queue.compute(*second, detach=True, optimize_graph=False)
+        wait_until(lambda: runs.read_text().count("\n") > 50)
+        mortal.kill()
+        time.sleep(1)
+        mortal.start()
+        back = time.monotonic()
+        before = queue.stats()["finished"]
+        wait_until(lambda: queue.stats()["finished"] > before)
+        assert time.monotonic() - back < 3, "work went on too late"
+        assert future.result(timeout=40) == tuple(range(200))
+        future.forget()
     nothing_left(mortal.url)
 
 
@@ -88,7 +114,8 @@ def test_flushed_scripts_and_killed_connections_are_not_seen(
     link = Link(mortal.url)
     while job.thread.is_alive():
         link.command(*words, *(["SKIPME", "yes"] if words[0] == "CLIENT" else []))
-        time.sleep(0.05)
+        # A connection that lives for less than its first calls take would be a server that is away.
+        time.sleep(0.05 if words[0] == "SCRIPT" else 0.2)
     link.close()
     job.check()
     nothing_left(mortal.url)

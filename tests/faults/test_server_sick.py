@@ -171,7 +171,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize("behind", [pytest.param(False, marks=SLOW), True])
 def test_a_replica_takes_over(
     pair: tuple[MortalServer, MortalServer],
     start_worker: Callable[..., WorkerProcess],

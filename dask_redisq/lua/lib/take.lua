@@ -94,11 +94,8 @@ end
 
 -- Take tasks of one job for a slot: returns {tasks, alone} or nil, and a time to look again (ms).
 local function take_from(job, slot, tags, fresh)
-  local meta = redis.call('HMGET', key.job(job), 'state', 'chunk', 'python', 'patience', 'history')
+  local meta = redis.call('HMGET', key.job(job), 'state', 'chunk', 'python', 'patience')
   if meta[1] ~= 'running' or not carries(tags, {meta[3]}) then return nil end
-  -- The server came back a moment ago, and the rebuild begins a new epoch: W1 would run its lease
-  -- for nothing, and hold it until then, since it is refused. The rebuild wakes who found nothing.
-  if meta[5] then return nil end
   local careful, due = redis.call('EXISTS', key.alone(job)) == 1, nil
   if careful then due = release_due(job) end -- what was delayed runs alone
   local backlog = redis.call('ZCARD', key.ready(job)) + redis.call('ZCARD', key.tagged(job, slot))
