@@ -59,6 +59,7 @@ for i = 1, #leases, 2 do
   end
   redis.call('HSET', key.leases(job), leases[i], cmsgpack.pack({lease[1], left, lease[3]}))
 end
+local delayed = {}
 for _, task in ipairs(redis.call('ZRANGE', key.delayed(job), 0, -1)) do
   local id = tonumber(task)
   local waits = read_counters(key.wait(job), {id})[1] > 0
@@ -66,6 +67,7 @@ for _, task in ipairs(redis.call('ZRANGE', key.delayed(job), 0, -1)) do
     redis.call('ZREM', key.delayed(job), task)
   else
     leave_ready(task)
+    delayed[#delayed + 1] = id
   end
 end
 
@@ -88,6 +90,8 @@ for _, number in ipairs(hard) do
   end
 end
 activate(job)
+-- Who looked while the job was frozen was not told when they are due.
+for _, task in ipairs(delayed) do wake_task(job, task) end
 settle_active(job)
 end_if_done(job)
 give_news(job)

@@ -128,6 +128,23 @@ def test_what_came_of_a_forgotten_run_is_made_again_if_tasks_are_impure() -> Non
     assert recount(truth).finished == {B}
 
 
+def test_who_looked_during_a_rebuild_hears_of_delayed_tasks(engine: Engine) -> None:
+    """A failed and is due in a while; W looks while the job is frozen, and sleeps to its re-check."""
+    job = engine.job({A: ()}, {A}, retries=1, retry_delay=60_000)
+    slot = engine.slot()
+    engine.step(slot)
+    engine.step(slot, failure=(A, b"boom"), want=0)
+    engine.link.command("HSET", engine.keys("job", job), "damaged", 1)
+    engine.doubtful.add(job)
+    engine.call("freeze", job=job, generation="dead", life=10_000)
+    assert engine.step(slot, rest=True).retry == 0
+    engine.link.command("HSET", engine.keys("job", job), "frozen_at", 0)
+    assert engine.rebuild(job)
+    assert engine.tokens(slot) == [1]
+    engine.pop_token(slot)
+    assert engine.step(slot, rest=True).retry > 0
+
+
 # A job ends.
 
 

@@ -171,10 +171,10 @@ class Client(_Follower):
 
     def _once(self) -> Life[None]:
         world, job = self.world, self.job
-        for name, data in job.stages():
-            yield Command(("SET", world.server.keys(name, job.id), data, "PX", 600_000))
-        impure = {"pure": 1} if world.off == "pure" else {}
-        yield Call("create", job.create_args() | impure)
+        for _ in range(
+            2 if world.chance(0.1) else 1
+        ):  # after a lost connection all of it comes again
+            yield from self._create()
         yield from self.upload()
         if job.detached and not self.received:
             self.outcome = "detached"
@@ -187,6 +187,13 @@ class Client(_Follower):
         swept = yield from self._sweep()
         if not swept:  # edges are still to be counted, and nobody needs them now
             yield from self._abandon()
+
+    def _create(self) -> Life[None]:
+        job, keys = self.job, self.world.server.keys
+        for name, data in job.stages():
+            yield Command(("SET", keys(name, job.id), data, "PX", 600_000))
+        impure = {"pure": 1} if self.world.off == "pure" else {}
+        yield Call("create", job.create_args() | impure)
 
     def upload(self) -> Life[None]:
         """Send the blocks and seal."""

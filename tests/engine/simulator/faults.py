@@ -287,6 +287,18 @@ def value_lost(world: World) -> bool:
     return bool(command("HDEL", keys("values", job.id), task))
 
 
+def found_damaged(world: World) -> bool:
+    """An audit takes a job for damaged; it is rebuilt, whatever its slots do meanwhile."""
+    job = world.choices.pick(list(world.jobs.values()))
+    name = world.server.keys("job", job.id)
+    state, sealed = world.server.command("HMGET", name, "state", "sealed")
+    if state != b"running" or not sealed or world.server.full:
+        return False
+    job.doubtful = True
+    world.server.command("HSET", name, "damaged", 1)
+    return True
+
+
 def saved(world: World) -> bool:
     """The server writes its snapshot."""
     world.server.save()
@@ -341,6 +353,7 @@ FAULTS: list[Fault] = [
 ]
 LOSSY: list[Fault] = [
     ("value lost", 8, value_lost),
+    ("found damaged", 4, found_damaged),
     ("saved", 8, saved),
     ("rolled back", 5, rolled_back),
     ("emptied", 1, emptied),

@@ -198,7 +198,7 @@ class Job:
 def random_job(choices: Choices, family: int, job_id: str, epoch: str, most: int) -> Job:
     """Return a job of 1 to `most` tasks."""
     n = 1 + choices.below(most)
-    roots = choices.pick([1, 1, max(1, n // 2)])  # wide ones give leases of several tasks
+    roots = choices.pick([1, max(1, n // 2)])  # wide ones give leases of several tasks
     inputs = [_some_before(choices, task) if task >= roots else () for task in range(n)]
     used = {i for its in inputs for i in its}
     outputs = frozenset(t for t in range(n) if t not in used or choices.chance(0.2))
@@ -212,7 +212,7 @@ def random_job(choices: Choices, family: int, job_id: str, epoch: str, most: int
         "priority": choices.pick([0, 0, 1]),
         "allowed": choices.pick([3, 1]) if strict else MANY,
         "retries": choices.pick([0, 1, 2]) if strict else MANY,
-        "retry_delay": choices.pick([0, 0, 3000]),
+        "retry_delay": choices.pick([0, 3000]),
         "patience": choices.pick([0, 1000]),
         "timeout": choices.pick([0, 0, 0, 5]),
         "ttl": choices.pick([0, 0, 0, 1_000_000]),

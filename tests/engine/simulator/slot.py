@@ -163,7 +163,7 @@ class Slot(Actor):
         args = {
             "slot": self.slot, "seq": self.seq, "job": job, "epoch": epoch,
             "batch": batch.pack() if job else b"", "failure": failure,
-            "known": job or world.some_job(), "want": want if more else 0, "floor": floor, "rest": int(more),
+            "known": world.some_job(), "want": want if more else 0, "floor": floor, "rest": int(more),
         }  # fmt: skip
         if world.off == "R8":
             self._keep(batch, ())
@@ -206,7 +206,7 @@ class Slot(Actor):
         values, tasks = yield from self._load_inputs(job, lease)
         if not tasks:
             return Batch(), b""
-        if world.chance(0.15):
+        if world.chance(0.25):
             yield from self._take_long(lease, tasks[0])
         whim: Any = Whim(self)
         run = Run(
