@@ -128,15 +128,15 @@ class _Bridge:
         since = self._actor.unbroken_since
         return None if since is None else since / 1000
 
+    def served_since(self, longest: float) -> float | None:
+        """As Link has it: no reply takes long here, or the connection breaks."""
+        return self.unbroken_since
+
     # -- called in the thread ------------------------------------------------------------
 
     def call(self, script: str, keys: Keys, /, **args: Any) -> Any:
         """Call a script."""
         return self.ask(Call(script, args))
-
-    def served_since(self, _longest: float) -> float | None:
-        """Return since when its actor is connected: no reply takes long here, or none comes."""
-        return self.unbroken_since
 
     def call_once(self, script: str, keys: Keys, /, **args: Any) -> Any:
         """Call a script that is not sent again."""
