@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from dask_redisq.codec import pack
 from dask_redisq.monitor import Audit, Recovery
@@ -24,35 +24,36 @@ class _Away:
 
     unbroken_since = None
 
-    def served_since(self, longest: float) -> None:
-        """Never."""
+    def served_since(self, _longest: float) -> None:
+        """Tell that it is not served."""
 
 
 class Look:
-    """The monitor of one actor: its checks are the package's own."""
+    """The monitor of one actor, which is the package's own."""
 
     def __init__(self, actor: Actor) -> None:
         self.actor = actor
         # Without rule 14 it judges at once, however long it was away.
         expiry = EXPIRY / 1000 if actor.world.off != "R14" else 0.0
-        self._away = cast("Any", _Away())
-        keys, interval = actor.world.server.keys, INTERVAL / 1000
-        self._recovery = Recovery(self._away, keys, actor.name, interval, expiry)
-        self._audit = Audit(self._away, keys, actor.name, interval)
+        away: Any = _Away()
+        self._away = away
+        about = (actor.world.server.keys, actor.name, INTERVAL / 1000)
+        self._recovery = Recovery(away, *about, expiry)
+        self._audit = Audit(away, *about)
 
     def run(self) -> Life[None]:
-        """Look for the dead if it is time, and audit."""
+        """Look for the dead if it is time."""
         now, since = self.actor.world.server.now / 1000, self.actor.unbroken_since
         young = since is None or now - since / 1000 < self._recovery.expiry
-        if now < min(self._recovery._next, self._audit._next) or young:  # no thread for nothing
+        if now < self._recovery._next or young:  # no thread for nothing
             self._recovery.link = self._away
             self._recovery.run(now)
             return
 
         def look(link: Any) -> None:
-            for check in (self._recovery, self._audit):
-                check.link = link
-                check.run(now)
+            self._recovery.link = self._audit.link = link
+            self._recovery.run(now)
+            self._audit.run(now)
 
         yield from in_thread(self.actor, look)
 
@@ -183,7 +184,7 @@ class Supervisor(Actor):
     def _register(self, slot: str, seq: int = 0) -> Life[None]:
         tags = ["python", self.name, *self.tags]
         yield Call("register", {
-            "worker": self.name, "info": pack({"alive_expiry": EXPIRY // 1000}), "expiry": EXPIRY, "slot": slot, "seq": seq, "tags": pack(tags),
+            "worker": self.name, "info": b"info", "expiry": EXPIRY, "slot": slot, "seq": seq, "tags": pack(tags),
         })  # fmt: skip
 
     def _beat(self) -> Life[None]:

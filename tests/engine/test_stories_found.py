@@ -1,0 +1,161 @@
+"""What the simulator found: a full server, a rollback at the wrong moment, a job that failed while it was sent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from driver import Engine
+from invariants import JobView
+
+from dask_redisq.codec import pack
+from dask_redisq.keys import Keys
+from dask_redisq.link import Link
+from dask_redisq.recount import Truth, recount
+
+A, B, C = range(3)
+
+
+@pytest.fixture
+def engine(link: Link, keys: Keys) -> Engine:
+    """The queue, with every call checked."""
+    return Engine(link, keys)
+
+
+@pytest.fixture
+def full(link: Link) -> Iterator[None]:
+    """The server takes nothing that needs memory, once the test says so; later it does again."""
+    yield
+    link.command("CONFIG", "SET", "maxmemory", 0)
+
+
+def fill(engine: Engine) -> None:
+    """The memory is full from now on."""
+    engine.link.command("CONFIG", "SET", "maxmemory", 1)
+
+
+# The memory is full.
+
+
+def test_a_worker_looks_after_its_slots_when_the_server_is_full(engine: Engine, full: None) -> None:
+    """Were give_back or unregister refused, the error would end the worker with all its slots."""
+    job = engine.job({A: (), B: (), C: ()}, {A, B, C}, retries=1, chunk=3)
+    slot, idle = engine.slot(), engine.slot()
+    engine.step(slot)
+    engine.step(idle, rest=True)
+    fill(engine)
+    assert engine.give_back(slot, 0) == b"given"
+    engine.time_out(slot, begun=A)
+    assert engine.state().mapping("tries", job) == {"0": b"1"}
+
+
+def test_a_client_keeps_its_job_when_the_server_is_full(engine: Engine, full: None) -> None:
+    """Its helper renews the lease, its large values live on, and what it forgets goes."""
+    mine, job = engine.job({A: ()}, {A}), engine.job({A: ()}, {A}, ttl=1000)
+    fill(engine)
+    assert engine.call("renew_client", job=mine) == b"running"
+    assert engine.link.call("renew_values", engine.keys, job=job, cursor="0") == b"0"
+    assert engine.call("refuse", job=job, who="w", total=1) == 1
+    assert engine.call("forget", job=job) == b"running"
+    engine.sweep(job)
+
+
+# The server comes back older.
+
+
+def test_a_job_whose_restrictions_are_forgotten_is_not_made(engine: Engine) -> None:
+    """The client stages counters, the server saves, then restrictions, the server dies: create.
+
+    What came back had counters and no restrictions: B would run where it must not.
+    """
+    whole = engine.create({A: (), B: ()}, {A, B}, hard={B: ("gpu",)})
+    args = dict.fromkeys(("epoch", "python"), b"") | dict.fromkeys(
+        ("block", "blocks", "chunk", "priority", "allowed", "retries", "retry_delay", "patience", "pure"), 1
+    )  # fmt: skip
+    half = "f" * 32
+    for name in ("new_wait", "new_consumers"):
+        engine.link.command("SET", engine.keys(name, half), bytes(8), "PX", 1000)
+    answer = engine.link.call(
+        "create", engine.keys, job=half, n=2, client_lease=1000, ttl=0, hard=pack([["gpu"]]), **args
+    )
+    assert answer == b"unstaged"
+    assert engine.state().members("jobs") == {whole}
+
+
+def test_no_slot_waits_for_a_job_that_only_a_dead_client_could_rebuild(engine: Engine) -> None:
+    """A is run, its client dies before it seals, the server comes back older: A is refused.
+
+    It was put off until the rebuild, which an unsealed job does not get: each slot with a result of
+    it stood still for a whole lease of that client, while other jobs waited.
+    """
+    job = engine.create({A: (), B: (A,)}, {B})
+    engine.put_block(job, 0)
+    slot = engine.slot()
+    engine.step(slot)
+    engine.roll_back(engine.snapshot())
+    answer = engine.finish(slot, A)
+    assert (answer.status, answer.refused) == ("ok", [A])
+
+
+def test_a_rebuild_that_spans_a_rollback_is_late(engine: Engine) -> None:
+    """It read one history, and would write what it read into another that is frozen as well."""
+    job = engine.job({A: ()}, {A})
+    args = {"job": job, "generation": "older", "life": 10_000}
+    engine.call("freeze", **args)
+    engine.roll_back(engine.snapshot())
+    for what in ("finished", "wait", "consumers", "log"):
+        name = engine.keys("built", job, "older", what)
+        engine.link.command("SET", name, bytes(4) if what != "log" else pack([]), "PX", 1000)
+    late = {
+        "job": job,
+        "generation": "older",
+        "epoch": "",
+        "finished": 1,
+        "acked": 0,
+        "hard": pack([]),
+    }
+    assert engine.call("rebuild", **late) == b"late"
+    assert engine.rebuild(job), "another one need not wait until the older has surely died"
+
+
+def test_what_came_of_a_forgotten_run_is_made_again_if_tasks_are_impure() -> None:
+    """A -> B, and A -> C: B has arrived, then the server forgot that A and B ever ran.
+
+    C would be made from another A than B was.
+    """
+    truth = Truth([(), (A,), (A,)], frozenset([B, C]), set(), set(), {B})
+    assert recount(truth, pure=False).finished == set()
+    assert recount(truth).finished == {B}
+
+
+# A job ends.
+
+
+def test_a_detached_job_that_failed_while_it_was_sent_keeps_its_error(engine: Engine) -> None:
+    """Unsealed it went with its client's lease, and who attached was told that it is still sent."""
+    job = engine.create({A: (), B: ()}, {A, B}, block=1, ttl=1000, retries=0)
+    engine.put_block(job, 0)
+    slot = engine.slot()
+    engine.step(slot)
+    engine.step(slot, failure=(A, b"boom"))
+    assert engine.seal(job) == b"failed"
+    assert engine.state().mapping("job", job)["sealed"] == b"1"
+
+
+def test_a_job_that_failed_settles_no_edges(engine: Engine) -> None:
+    """Its tasks became ready by a client's question, and the job active, though it had ended."""
+    n = 9000
+    job = engine.job({A: (), **dict.fromkeys(range(1, n), (A,))}, {n - 1}, retries=0)
+    slot, other = engine.slot(), engine.slot()
+    engine.step(slot)
+    engine.checking = False
+    engine.finish(slot, A, want=1)
+    assert engine.state().get("settle", job), "edges are left to count"
+    engine.step(other, known=job, want=1)
+    assert other.lease is not None
+    engine.step(other, failure=(other.lease.tasks[0], b"boom"), want=0)
+    assert engine.state().get("settle", job), "and some are left now"
+    assert engine.gather(job).state == "failed"
+    view = JobView(engine.state(), job, engine.graphs[job])
+    assert view.meta["state"] == b"failed"
+    assert engine.state().members("active") == set()
