@@ -91,7 +91,6 @@ class Client:
                 if leave:
                     return
                 values = patiently(future.result)
-                patiently(future.forget)
             else:
                 graph = puzzle.graph()
                 values = patiently(lambda: self.queue.get(graph, puzzle.keys, **puzzle.options))
@@ -100,6 +99,9 @@ class Client:
             return
         right = is_right(values, puzzle.answer())
         self._report({"event": "right" if right else "wrong", **about})
+        # Not before: who is killed in between leaves a job to those who attach.
+        if detach:
+            patiently(future.forget)
 
 
 def attach(url: str, queue: str, about: dict[str, Any], folder: Path, report: Report) -> None:
@@ -109,12 +111,11 @@ def attach(url: str, queue: str, about: dict[str, Any], folder: Path, report: Re
         with Queue(queue, url) as mine:
             future = patiently(lambda: mine.attach(about["job"]))
             values = patiently(future.result)
+            answer = Puzzle.make(known["seed"], known["serial"], str(folder)).answer()
+            report({"event": "right" if is_right(values, answer) else "wrong", **known})
             patiently(future.forget)
     except Exception as error:
         report({"event": "failed", "why": told(error), **known})
-        return
-    answer = Puzzle.make(known["seed"], known["serial"], str(folder)).answer()
-    report({"event": "right" if is_right(values, answer) else "wrong", **known})
 
 
 def patiently(call: Callable[[], T]) -> T:

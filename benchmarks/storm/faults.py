@@ -19,7 +19,7 @@ from redis.retry import Retry
 from benchmarks.storm.fleet import Fleet
 from benchmarks.storm.ledger import Ledger
 from benchmarks.storm.runs import Hit, Outage
-from benchmarks.storm.schedule import Fault
+from benchmarks.storm.schedule import ALIVE_EXPIRY, FT_INTERVAL, Fault
 from benchmarks.storm.workers import look, send
 
 T = TypeVar("T")
@@ -281,16 +281,20 @@ class Weather:
 
     def _freeze(self, processes: list[psutil.Process], fault: Fault) -> bool:
         """Stop processes for some time."""
-        self._hold(processes, fault.kind)
+        # A slot that another fault lets go on meanwhile works for a worker that is found dead; and
+        # if its first beat after that is lost, so is one that was stopped for less than an expiry.
+        until = time.monotonic_ns() + int((fault.seconds + ALIVE_EXPIRY + FT_INTERVAL) * 1e9)
+        self._hold(processes, fault.kind, until)
         for process in processes:
             self._in(fault.seconds, partial(send, process, signal.SIGCONT))
         return True
 
-    def _hold(self, processes: list[psutil.Process], kind: str) -> None:
+    def _hold(self, processes: list[psutil.Process], kind: str, until: int = 0) -> None:
         """Stop processes, and note what the slots among them hold."""
         for process in processes:
             send(process, signal.SIGSTOP)
-        self.hits += [look(process, kind, self.fleet.runs) for process in processes]
+        hits = [look(process, kind, self.fleet.runs) for process in processes]
+        self.hits += [replace(hit, until=until) for hit in hits]
 
 
 def _choose(things: list[T], fault: Fault) -> T | None:

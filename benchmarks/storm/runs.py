@@ -9,8 +9,9 @@ from typing import NamedTuple
 from benchmarks.storm.schedule import ALIVE_EXPIRY, FT_INTERVAL
 from benchmarks.storm.tasks import RECORD
 
-#: Nanoseconds for which a job may not be rebuilt yet after the server is back.
-DOUBT = int((ALIVE_EXPIRY + FT_INTERVAL + 1) * 1e9)
+#: Nanoseconds for which a job may not be rebuilt yet after the server is back: it may stand still
+#: meanwhile, and nobody reads the job.
+DOUBT = int((2 * ALIVE_EXPIRY + ALIVE_EXPIRY + FT_INTERVAL + 1) * 1e9)
 
 
 class Run(NamedTuple):

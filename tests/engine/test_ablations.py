@@ -1,4 +1,7 @@
-"""The simulator can fail: with one rule switched off it finds what the rule is there for."""
+"""The simulator can fail: with one rule switched off it finds what the rule is there for.
+
+Some rules are missed by one world in ten, some by one in hundreds. Those run in `tox -e simulate`.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,40 @@ from dask_redisq.link import Link
 
 #: Worlds to look at, at most.
 SEEDS = 500
+#: Rules that are missed within ten worlds.
+SOON = {
+    "R12, a frozen job makes nothing ready",
+    "R2, an accepted task leaves ready sets and leases",
+    "R6, the same call has the same answer",
+    "R6, a new call ends the old lease",
+    "R7, a value is true when it was seen",
+    "R11, the unregistered do not lease",
+    "R16, one reader does not acknowledge for another",
+    "R17, a block counts once",
+    "R9, a failure with tries left is not the end",
+    "R12, what was delayed becomes ready",
+    "R18, a call leaves the idle sets",
+    "R18, only the registered are woken",
+    "R14, who was away himself judges nobody",
+    "R16, a rebuilt log is read anew",
+    "R3, what may have run before runs alone",
+    "R6, an older call is refused",
+    "R6, renew compares the leases",
+    "R11, unregister returns the lease",
+    "R16, sending is not freeing",
+    "R3, a task that failed runs alone",
+    "R2, a delayed task is not ready as well",
+    "R18, a job with nothing ready is not active",
+    "R7, a value is born with an expiry",
+    "R10, a missing value is a question",
+    "R13, what a slot keeps is of one epoch",
+    "R15, nothing is made of a job that ended",
+}
 
 
-@pytest.mark.parametrize("rule", ABLATIONS)
+@pytest.mark.parametrize(
+    "rule", [pytest.param(r, marks=() if r in SOON else pytest.mark.long_search) for r in ABLATIONS]
+)
 def test_a_rule_switched_off_is_missed(
     link: Link, rule: str, caplog: pytest.LogCaptureFixture
 ) -> None:
