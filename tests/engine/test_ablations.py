@@ -42,7 +42,6 @@ SOON = {
     "R18, a job with nothing ready is not active",
     "R7, a value is born with an expiry",
     "R10, a missing value is a question",
-    "R13, what a slot keeps is of one epoch",
     "R15, nothing is made of a job that ended",
 }
 
