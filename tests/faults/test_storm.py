@@ -29,6 +29,7 @@ def blow(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
+@pytest.mark.slow_fault
 @pytest.mark.timeout(240)
 def test_twenty_seconds_of_storm_do_no_harm() -> None:
     """Row 41 in small: no wrong answer, no hang, no key or process left, few extra runs."""
@@ -39,6 +40,7 @@ def test_twenty_seconds_of_storm_do_no_harm() -> None:
     assert int(faults[1]) >= 10
 
 
+@pytest.mark.slow_fault
 @pytest.mark.timeout(240)
 def test_a_storm_finds_a_rule_that_is_switched_off(tmp_path: Path) -> None:
     """Without the stored answer of R6, a call whose reply was lost leases a second time.
