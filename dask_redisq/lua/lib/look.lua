@@ -10,7 +10,7 @@ local LONGEST = 60 * 1000
 -- Tell whether somebody looked less than `interval` ms ago; if not, `who` looks now.
 -- What is looked after for the first time is taken for seen if `fresh`.
 local function looked_lately(name, who, interval, fresh)
-  local last = string.match(redis.call('GET', name) or '', '^%d+')
+  local last = string.match(redis.call('GETRANGE', name, 0, -1), '^%d+')
   local ago = now_ms() - tonumber(last or fresh and now_ms() or 0)
   local lately = ago < tonumber(interval) and ago >= 0
   if not lately or not last then
