@@ -139,6 +139,8 @@ class Follower:
                 self._upload_again()
             elif asked:
                 self._repair(progress)
+            if asked and not self.options.pure:
+                continue  # what is here may be of two histories: only the next answer tells
             if len(self.received) == self._wanted:
                 return self.received
             if state != b"running" and not items:

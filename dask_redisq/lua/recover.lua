@@ -10,6 +10,7 @@
 --@include stuck
 --@include tomb
 --@include retry
+--@include settle
 --
 -- One look per interval for the whole queue (lib/look.lua). It starts from the authoritative
 -- registrations, never from an index. A vanished host charges nobody for its deaths.
@@ -17,6 +18,15 @@
 -- A detached job needs its client until it is sealed: nobody else has the graph. After that it is
 -- renewed here, since its tasks may wait or run for days, and goes when its results are too old.
 local RENEW = 6 * 3600 * 1000 -- between two renewals of values, each of which lives for a day or more
+
+-- Do what no step of the job may do any more: its last task has many inputs, nobody reads it, and
+-- edges are left to count.
+local function go_on(job)
+  release_due(job)
+  settle_some(job)
+  end_if_done(job)
+end
+
 write_when_full()
 if looked_lately(key.monitor(), arg.who, arg.interval) then return cmsgpack.pack({0, {}, {}, {}, {}}) end
 -- After an outage all alive keys are gone, and none of the workers is dead: each has, from the
@@ -55,7 +65,7 @@ for _, job in ipairs(redis.call('ZRANGE', key.jobs(), first, first + 99)) do
     if is_damaged(job) then
       damaged[#damaged + 1] = job
     else
-      release_due(job)
+      go_on(job)
     end
   elseif kept and now_ms() >= tonumber(meta[4]) + tonumber(meta[2]) then
     bury(job, 'expired', '')
@@ -70,7 +80,7 @@ for _, job in ipairs(redis.call('ZRANGE', key.jobs(), first, first + 99)) do
   elseif is_damaged(job) then
     damaged[#damaged + 1] = job
   elseif meta[1] == 'running' then
-    release_due(job) -- a slot was told when to look, and it may be gone
+    go_on(job) -- a slot was told when to look, and it may be gone
   end
 end
 return cmsgpack.pack({1, dead, ended, damaged, values})

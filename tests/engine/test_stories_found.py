@@ -176,3 +176,23 @@ def test_a_job_that_failed_settles_no_edges(engine: Engine) -> None:
     view = JobView(engine.state(), job, engine.graphs[job])
     assert view.meta["state"] == b"failed"
     assert engine.state().members("active") == set()
+
+
+def test_a_detached_job_ends_without_a_reader(engine: Engine) -> None:
+    """Its last task has 5,000 inputs: edges are left to count when nobody steps or asks any more.
+
+    The job ran for ever, `Future.done` was False, and its results never grew old.
+    """
+    n = 5000
+    job = engine.job({**dict.fromkeys(range(n), ()), n: range(n)}, {n}, ttl=1000, chunk=-1)
+    slot = engine.slot()
+    engine.checking = False
+    while engine.step(slot).lease is not None:
+        assert slot.lease is not None
+        groups = engine.groups(slot, slot.lease.tasks)
+        engine.step(slot, groups, want=0)
+    engine.link.command("DEL", engine.keys("client", job))
+    for _ in range(3):
+        engine.link.command("DEL", engine.keys("monitor"))
+        engine.call("recover", who="test", interval=1000)
+    assert engine.state().mapping("job", job)["state"] == b"done"

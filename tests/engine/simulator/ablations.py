@@ -190,7 +190,7 @@ ABLATIONS = {
         "if not (parks and redis.call('SISMEMBER', key.parked(job), task) == 1) then",
         "do",
     ),
-    "R13, what a slot keeps is of one epoch": Ablation(off="R13"),
+    "R13, what a slot keeps is of one epoch": Ablation(off="R13", lossy=True),
     "R13, an unsealed job has another epoch at once": _lua(
         "lib/damage.lua",
         "redis.call('HEXISTS', key.job(job), 'sealed') == 0 then new_epoch(job) end",

@@ -126,10 +126,10 @@ def run_world(link: Link, seed: int, record: Record | None = None, **settings: A
         TypeError,
     ) as error:
         outcome.error = f"{type(error).__name__}: {error}"
+    finally:
+        if world is not None:
+            world.close()
     if world is not None:
-        for actor in world.actors:
-            actor.kill()
-        world.server.full = False
         outcome.jobs, outcome.calls, outcome.faults = len(world.clients), world.calls, world.faults
         outcome.answers = sum(client.outcome in ("answer", "detached") for client in world.clients)
         if outcome.error:

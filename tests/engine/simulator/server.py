@@ -3,7 +3,7 @@
 The scripts are the package's own, but for three things that a world cannot leave to chance. They
 read their time from a key that the world sets, so that an hour passes at once and a seed replays;
 expiries are a thousand times as long, so that the time that a world really takes is none. They see the members of a set in order, since Redis has them in that of a random hash. And they
-count 4 edges a call where the real ones count 2,000, so that small graphs have lists to settle.
+count 2 edges a call where the real ones count 2,000, so that small graphs have lists to settle.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CLOCK = "clock"
 #: When a world begins, in ms since 1970: no time that a script reads is small.
 BEGIN = 1_000_000_000_000
 #: Edges that one call counts.
-EDGES = 4
+EDGES = 2
 
 #: What takes the place of `redis` in each script.
 _SHIM = """

@@ -118,6 +118,12 @@ class World:
         self.check()
         self._check_left()
 
+    def close(self) -> None:
+        """End all actors, and leave the server as it was found."""
+        for actor in self.actors:
+            actor.kill()
+        self.server.full = False
+
     def turn(self) -> None:
         """Let somebody go on, or something go wrong."""
         kinds = FAULTS + LOSSY if self.lossy else FAULTS
