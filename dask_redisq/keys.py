@@ -22,7 +22,7 @@ PATTERNS: dict[str, tuple[str, str]] = {
     ),
     "jobs": ("jobs", "zset: every job -> server time in ms when it was created"),
     "active": ("active", "zset: jobs with a ready task -> -priority * 2^40 + last served"),
-    "monitor": ("monitor", "string with expiry: when the dead were last looked for, and by whom"),
+    "monitor": ("monitor", "hash: check -> when it was last run (ms), and by whom; next job"),
     # workers and slots
     "workers": ("workers", "hash: worker -> msgpack of what it told about itself"),
     "alive": ("alive:%s", "string with expiry, one per worker: it was here a moment ago"),
@@ -60,7 +60,6 @@ PATTERNS: dict[str, tuple[str, str]] = {
     "leases": ("job:%s:leases", "hash: slot -> msgpack [seq, tasks, given back] of its lease"),
     "parked": ("job:%s:parked", "set: tasks whose input is gone and made again"),
     "settle": ("job:%s:settle", "list: edges of accepted tasks that are still to be counted"),
-    "audit": ("job:%s:audit", "string with expiry: when it was last audited, and by whom"),
     "news": ("job:%s:news", "list: a token wakes the job's client"),
     # built aside by a rebuild, under its generation
     "built": ("job:%s:built:%s:%s", "what takes the place of a derived key"),

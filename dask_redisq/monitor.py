@@ -21,12 +21,9 @@ from dask_redisq.link import Link
 from dask_redisq.rebuild import rebuild
 from dask_redisq.settings import setting
 
-__all__ = ["Audit", "Check", "Monitor", "Recovery", "renew_values", "sweep"]
+__all__ = ["Audit", "Check", "Monitor", "Recovery", "renew_values", "sweep", "try_rebuild"]
 
 logger = logging.getLogger("dask_redisq")
-
-#: Jobs of a queue, the oldest ones, that one look compares.
-MOST_AUDITED = 100
 
 
 class Check(Protocol):
@@ -174,17 +171,14 @@ class Audit:
         if now < self._next or self.link.unbroken_since is None:
             return
         self._next = now + self.interval
-        for job in self.link.command("ZRANGE", self.keys("jobs"), 0, MOST_AUDITED - 1):
+        answer = self.link.call("audit", self.keys, who=self.who, interval=int(self.interval * 900))
+        blocks, damaged = unpack(answer)
+        self._blocks += blocks
+        for job, wrong in zip(damaged[::2], damaged[1::2], strict=True):
+            self._wrong += 1
             name = job.decode()
-            answer = self.link.call(
-                "audit", self.keys, who=self.who, interval=int(self.interval * 900), job=name
-            )
-            blocks, wrong = unpack(answer)
-            self._blocks += blocks
-            if wrong:
-                self._wrong += 1
-                logger.warning("job %s is rebuilt, for it is damaged: %s", name, wrong.decode())
-                try_rebuild(self.link, self.keys, name)
+            logger.warning("job %s is rebuilt, for it is damaged: %s", name, wrong.decode())
+            try_rebuild(self.link, self.keys, name)
 
 
 def try_rebuild(link: Link, keys: Keys, job: str) -> bool:

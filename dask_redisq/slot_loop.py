@@ -16,10 +16,9 @@ from dask_redisq.keys import Keys
 from dask_redisq.lease import Lease, LeaseRun
 from dask_redisq.link import Link
 from dask_redisq.memory import JobEnded, JobMemory, SlotMemory
-from dask_redisq.monitor import Monitor
+from dask_redisq.monitor import Monitor, try_rebuild
 from dask_redisq.pace import Pace
 from dask_redisq.page import Limit, Page
-from dask_redisq.rebuild import rebuild
 from dask_redisq.remote_error import pack_error
 from dask_redisq.server_check import most_bytes
 from dask_redisq.trust import ERROR, UNSIGNED, Seal, Signer
@@ -227,7 +226,7 @@ class Slot:
             # away; and this slot with it, and then each other slot that leased of that job.
             since = since or time.perf_counter()
             if time.perf_counter() - since > OVERDUE:
-                rebuild(self.link, queue.keys, report.job)
+                try_rebuild(self.link, queue.keys, report.job)
             time.sleep(FROZEN)
 
     def _keep_accepted(self, report: _Report, refused: list[int]) -> None:

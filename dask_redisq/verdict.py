@@ -49,8 +49,6 @@ def as_exception(reason: bytes, job: str, keys: Sequence[Key], seal: Seal) -> Ba
         # A reason that somebody forged may hold anything, and none of it may get past the seal.
         signed = payload if isinstance(payload, bytes) else b""
         payload = seal.open(ERROR, b"", max(task, 0), signed)
-    if kind == b"lost":
-        payload = repr(keys[int(payload)]).encode()
     error = _KINDS[kind.decode()](job, name, payload)
     if tries and tries[0] > 1:
         error.add_note(f"dask-redisq: task {name} failed {tries[0]} times, and has no retries left")
@@ -159,13 +157,6 @@ def _unseen(_job: str, name: str, payload: bytes) -> BaseException:
     )
 
 
-def _lost(_job: str, name: str, payload: bytes) -> BaseException:
-    return JobFailed(
-        f"the value of task {name}, which task {payload.decode()} needs, is gone from the server; "
-        "submit again"
-    )
-
-
 def _damaged(job: str, _name: str, _payload: bytes) -> BaseException:
     return JobFailed(
         f"job {job} cannot be repaired: part of its graph is gone from the server. Was a key of "
@@ -189,7 +180,6 @@ _KINDS: dict[str, Callable[[str, str, bytes], BaseException]] = {
     "died": _died,
     "timeout": _timeout,
     "unseen": _unseen,
-    "lost": _lost,
     "damaged": _damaged,
     "cancelled": _cancelled,
     "client": _client,

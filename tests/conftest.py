@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
@@ -19,6 +20,9 @@ from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.queue import Queue
 from dask_redisq.server import PrivateServer
+
+if TYPE_CHECKING:
+    from driver import Engine
 
 #: Workers find the functions of the tests here, and the package that is tested.
 HERE = Path(__file__).parent
@@ -45,6 +49,14 @@ def link(server: PrivateServer) -> Iterator[Link]:
 def keys() -> Keys:
     """Key names of the test's queue."""
     return Keys("test")
+
+
+@pytest.fixture
+def engine(link: Link, keys: Keys) -> Engine:
+    """The queue as the scripts see it, with every call checked."""
+    from driver import Engine  # here: workers and clients import this module, and have no such path
+
+    return Engine(link, keys)
 
 
 @pytest.fixture

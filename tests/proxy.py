@@ -7,7 +7,6 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Event, Thread
-from types import TracebackType
 from typing import Self
 
 __all__ = ["LossyProxy", "Relay"]
@@ -53,12 +52,7 @@ class LossyProxy:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._end.close()
         self._thread.join()
         for source in [*self._peers, *self._dead, self._listener, self._end_seen]:
@@ -176,14 +170,9 @@ class Relay(LossyProxy):
         """Let everything through again, what was held too."""
         self._open.set()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._open.set()
-        super().__exit__(kind, error, trace)
+        super().__exit__()
 
     def _pass_on(self, source: socket.socket) -> None:
         self._open.wait()

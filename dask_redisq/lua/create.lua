@@ -21,7 +21,6 @@ if redis.call('EXISTS', key.new_answer(arg.job), key.new_names(arg.job)) == 2 th
   redis.call('RENAME', key.new_answer(arg.job), key.answer(arg.job))
   redis.call('RENAME', key.new_names(arg.job), key.names(arg.job))
 end
-local time = redis.call('TIME')
 redis.call('HSET', key.job(arg.job),
   'state', 'running', 'n', arg.n, 'finished', 0, 'block', arg.block, 'blocks', arg.blocks,
   'epoch', arg.epoch, 'chunk', arg.chunk, 'priority', arg.priority, 'python', arg.python,
@@ -35,7 +34,7 @@ if #hard > 0 then
     redis.call('HSET', key.job(arg.job), 'hard:' .. number, cmsgpack.pack(tags))
   end
 end
-redis.call('ZADD', key.jobs(), time[1] * 1000 + math.floor(time[2] / 1000), arg.job)
+redis.call('ZADD', key.jobs(), now_ms(), arg.job)
 hear_client(arg.job)
 redis.call('HSET', key.queue(), 'schema', '1')
 renew_all(arg.job)

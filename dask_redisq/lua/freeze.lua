@@ -3,6 +3,7 @@
 -- args: job generation life
 -- returns: msgpack {status, n, block, blocks, acked, history, pure}; status: 'frozen'; 'busy', another holds it; 'over', it was rebuilt so; 'unsealed'; or the state of a job that does not run ('' when it is gone)
 --@include full
+--@include clock
 --
 -- The graph cannot be read by a script, so a rebuild computes outside while slots go on: a finish
 -- that is accepted in between would be overwritten. While the job is frozen nothing of it is
@@ -24,8 +25,7 @@ if meta[1] ~= 'running' then return answer(meta[1] or '') end
 if not meta[2] then return answer('unsealed') end
 if meta[3] == arg.generation then return answer('frozen') end
 if meta[11] == arg.generation then return answer('over') end
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = now_ms()
 if meta[3] and now < meta[4] + arg.life then return answer('busy') end
 redis.call('HSET', key.job(job), 'frozen', arg.generation, 'frozen_at', now, 'damaged', '1')
 redis.call('ZREM', key.active(), job)

@@ -28,14 +28,15 @@ local function go_on(job)
 end
 
 write_when_full()
-if looked_lately(key.monitor(), arg.who, arg.interval) then return cmsgpack.pack({0, {}, {}, {}, {}}) end
+if looked_lately('recovery', arg.who, arg.interval) then return cmsgpack.pack({0, {}, {}, {}, {}}) end
 -- After an outage all alive keys are gone, and none of the workers is dead: each has, from the
 -- first call to this run of the server on, the time that it asked for.
 local run_at = tonumber(redis.call('HGET', key.queue(), 'run_at') or 0)
 local function is_dead(worker)
   if redis.call('EXISTS', key.alive(worker)) == 1 then return false end
-  local info = cmsgpack.unpack(redis.call('HGET', key.workers(), worker))
-  local expiry = type(info) == 'table' and info.alive_expiry or 0
+  -- What somebody else wrote there must not end all recovery.
+  local read, info = pcall(cmsgpack.unpack, redis.call('HGET', key.workers(), worker))
+  local expiry = read and type(info) == 'table' and tonumber(info.alive_expiry) or 0
   return now_ms() >= run_at + 1000 * expiry
 end
 local dead, ended, damaged, values, tokens = {}, {}, {}, {}, 0

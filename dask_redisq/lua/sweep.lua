@@ -1,5 +1,5 @@
 -- Remove a slice of an ended job; call until it answers 1.
--- keys: jobs active job answer names blocks edges consts const parked finished values value log alone deaths tries client wait consumers ready tagged sets delayed restrict leases settle news audit
+-- keys: jobs active job answer names blocks edges consts const parked finished values value log alone deaths tries client wait consumers ready tagged sets delayed restrict leases settle news
 -- args: job
 -- returns: 1 when nothing of the job is left, 0 to call again, -1 while the job runs
 --
@@ -36,5 +36,5 @@ redis.call('UNLINK', key.job(job), key.answer(job), key.names(job), key.blocks(j
   key.consts(job), key.parked(job), key.finished(job),
   key.values(job), key.log(job), key.alone(job), key.deaths(job), key.client(job), key.wait(job),
   key.consumers(job), key.ready(job), key.sets(job), key.restrict(job), key.leases(job),
-  key.settle(job), key.news(job), key.tries(job), key.delayed(job), key.audit(job))
+  key.settle(job), key.news(job), key.tries(job), key.delayed(job))
 return 1

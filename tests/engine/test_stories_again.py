@@ -7,16 +7,8 @@ from driver import LONG, Engine
 from invariants import JobView
 
 from dask_redisq.codec import pack
-from dask_redisq.keys import Keys
-from dask_redisq.link import Link
 
 A, B, C, D = range(4)
-
-
-@pytest.fixture
-def engine(link: Link, keys: Keys) -> Engine:
-    """The queue, with every call checked."""
-    return Engine(link, keys)
 
 
 def view(engine: Engine, job: str) -> JobView:

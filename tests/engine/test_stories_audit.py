@@ -8,25 +8,19 @@ import pytest
 from driver import LONG, Engine
 
 from dask_redisq.codec import pack, unpack
-from dask_redisq.keys import Keys
-from dask_redisq.link import Link
 from dask_redisq.monitor import Monitor
 
 A, B, C, D = range(4)
 
 
-@pytest.fixture
-def engine(link: Link, keys: Keys) -> Engine:
-    """The queue, with every call checked."""
-    return Engine(link, keys)
-
-
 def audit(engine: Engine, job: str) -> tuple[int, str]:
-    """Compare the counts of a job with its graph, whoever did so a moment ago."""
-    engine.link.command("SET", engine.keys("audit", job), "1000 long ago", "PX", LONG)
-    args = {"who": "test", "interval": LONG, "job": job}
-    blocks, wrong = unpack(engine.link.call("audit", engine.keys, **args))
-    return blocks, wrong.decode()
+    """Compare the counts of a job with its graph, as if it were old and nobody had done so lately."""
+    engine.link.command("DEL", engine.keys("monitor"))
+    engine.link.command("ZADD", engine.keys("jobs"), 0, job)
+    args = {"who": "test", "interval": LONG}
+    blocks, damaged = unpack(engine.link.call("audit", engine.keys, **args))
+    assert damaged[::2] == ([job.encode()] if damaged else [])
+    return blocks, damaged[1].decode() if damaged else ""
 
 
 def test_a_sound_job_is_found_sound_at_every_moment(engine: Engine) -> None:
@@ -87,7 +81,7 @@ def test_finished_tasks_that_are_not_as_many_are_found(engine: Engine) -> None:
     engine.step(w1, want=1)
     engine.finish(w1, A)
     engine.link.command("HINCRBY", engine.keys("job", job), "finished", 1)
-    assert audit(engine, job) == (2, "2 tasks are said to be finished, and 1 are")
+    assert audit(engine, job) == (0, "2 tasks are said to be finished, and 1 are")
 
 
 def test_a_monitor_audits_and_repairs(engine: Engine) -> None:
@@ -98,10 +92,35 @@ def test_a_monitor_audits_and_repairs(engine: Engine) -> None:
     monitor = Monitor(engine.link, engine.keys, "test", interval=50.0, expiry=0.0)
     monitor.run(1e9)  # for the dead, another looked a moment ago
     assert monitor.stats()["audit"] == {"blocks": 0, "wrong": 0}, "the job is new"
-    engine.link.command("SET", engine.keys("audit", job), "1000 long ago", "PX", LONG)
-    monitor.run(2e9)
+    engine.link.command("ZADD", engine.keys("jobs"), 0, job)
+    monitor.run(2e9)  # by the server's clock, it has looked a moment ago
+    assert monitor.stats()["audit"] == {"blocks": 0, "wrong": 0}
+    engine.link.command("HDEL", engine.keys("monitor"), "audit")
+    monitor.run(3e9)
     assert monitor.stats()["audit"] == {"blocks": 1, "wrong": 1}
     assert engine.step(engine.slot(), want=1).tasks == [A]
+
+
+def test_every_job_has_its_turn(engine: Engine) -> None:
+    """Ten a look; a job that is new has time to settle."""
+    jobs = [engine.job({A: ()}, {A}) for _ in range(12)]
+    for job in jobs:
+        engine.link.command("ZADD", engine.keys("jobs"), 0, job)
+    seen = []
+    for _ in range(3):
+        engine.link.command("HDEL", engine.keys("monitor"), "audit")
+        seen.append(unpack(engine.call("audit", who="test", interval=LONG))[0])
+    assert seen == [10, 2, 10]
+
+
+def test_what_a_stranger_registered_does_not_end_recovery(engine: Engine) -> None:
+    """Its worker counts as one that asked for no time, and the others are looked at."""
+    engine.slot("w1")
+    args = {"expiry": 1000, "slot": "", "seq": 0, "tags": b""}
+    for name, info in (("empty", b""), ("text", b"\xc1"), ("other", pack({"alive_expiry": "?"}))):
+        engine.link.call("register", engine.keys, worker=name, info=info, **args)
+        engine.link.command("DEL", engine.keys("alive", name))
+    assert set(engine.lose_worker("w1")) == {"w1", "empty", "text", "other"}
 
 
 def test_a_worker_is_dead_no_sooner_than_its_own_expiry_after_the_server_came(

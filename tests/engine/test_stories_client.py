@@ -7,8 +7,6 @@ from driver import Engine
 from invariants import UNSEEN, JobView
 
 from dask_redisq.codec import pack, unpack
-from dask_redisq.keys import Keys
-from dask_redisq.link import Link
 
 A, B, C = range(3)
 DAY = 24 * 3600 * 1000
@@ -16,12 +14,6 @@ LEASE = 200_000
 #: The keys of its job stay for so long without it; longer than a value that nobody accepted.
 LIFE = 5 * LEASE
 TTL = 1_000_000
-
-
-@pytest.fixture
-def engine(link: Link, keys: Keys) -> Engine:
-    """The queue, with every call checked."""
-    return Engine(link, keys)
 
 
 def look(engine: Engine) -> tuple[list[str], list[str]]:

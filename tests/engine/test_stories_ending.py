@@ -8,17 +8,10 @@ import pytest
 from conftest import WorkerProcess
 from driver import Engine
 
-from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.queue import Queue
 
 A, B = range(2)
-
-
-@pytest.fixture
-def engine(link: Link, keys: Keys) -> Engine:
-    """The queue, with every call checked."""
-    return Engine(link, keys)
 
 
 @pytest.mark.parametrize("end", ["cancel", "client", "death", "stop"])

@@ -7,17 +7,9 @@ from driver import Engine, Slot
 from invariants import JobView
 
 from dask_redisq.codec import pack
-from dask_redisq.keys import Keys
-from dask_redisq.link import Link
 from dask_redisq.record import read_record
 
 A, B, C, D, E = range(5)
-
-
-@pytest.fixture
-def engine(link: Link, keys: Keys) -> Engine:
-    """The queue, with every call checked."""
-    return Engine(link, keys)
 
 
 def view(engine: Engine, job: str) -> JobView:

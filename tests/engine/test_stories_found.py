@@ -9,17 +9,10 @@ from driver import Engine
 from invariants import JobView
 
 from dask_redisq.codec import pack
-from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.recount import Truth, recount
 
 A, B, C = range(3)
-
-
-@pytest.fixture
-def engine(link: Link, keys: Keys) -> Engine:
-    """The queue, with every call checked."""
-    return Engine(link, keys)
 
 
 @pytest.fixture

@@ -7,17 +7,9 @@ from driver import Engine
 from invariants import JobView
 
 from dask_redisq.cache import ValueCache
-from dask_redisq.keys import Keys
-from dask_redisq.link import Link
 from dask_redisq.pace import EDGES
 
 A, B, C, D = range(4)
-
-
-@pytest.fixture
-def engine(link: Link, keys: Keys) -> Engine:
-    """The queue, with every call checked."""
-    return Engine(link, keys)
 
 
 def view(engine: Engine, job: str) -> JobView:

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
 from driver import Engine
 from invariants import JobView
 
 from dask_redisq.codec import pack
-from dask_redisq.keys import Keys
-from dask_redisq.link import Link
 
 A, B, C, D, E, F = range(6)
-
-
-@pytest.fixture
-def engine(link: Link, keys: Keys) -> Engine:
-    """The queue, with every call checked."""
-    return Engine(link, keys)
 
 
 def view(engine: Engine, job: str) -> JobView:
@@ -330,5 +321,5 @@ def test_one_look_for_the_dead_per_interval(engine: Engine) -> None:
     engine.link.command("DEL", engine.keys("alive", "w1"))
     assert engine.call("recover", who="two", interval=60_000) == pack([0, [], [], [], []])
     assert engine.state().members("slots") == {w1.id}
-    engine.link.command("SET", engine.keys("monitor"), "1000 one", "PX", 60_000)  # long ago
+    engine.link.command("HSET", engine.keys("monitor"), "recovery", "1000 one")  # long ago
     assert engine.call("recover", who="three", interval=1000) == pack([1, ["w1"], [], [], []])

@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
 from driver import Engine, Slot
 from invariants import JobView
 
-from dask_redisq.keys import Keys
-from dask_redisq.link import Link
-
 A, B, C, D, E = range(5)
 GPU = ("gpu",)
-
-
-@pytest.fixture
-def engine(link: Link, keys: Keys) -> Engine:
-    """The queue, with every call checked."""
-    return Engine(link, keys)
 
 
 def sets_of(engine: Engine, job: str) -> dict[str, set[int]]:

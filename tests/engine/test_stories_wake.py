@@ -5,16 +5,7 @@ from __future__ import annotations
 import pytest
 from driver import PYTHON, Engine, Slot
 
-from dask_redisq.keys import Keys
-from dask_redisq.link import Link
-
 A, B, C, D = range(4)
-
-
-@pytest.fixture
-def engine(link: Link, keys: Keys) -> Engine:
-    """The queue, with every call checked."""
-    return Engine(link, keys)
 
 
 def idle(engine: Engine, tag: str = PYTHON) -> set[str]:

@@ -79,9 +79,10 @@ def test_a_reader_of_a_detached_job_has_outputs_that_fit_together(
     outputs = [dask.delayed(early)(log, drawn), dask.delayed(late)(gate, drawn)]
     future = queue.compute(*outputs, detach=True, pure=False, chunk_size=1)
     reader = Background(queue.attach(future.id).result)
-    wait_until(log.exists)
-    time.sleep(0.3)  # the reader has it, or will have read of it under the new generation only
     link = Link(queue.url)
+    job = Keys("test")("job", future.id)
+    # Who waits has read what is finished: the reader has the early output.
+    wait_until(lambda: link.command("HMGET", job, "finished", "waiting") == [b"2", b"1"])
     link.command("DEL", Keys("test")("values", future.id))
     link.close()
     for slot in workers.slots():

@@ -64,8 +64,8 @@ def without_times(state: State) -> dict[str, Any]:
             content = sorted(content)
         elif short.startswith("control:"):  # a word twice is as good as once: lua/lib/control.lua
             content = [word for i, word in enumerate(content) if word not in content[:i]]
-        elif short == "monitor" or short.endswith(":audit"):
-            content = content.split()[1]
+        elif short == "monitor":
+            content = {check: about.split()[-1] for check, about in content.items()}
         elif isinstance(content, dict):
             content = {k: v for k, v in content.items() if k not in TIMES}
             if short.startswith("slot:"):

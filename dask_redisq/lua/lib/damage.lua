@@ -1,5 +1,6 @@
 -- Mark jobs whose derived state cannot be trusted: they are rebuilt before they go on.
 -- keys: job jobs
+--@include clock
 --@include client
 --
 -- Nothing is patched. A counter that was corrected by hand where a task ran again is a counter
@@ -18,8 +19,7 @@ end
 
 -- Have what was made in the past of a job refused. What is there fits together, as it did then.
 local function new_epoch(job)
-  local time = redis.call('TIME')
-  local text = table.concat({job, redis.call('HGET', key.job(job), 'epoch'), time[1], time[2]}, ' ')
+  local text = table.concat({job, redis.call('HGET', key.job(job), 'epoch'), now_ms()}, ' ')
   redis.call('HSET', key.job(job), 'epoch', string.sub(redis.sha1hex(text), 1, 16))
 end
 

@@ -1,5 +1,6 @@
 -- Make tasks ready, and wake one able, idle slot for each: the only place that does either.
 -- keys: queue active slots slot idle wake job ready tagged sets delayed restrict
+--@include clock
 --@include life
 --
 -- A token goes to a slot that is blocked and registered, or it is lost: W1, idle, found a task by
@@ -7,11 +8,6 @@
 -- (96 of 200 in a prototype). So each call takes its caller out of the idle sets first.
 local PRIORITY = 2 ^ 40
 local TOKEN_LIFE = 600 * 1000
-
-local function now_ms()
-  local time = redis.call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
-end
 
 -- Take a slot out of all idle sets.
 local function leave_idle(slot)
