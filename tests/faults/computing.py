@@ -52,6 +52,10 @@ class Computing:
         """Return how many runs of tasks there were."""
         return self.runs.read_text().count("\n")
 
+    def got_to(self, runs: int) -> bool:
+        """Tell whether there were so many runs, or there will be no more."""
+        return self.done() >= runs or not self.thread.is_alive()
+
     def half_way(self) -> None:
         """Wait until a good part is done, and a good part is not."""
         wait_until(lambda: self.done() > self.tasks // 4)

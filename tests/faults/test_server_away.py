@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import dask
@@ -116,8 +117,8 @@ def test_flushed_scripts_and_killed_connections_are_not_seen(
         link.command(*words, *(["SKIPME", "yes"] if words[0] == "CLIENT" else []))
         strikes += 1
         # Work went on in between: else it would be a server that is away.
-        done = job.done()
-        wait_until(lambda done=done: job.done() > done + 2 or not job.thread.is_alive())
+        enough = job.done() + 3
+        wait_until(partial(job.got_to, enough))
     link.close()
     assert strikes > 20
     job.check()
