@@ -111,14 +111,14 @@ class Recovery:
         if now - self._here > max(self.expiry, 2 * self.interval):
             self._here_since = now
         self._here = now
-        if now < self._next or not self._may_judge(now):
+        if now < self._next or (deadline := self._may_judge_before(now)) is None:
             return
         # A little early, so that two monitors in turn keep the interval that is promised.
         self._next = now + self.interval
         # Never sent again: the server was away meanwhile, and the call would be the first that it
         # gets, before any beat.
         answer = self.link.call_once(
-            "recover", self.keys, who=self.who, interval=int(self.interval * 900)
+            "recover", self.keys, who=self.who, interval=int(self.interval * 900), deadline=deadline
         )
         if answer is None:
             return
@@ -136,13 +136,18 @@ class Recovery:
         for job in values:
             renew_values(self.link, self.keys, job.decode())
 
-    def _may_judge(self, now: float) -> bool:
-        """Tell whether no beat can be missing for the server's sake; they come three an expiry."""
+    def _may_judge_before(self, now: float) -> int | None:
+        """Return up to which time of the server, in ms, no beat is missing for its sake, or ours.
+
+        There are three beats an expiry. None: some may be missing now.
+        """
         since = self.link.served_since(self.expiry / 3)
         if since is None or now - max(since, self._here_since) < self.expiry:
-            return False
-        self.link.command("TIME")
-        return self.link.served_since(self.expiry / 3) == since
+            return None
+        seconds, micros = map(int, self.link.command("TIME"))
+        if self.link.served_since(self.expiry / 3) != since:
+            return None
+        return 1000 * seconds + micros // 1000 + int(1000 * self.expiry / 3)
 
 
 class Audit:

@@ -388,7 +388,8 @@ def test_a_client_that_was_not_heard_of_submits_its_job_again(link: Link, queue:
         except redisq.RedisqError as error:
             caught.append(error)
 
-    link.call("recover", queue.keys, who="test", interval=1)  # so that EXEC finds the script
+    # So that EXEC finds the script.
+    link.call("recover", queue.keys, who="test", interval=1, deadline=10**15)
     thread = threading.Thread(target=compute)
     thread.start()
     wait_until(lambda: link.command("KEYS", "*:client"))
@@ -406,7 +407,7 @@ def _end_client_lease(link: Link, keys: Keys, job: str) -> bool:
     """End the lease and have a monitor look, at once, before the client's next call."""
     link.send("MULTI")
     link.send("DEL", keys("client", job), keys("monitor"))
-    link.send_call("recover", keys, who="test", interval=1)
+    link.send_call("recover", keys, who="test", interval=1, deadline=10**15)
     link.send("EXEC")
     link.receive_all()
     # None: the client has heard of it already, and swept the job.

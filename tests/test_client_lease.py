@@ -86,7 +86,7 @@ def note_run(log: Path) -> int:
 def miss_client(link: Link, keys: Keys, job: str) -> None:
     """Let the lease of a job's client run out, and a monitor find that."""
     link.command("DEL", keys("client", job), keys("monitor"))
-    _, _, ended, *_ = unpack(link.call("recover", keys, who="test", interval=1000))
+    _, _, ended, *_ = unpack(link.call("recover", keys, who="test", interval=1000, deadline=10**15))
     assert ended == [job.encode()]
     assert sweep(link, keys, job)
 

@@ -1,6 +1,6 @@
 -- Look after the dead: workers without a beat lose their leases, jobs without a client end.
 -- keys: queue workers alive worker_slots slots slot control monitor jobs job client leases ready sets delayed settle parked tomb
--- args: who interval
+-- args: who interval deadline
 -- returns: msgpack {looked (0 or 1), workers found dead, jobs to remove, jobs to rebuild, jobs whose values are to be renewed}
 --@include full
 --@include look
@@ -17,6 +17,9 @@
 --
 -- A detached job needs its client until it is sealed: nobody else has the graph. After that it is
 -- renewed here, since its tasks may wait or run for days, and goes when its results are too old.
+--
+-- Who looks found that all is well, and was stopped before it called, with its whole host: then the
+-- beats of the others are missing too. So nothing is looked at when it is later than `deadline`, in ms.
 local RENEW = 6 * 3600 * 1000 -- between two renewals of values, each of which lives for a day or more
 
 -- Do what no step of the job may do any more: its last task has many inputs, nobody reads it, and
@@ -27,6 +30,7 @@ local function go_on(job)
   end_if_done(job)
 end
 
+if now_ms() > tonumber(arg.deadline) then return cmsgpack.pack({0, {}, {}, {}, {}}) end
 write_when_full()
 if looked_lately('recovery', arg.who, arg.interval) then return cmsgpack.pack({0, {}, {}, {}, {}}) end
 -- After an outage all alive keys are gone, and none of the workers is dead: each has, from the

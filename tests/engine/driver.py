@@ -28,6 +28,8 @@ __all__ = ["PYTHON", "Answer", "Engine", "Gathered", "Slot"]
 PYTHON = "python"
 #: Far more than any test takes, in ms.
 LONG = 3_600_000
+#: A time in ms that does not come: no look is too late for it.
+NEVER = 10**15
 
 #: Scripts of which a second call must change nothing; sweep, gather and stop_workers work in steps.
 _REPLAYED = {
@@ -322,7 +324,7 @@ class Engine:
     def lose_worker(self, worker: str) -> list[str]:
         """Let a worker vanish whole, and be missed; return who was found dead."""
         self.link.command("DEL", self.keys("alive", worker), self.keys("monitor"))
-        _, dead, *_ = unpack(self.call("recover", who="test", interval=LONG))
+        _, dead, *_ = unpack(self.call("recover", who="test", interval=LONG, deadline=NEVER))
         return [name.decode() for name in dead]
 
     def snapshot(self) -> dict[bytes, tuple[int, bytes]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from driver import LONG, Engine
+from driver import LONG, NEVER, Engine
 from invariants import JobView
 
 from dask_redisq.codec import pack
@@ -130,7 +130,7 @@ def test_who_looks_for_the_dead_also_frees_what_is_due(engine: Engine) -> None:
     engine.step(w2, rest=True)
     engine.pass_time(job)
     engine.link.command("DEL", engine.keys("monitor"))
-    engine.call("recover", who="test", interval=LONG)
+    engine.call("recover", who="test", interval=LONG, deadline=NEVER)
     assert engine.tokens(w2) == [1]
     assert engine.step(w2).tasks == [A]
 

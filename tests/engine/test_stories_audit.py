@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from driver import LONG, Engine
+from driver import LONG, NEVER, Engine
 
 from dask_redisq.codec import pack, unpack
 from dask_redisq.monitor import Monitor
@@ -87,7 +87,7 @@ def test_finished_tasks_that_are_not_as_many_are_found(engine: Engine) -> None:
 def test_a_monitor_audits_and_repairs(engine: Engine) -> None:
     """What is wrong is rebuilt at once, and counted."""
     job = engine.job({A: (), B: (A,)}, {B})
-    engine.call("recover", who="another", interval=LONG)
+    engine.call("recover", who="another", interval=LONG, deadline=NEVER)
     engine.link.command("DEL", engine.keys("ready", job))
     monitor = Monitor(engine.link, engine.keys, "test", interval=50.0, expiry=0.0)
     monitor.run(1e9)  # for the dead, another looked a moment ago
@@ -133,4 +133,4 @@ def test_a_worker_is_dead_no_sooner_than_its_own_expiry_after_the_server_came(
         engine.link.call("register", engine.keys, **args)
         engine.call("greet", run=str(expiry))
         engine.link.command("DEL", engine.keys("alive", "w"), engine.keys("monitor"))
-        assert unpack(engine.call("recover", who="test", interval=1000))[1] == dead
+        assert unpack(engine.call("recover", who="test", interval=1000, deadline=NEVER))[1] == dead

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from conftest import WorkerProcess
-from driver import Engine
+from driver import NEVER, Engine
 
 from dask_redisq.link import Link
 from dask_redisq.queue import Queue
@@ -26,7 +26,7 @@ def test_the_news_of_an_end_expire(engine: Engine, end: str) -> None:
             engine.call("cancel", job=job, reason="", tomb="")
         case "client":
             engine.link.command("DEL", engine.keys("client", job))
-            engine.call("recover", who="test", interval=1000)
+            engine.call("recover", who="test", interval=1000, deadline=NEVER)
         case "death":
             engine.die(w1, begun=A)
         case "stop":

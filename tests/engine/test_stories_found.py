@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from driver import Engine
+from driver import NEVER, Engine
 from invariants import JobView
 
 from dask_redisq.codec import pack
@@ -187,5 +187,5 @@ def test_a_detached_job_ends_without_a_reader(engine: Engine) -> None:
     engine.link.command("DEL", engine.keys("client", job))
     for _ in range(3):
         engine.link.command("DEL", engine.keys("monitor"))
-        engine.call("recover", who="test", interval=1000)
+        engine.call("recover", who="test", interval=1000, deadline=NEVER)
     assert engine.state().mapping("job", job)["state"] == b"done"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from driver import Engine
+from driver import NEVER, Engine
 from invariants import JobView
 
 from dask_redisq.cache import ValueCache
@@ -176,7 +176,7 @@ def test_a_job_without_its_client_ends(engine: Engine) -> None:
     """H50: whoever looks after the dead cancels it, and it can be swept."""
     job = engine.job({A: ()}, {A})
     engine.link.command("DEL", engine.keys("client", job), engine.keys("monitor"))
-    engine.call("recover", who="test", interval=1000)
+    engine.call("recover", who="test", interval=1000, deadline=NEVER)
     found = engine.gather(job)
     assert (found.state, found.error[0]) == ("cancelled", b"client")
     engine.sweep(job)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from driver import Engine
+from driver import NEVER, Engine
 from invariants import JobView
 
 from dask_redisq.codec import pack
@@ -317,9 +317,15 @@ def test_a_worker_that_comes_back_after_its_death_leases_again(engine: Engine) -
 def test_one_look_for_the_dead_per_interval(engine: Engine) -> None:
     """R14: monitors share the time of the last look, each by its interval; the alive key decides."""
     w1 = engine.slot("w1")
-    assert engine.call("recover", who="one", interval=60_000) == pack([1, [], [], [], []])
+    assert engine.call("recover", who="one", interval=60_000, deadline=NEVER) == pack(
+        [1, [], [], [], []]
+    )
     engine.link.command("DEL", engine.keys("alive", "w1"))
-    assert engine.call("recover", who="two", interval=60_000) == pack([0, [], [], [], []])
+    assert engine.call("recover", who="two", interval=60_000, deadline=NEVER) == pack(
+        [0, [], [], [], []]
+    )
     assert engine.state().members("slots") == {w1.id}
     engine.link.command("HSET", engine.keys("monitor"), "recovery", "1000 one")  # long ago
-    assert engine.call("recover", who="three", interval=1000) == pack([1, ["w1"], [], [], []])
+    assert engine.call("recover", who="three", interval=1000, deadline=NEVER) == pack(
+        [1, ["w1"], [], [], []]
+    )

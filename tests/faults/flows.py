@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from driver import LONG, Engine, Slot
+from driver import LONG, NEVER, Engine, Slot
 
 from dask_redisq.codec import unpack
 from dask_redisq.monitor import renew_values
@@ -116,7 +116,7 @@ def a_detached_job_is_kept_and_forgotten(engine: Engine) -> None:
     """Monitors renew it, two read it, one forgets it."""
     job, w1, w2, w3 = begin(engine, ttl=LONG, lease=1000)
     engine.link.command("DEL", engine.keys("monitor"))
-    *_, values = unpack(engine.call("recover", who="monitor", interval=LONG))
+    *_, values = unpack(engine.call("recover", who="monitor", interval=LONG, deadline=NEVER))
     for name in values:
         renew_values(engine.link, engine.keys, name.decode())
     work(engine, w1, w2, w3)

@@ -10,7 +10,7 @@ import dask
 import pytest
 from computing import nothing_left
 from conftest import WorkerProcess, wait_until
-from driver import Engine
+from driver import NEVER, Engine
 from invariants import JobView
 from test_faults import log_and_wait, pids
 from test_workers_die import EXPIRY, whole
@@ -123,11 +123,11 @@ def test_a_lock_that_a_dead_one_holds_expires(engine: Engine) -> None:
     w1 = engine.slot("w1")
     job = engine.job({A: ()}, {A})
     engine.step(w1)
-    assert unpack(engine.call("recover", who="dead", interval=200))[0] == 1
+    assert unpack(engine.call("recover", who="dead", interval=200, deadline=NEVER))[0] == 1
     engine.link.command("DEL", engine.keys("alive", "w1"))
-    assert unpack(engine.call("recover", who="other", interval=200))[0] == 0
+    assert unpack(engine.call("recover", who="other", interval=200, deadline=NEVER))[0] == 0
     time.sleep(0.25)
-    assert unpack(engine.call("recover", who="other", interval=200))[1] == [b"w1"]
+    assert unpack(engine.call("recover", who="other", interval=200, deadline=NEVER))[1] == [b"w1"]
     assert JobView(engine.check(), job, engine.graphs[job]).sets == {"": {A}}
 
 

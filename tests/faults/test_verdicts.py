@@ -77,6 +77,23 @@ def test_nobody_is_dead_because_the_server_stood_still(
         assert monitor.stats()["dead"] == 0
 
 
+def test_who_was_stopped_just_before_its_look_judges_nobody(
+    monitor: Recovery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """H39: it found that the server answers; then its whole host stood still, and the others with it."""
+    command = monitor.link.command
+
+    def stopped(*words: str) -> object:
+        answer = command(*words)
+        while command("EXISTS", monitor.keys("alive", "w")):
+            time.sleep(0.02)
+        return answer
+
+    monkeypatch.setattr(monitor.link, "command", stopped)
+    look(monitor)
+    assert monitor.stats() == {"looks": 0, "dead": 0, "rebuilt": 0}
+
+
 def test_a_look_is_not_sent_again_over_a_new_connection(
     mortal: MortalServer, monitor: Recovery
 ) -> None:
@@ -84,7 +101,7 @@ def test_a_look_is_not_sent_again_over_a_new_connection(
     answers = []
     monitor.link.command("TIME")
     mortal.freeze()
-    look = {"who": "test", "interval": 1000}
+    look = {"who": "test", "interval": 1000, "deadline": 10**15}
     thread = Thread(
         target=lambda: answers.append(monitor.link.call_once("recover", monitor.keys, **look))
     )

@@ -109,7 +109,8 @@ def presumed_dead(world: World) -> bool:
 
 def _look(world: World) -> None:
     world.server.command("DEL", world.server.keys("monitor"))
-    world.call("a monitor", Call("recover", {"who": "somebody", "interval": INTERVAL}), late=True)
+    look = {"who": "somebody", "interval": INTERVAL, "deadline": world.server.now}
+    world.call("a monitor", Call("recover", look), late=True)
 
 
 def lease_runs_out(world: World) -> bool:

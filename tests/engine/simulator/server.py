@@ -162,6 +162,8 @@ class Server:
 
     def command(self, *words: Any) -> Any:
         """Send one command."""
+        if words[0] == "TIME":
+            return [self.now // 1000, self.now % 1000 * 1000]
         if words[0] in ("SET", "PEXPIRE"):
             words = (*words[:-1], words[-1] * 1000) if "PX" in words or words[0] != "SET" else words
         return self.link.command(*words)

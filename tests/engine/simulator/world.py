@@ -114,7 +114,10 @@ class World:
             worker.stop()
         self._until(lambda: not self.actors, "workers stay")
         self.advance(EXPIRY)
-        self.call("a last look", Call("recover", {"who": "last", "interval": INTERVAL}))
+        self.call(
+            "a last look",
+            Call("recover", {"who": "last", "interval": INTERVAL, "deadline": self.server.now}),
+        )
         self.check()
         self._check_left()
 
