@@ -98,6 +98,8 @@ class Recovery:
         self.expiry = expiry
         self._next = self._here_since = 0.0
         self._here = -math.inf
+        #: How far the server's clock was ahead of `now` at the last look, in ms.
+        self._ahead: float | None = None
         self._looks = self._dead = self._rebuilt = 0
 
     def stats(self) -> dict[str, int]:
@@ -141,13 +143,25 @@ class Recovery:
 
         There are three beats an expiry. None: some may be missing now.
         """
-        since = self.link.served_since(self.expiry / 3)
-        if since is None or now - max(since, self._here_since) < self.expiry:
+        longest = self.expiry / 3
+        since = self.link.served_since(longest)
+        if since is None:
             return None
+        if self._ahead is None:
+            self._ahead = self._server_ms() - 1000 * now
+        if now - max(since, self._here_since) < self.expiry:
+            return None
+        server = self._server_ms()
+        # All were stopped since somebody read what `now` is: then more time passed there than here.
+        stopped = server - 1000 * now - self._ahead > 1000 * longest
+        self._ahead = server - 1000 * now
+        if stopped or self.link.served_since(longest) != since:
+            return None
+        return server + int(1000 * longest)
+
+    def _server_ms(self) -> int:
         seconds, micros = map(int, self.link.command("TIME"))
-        if self.link.served_since(self.expiry / 3) != since:
-            return None
-        return 1000 * seconds + micros // 1000 + int(1000 * self.expiry / 3)
+        return 1000 * seconds + micros // 1000
 
 
 class Audit:

@@ -1,13 +1,16 @@
 -- Make a job: its counters, settings and state; blocks follow, then seal.
--- keys: queue jobs job answer names wait consumers restrict new_wait new_consumers new_restrict new_answer new_names client
+-- keys: queue jobs job answer names wait consumers restrict new_wait new_consumers new_restrict new_answer new_names client tomb
 -- args: job n block blocks epoch chunk priority python allowed retries retry_delay patience client_lease hard ttl pure
--- returns: 'created', 'exists' (a replay), or 'unstaged' (what was staged is not there: the server lost it)
+-- returns: 'created', 'exists' (a replay), 'over' (it was, and is removed), or 'unstaged' (what was staged is not there: the server lost it)
 --@include expire
 --
 -- Only here are a job's keys made. The counters were staged by plain SETs, because megabytes
 -- in ARGV stall everyone; a SET that is sent twice then only fills a staging key, which expires,
 -- and never resets the counters of a job that runs.
 if redis.call('EXISTS', key.job(arg.job)) == 1 then return 'exists' end
+-- It was cancelled and removed while its client, which lost its connection, had not heard of it:
+-- what that sends again would bring the job back, and it would run.
+if redis.call('EXISTS', key.tomb(arg.job)) == 1 then return 'over' end
 local hard = cmsgpack.unpack(arg.hard)
 -- A server that came back older may have forgotten all that was staged, or the last of it: without
 -- the restrictions a task would run anywhere.

@@ -69,7 +69,9 @@ end
 -- was accepted. It counts for an open task of the current lease; for one that followed from that
 -- lease, only if all that was made before it was accepted; for one that was given back, never.
 local failure, failed, try = arg.failure ~= '' and cmsgpack.unpack(arg.failure), false, nil
-if failure and alive and current and not read_bits(key.finished(job), {failure[1]})[failure[1]] then
+-- Nor does it if this very batch brings the task: its value arrived, and the slot never heard so.
+local counts = failure and alive and current and not plan.done[failure[1]]
+if counts and not read_bits(key.finished(job), {failure[1]})[failure[1]] then
   failed = #refused == 0
   failed = (failed or contains(held[2], failure[1])) and not contains(held[3] or {}, failure[1])
   if failed then try = count_try(job, failure[1], failure[4]) end

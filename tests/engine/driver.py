@@ -107,6 +107,8 @@ class Engine:
         self.checking = True
         self.graphs: dict[str, Graph] = {}
         self.epochs: dict[str, str] = {}
+        #: What create was told of each job.
+        self._created: dict[str, dict[str, Any]] = {}
         self.known = ""
         #: What rebuilds go over, if not the link: something may happen between their calls.
         self.rebuilder: Any = None
@@ -172,14 +174,20 @@ class Engine:
         graph = Graph(tasks, frozenset(outputs), block, hard or {})
         job, n = self._new_id(16), len(graph)
         self.graphs[job], self.epochs[job], self.known = graph, self._new_id(8), job
-        self.stage(job)
-        restrictions = [list(tags) for tags in graph.restrictions]
-        self.call(
-            "create", job=job, n=n, block=block, blocks=self._blocks(job), epoch=self.epochs[job], chunk=chunk,
-            priority=priority, python=python, allowed=allowed, retries=retries, retry_delay=retry_delay,
-            patience=patience, client_lease=lease, hard=pack(restrictions), ttl=ttl, pure=pure,
-        )  # fmt: skip
+        self._created[job] = {
+            "job": job, "n": n, "block": block, "blocks": self._blocks(job), "epoch": self.epochs[job], "chunk": chunk,
+            "priority": priority, "python": python, "allowed": allowed, "retries": retries, "retry_delay": retry_delay,
+            "patience": patience, "client_lease": lease, "ttl": ttl, "pure": pure,
+            "hard": pack([list(tags) for tags in graph.restrictions]),
+        }  # fmt: skip
+        self.create_again(job)
         return job
+
+    def create_again(self, job: str) -> bytes:
+        """Send all of it again that creates the job."""
+        self.stage(job)
+        answer: bytes = self.call("create", **self._created[job])
+        return answer
 
     def stage(self, job: str) -> None:
         """Send the counters that create takes."""

@@ -51,7 +51,7 @@ def run_one(seed: int, rule: str, every: int) -> Outcome:
     ablation = ABLATIONS[rule] if rule else Ablation()
     with PrivateServer() as server, simulated(ablation.patches):
         link = Link(server.url)
-        settings: dict[str, Any] = {"every": every, "off": ablation.off, "lossy": ablation.lossy}
+        settings: dict[str, Any] = {"every": every, "off": ablation.off, "often": ablation.often}
         outcome = run_world(link, seed, **settings)
         if outcome.error:
             click.echo(f"it fails: {outcome.error}\nlooking for a shorter story ...")

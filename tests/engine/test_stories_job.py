@@ -43,6 +43,17 @@ def test_an_upload_that_is_sent_twice_resets_nothing(engine: Engine) -> None:
     engine.link.command("DEL", engine.keys("new_wait", job), engine.keys("new_consumers", job))
 
 
+def test_an_upload_that_comes_after_the_end_does_not_bring_the_job_back(engine: Engine) -> None:
+    """It was cancelled and removed while its client made a new connection; all is sent again."""
+    job = engine.create({A: ()}, {A})
+    engine.call("cancel", job=job, reason="enough", tomb="1")
+    engine.sweep(job)
+    assert engine.create_again(job) == b"over"
+    assert engine.put_block(job, 0) == b""
+    assert not engine.link.command("EXISTS", engine.keys("job", job))
+    engine.link.command("DEL", engine.keys("new_wait", job), engine.keys("new_consumers", job))
+
+
 def test_an_unsealed_job_is_not_done(engine: Engine) -> None:
     """H51: all that is there is finished, and a block is still to come."""
     w1 = engine.slot()

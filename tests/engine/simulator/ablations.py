@@ -24,12 +24,12 @@ class Ablation(NamedTuple):
 
     patches: tuple[Patch, ...] = ()
     off: str = ""
-    #: It only matters when values or history are lost.
-    lossy: bool = False
+    #: Faults without which it does not matter: they come often.
+    often: tuple[str, ...] = ()
 
 
-def _lua(file: str, old: str, new: str, *, lossy: bool = False) -> Ablation:
-    return Ablation((Patch(file, old, new),), lossy=lossy)
+def _lua(file: str, old: str, new: str, *often: str) -> Ablation:
+    return Ablation((Patch(file, old, new),), often=often)
 
 
 ABLATIONS = {
@@ -44,7 +44,7 @@ ABLATIONS = {
         "rebuild.lua", "or meta[2] ~= arg.generation then", "then"
     ),
     "R13, another history refuses what was made before": _lua(
-        "step.lua", "(meta[3] or meta[5] and meta[6])", "meta[3]", lossy=True
+        "step.lua", "(meta[3] or meta[5] and meta[6])", "meta[3]", "saved", "rolled back"
     ),
     "R16, a rebuilt log is read anew": _lua(
         "gather.lua", "if gen ~= arg.gen then cursor = 0 end", ""
@@ -162,7 +162,7 @@ ABLATIONS = {
     ),
     "R3, who is told to run a task alone does": Ablation(off="R3"),
     "R5, a value that nobody needs is not kept": _lua(
-        "lib/finish.lua", "if plan.uses[i] > (inside[task] or 0) then", "if true then", lossy=True
+        "lib/finish.lua", "if plan.uses[i] > (inside[task] or 0) then", "if true then", "input lost"
     ),
     "R7, a value is named by its attempt": Ablation(
         (
@@ -177,12 +177,15 @@ ABLATIONS = {
     "R7, a value is born with an expiry": Ablation(off="R7 expiry"),
     "R8, nothing is kept before its verdict": Ablation(off="R8"),
     "R9, a late failure never counts": _lua(
-        "step.lua", "if failure and alive and current and not", "if failure and alive and not"
+        "step.lua", "local counts = failure and alive and current and", "local counts = failure and alive and"
     ),
     "R9, only the lease that the slot was running is charged": _lua(
         "unregister.lua",
         "local known = tonumber(stored[1]) == tonumber(arg.seq)",
         "local known = true",
+        "slot dies",
+        "saved",
+        "rolled back",
     ),
     "R10, a missing value is a question": Ablation(off="R10"),
     "R10, a task whose input is gone is parked": _lua(
@@ -190,12 +193,13 @@ ABLATIONS = {
         "if not (parks and redis.call('SISMEMBER', key.parked(job), task) == 1) then",
         "do",
     ),
-    "R13, what a slot keeps is of one epoch": Ablation(off="R13", lossy=True),
+    "R13, what a slot keeps is of one epoch": Ablation(off="R13", often=("saved", "rolled back")),
     "R13, an unsealed job has another epoch at once": _lua(
         "lib/damage.lua",
         "redis.call('HEXISTS', key.job(job), 'sealed') == 0 then new_epoch(job) end",
         "false then new_epoch(job) end",
-        lossy=True,
+        "saved",
+        "rolled back",
     ),
     "R13, no slot waits for a job that nobody rebuilds": _lua(
         "step.lua", "(meta[3] or meta[5] and meta[6])", "(meta[3] or meta[5])"
@@ -212,8 +216,15 @@ ABLATIONS = {
     ),
     "R17, a job without its restrictions is not made": _lua(
         "create.lua",
-        "if #hard > 0 then\n",
-        "if redis.call('EXISTS', key.new_restrict(arg.job)) == 1 then\n",
+        "    or #hard > 0 and redis.call('EXISTS', key.new_restrict(arg.job)) == 0 then\n"
+        "  return 'unstaged'\n"
+        "end\n",
+        " then\n"
+        "  return 'unstaged'\n"
+        "end\n"
+        "if redis.call('EXISTS', key.new_restrict(arg.job)) == 0 then hard = {} end\n",
+        "saved",
+        "rolled back",
     ),
     "R20, a job with edges to settle is not done": _lua(
         "lib/ending.lua", "and redis.call('EXISTS', key.settle(job)) == 0 then", "then"

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["Client", "Operator", "Reader"]
 
 UPLOAD = 2
+#: Between two calls while somebody else rebuilds the job, in ms; more than in the package, as for slots.
+BUSY = 500
 
 
 class Dropped(Exception):
@@ -107,7 +109,7 @@ class _Follower(Actor):
             have = [t for t in job.graph.outputs if job.origin[t] in self.received]
         keys = self.world.server.keys
         if not (yield from in_thread(self, lambda link: rebuild(link, keys, job.id, have))):
-            yield Wait(self.world.server.now + 50)
+            yield Wait(self.world.server.now + BUSY)
 
     def _renew_values(self) -> Life[None]:
         cursor: Any = "0"
@@ -173,9 +175,10 @@ class Client(_Follower):
 
     def _once(self) -> Life[None]:
         world, job = self.world, self.job
-        for _ in range(
-            2 if world.chance(0.1) else 1
-        ):  # after a lost connection all of it comes again
+        yield from self._create()
+        if world.chance(0.1):  # a connection was lost, and all that had no reply comes again
+            for number in range(world.choices.below(job.block_count + 1)):
+                yield Call("put_block", job.block_args(number))
             yield from self._create()
         yield from self.upload()
         if job.detached and not self.received:

@@ -6,11 +6,12 @@ import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from dask_redisq.codec import unpack
 from dask_redisq.errors import ServerFull
 from dask_redisq.record import read_record
 from simulator.actors import Actor, Call, Command, Wait
 from simulator.client import Client, Operator, Reader
-from simulator.jobs import LEASE
+from simulator.jobs import LEASE, Job
 from simulator.slot import Slot
 from simulator.supervisor import EXPIRY, INTERVAL, Supervisor
 
@@ -75,9 +76,20 @@ def old_copy(world: World) -> bool:
         return False
     calls = world.sent[world.choices.pick(sorted(world.sent, key="step".__ne__))]
     call = world.choices.pick(list(reversed(calls)))
+    if call.script == "register" and _is_unknown(world, call.args["slot"]):
+        # Were one of its old steps to come next, too, it would seem that its later ones are
+        # forgotten: all jobs are rebuilt, in vain.
+        world.ghosts = True
+        for job in world.jobs.values():
+            job.doubtful = True
     with contextlib.suppress(ServerFull):
         world.call("a late copy", call, late=True)
     return True
+
+
+def _is_unknown(world: World, slot: str) -> bool:
+    known = world.server.command("SISMEMBER", world.server.keys("slots"), slot)
+    return bool(slot) and not known
 
 
 def slot_dies(world: World) -> bool:
@@ -280,17 +292,38 @@ def value_lost(world: World) -> bool:
         return False
     job = world.choices.pick(found)
     values = command("HKEYS", keys("values", job.id))
-    task = int(world.choices.pick(sorted(values, key=int)))
+    return _lose(world, job, int(world.choices.pick(sorted(values, key=int))))
+
+
+def _lose(world: World, job: Job, task: int) -> bool:
+    keys, command = world.server.keys, world.server.command
+    record = command("HGET", keys("values", job.id), task)
+    if record is None:
+        return False
     job.doubtful = True
-    data, attempt = read_record(command("HGET", keys("values", job.id), task))
+    data, attempt = read_record(record)
     if data is None:
         return bool(command("DEL", keys("value", job.id, task, attempt)))
     return bool(command("HDEL", keys("values", job.id), task))
 
 
+def input_lost(world: World) -> bool:
+    """A value vanishes that a task was leased for, and its job is rebuilt; the slot may have read it."""
+    for job in world.jobs.values():
+        leases = world.server.command("HVALS", world.server.keys("leases", job.id))
+        tasks = [task for lease in leases for task in unpack(lease)[1]]
+        inputs = sorted({i for task in tasks for i in job.graph.inputs[task]})
+        if sum(_lose(world, job, i) for i in inputs):
+            return _damage(world, job)
+    return False
+
+
 def found_damaged(world: World) -> bool:
     """An audit takes a job for damaged; it is rebuilt, whatever its slots do meanwhile."""
-    job = world.choices.pick(list(world.jobs.values()))
+    return _damage(world, world.choices.pick(list(world.jobs.values())))
+
+
+def _damage(world: World, job: Job) -> bool:
     name = world.server.keys("job", job.id)
     state, sealed = world.server.command("HMGET", name, "state", "sealed")
     if state != b"running" or not sealed or world.server.full:
@@ -354,6 +387,7 @@ FAULTS: list[Fault] = [
 ]
 LOSSY: list[Fault] = [
     ("value lost", 8, value_lost),
+    ("input lost", 4, input_lost),
     ("found damaged", 4, found_damaged),
     ("saved", 8, saved),
     ("rolled back", 5, rolled_back),

@@ -106,6 +106,17 @@ class Oracle:
         if held is not None and held[1] == args["seq"] and not late:
             begun = held[2][: args["position"] + 1]
             self.world.jobs[held[0]].careful.update(begun)
+        if args["kind"] == "died":
+            self._check_deaths()
+
+    def _check_deaths(self) -> None:
+        """No task is charged with a death that was not its own."""
+        for job in self.world.jobs.values():
+            words = "HGETALL", self.world.server.keys("deaths", job.id)
+            found = self.world.server.command(*words)
+            for task, records in zip(found[::2], found[1::2], strict=True):
+                count, right = len(unpack(records)), job.deaths[int(task)]
+                assert count <= right, f"task {int(task)} of {job} died {right} times, not {count}"
 
     def _lose_worker(self, worker: str, *, judged: bool = False) -> None:
         for slot in self.world.workers[worker].ever:

@@ -39,6 +39,7 @@ class Look:
         self._away = away
         about = (actor.world.server.keys, actor.name, INTERVAL / 1000)
         self._recovery = Recovery(away, *about, expiry)
+        self._recovery._ahead = 0.0  # a world has one clock
         self._audit = Audit(away, *about)
 
     def run(self) -> Life[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from invariants import State, check
@@ -31,6 +31,8 @@ REPLAYED = {
 }  # fmt: skip
 #: Turns for each job, and weights of a plain turn and a fault.
 TURNS, PLAIN = 30, 150
+#: How much more often the faults come that a world is to have often.
+OFTEN = 6
 
 
 class World:
@@ -46,8 +48,9 @@ class World:
         After how many calls the whole state is checked.
     off : str
         A rule of clients and slots that is switched off.
-    lossy : bool
-        Values and history are lost in each world, not in every second one.
+    often : collection of str
+        Faults that come more often than others; if one loses values or history, such things
+        happen in each world, not in every second one.
     jobs, tasks : int
         The most jobs, and the most tasks of one.
 
@@ -60,11 +63,11 @@ class World:
     """
 
     def __init__(
-        self, server: Server, choices: Choices, *, every: int = 4, off: str = "", lossy: bool = False,
+        self, server: Server, choices: Choices, *, every: int = 4, off: str = "", often: Collection[str] = (),
         jobs: int = 4, tasks: int = 12,
     ) -> None:  # fmt: skip
         self.server, self.choices, self.every = server, choices, every
-        self.off = off
+        self.off, self.often = off, often
         self._ids = random.Random(1)
         self.calm = False
         self.calls = self.dropped = 0
@@ -79,12 +82,14 @@ class World:
         #: The last calls of each script.
         self.sent: dict[str, deque[Call]] = {}
         self.stored: list[tuple[str, str, int, str]] = []
-        self.rolled_back = self.gone = self.value_gone = False
+        self.rolled_back = self.value_gone = False
+        #: A slot that was judged dead was registered again by an old copy of a call.
+        self.ghosts = False
         self.oracle = Oracle(self)
         self.run_id = self.new_id(20)
         self._next = 0
         choices.begin(0)
-        self.lossy = choices.chance(0.5) or lossy
+        self.lossy = choices.chance(0.5) or any(name in often for name, _, _ in LOSSY)
         self.greedy = not choices.chance(0.2)
         self._greet()
         for tags in (("gpu",), (), ())[: choices.pick([2, 3])]:
@@ -130,7 +135,8 @@ class World:
     def turn(self) -> None:
         """Let somebody go on, or something go wrong."""
         kinds = FAULTS + LOSSY if self.lossy else FAULTS
-        chosen = self.choices.weighted([PLAIN, *(weight for _, weight, _ in kinds)])
+        weights = [weight * (OFTEN if name in self.often else 1) for name, weight, _ in kinds]
+        chosen = self.choices.weighted([PLAIN, *weights])
         if chosen:
             name, _, happen = kinds[chosen - 1]
             if happen(self):
@@ -310,6 +316,7 @@ class World:
 
     def _enter(self, job: Job) -> None:
         job.make_blocks(self.make)
+        job.doubtful = self.ghosts
         self.jobs[job.id] = job
 
     def attach(self, job: Job) -> None:
