@@ -183,9 +183,10 @@ class Engine:
         self.create_again(job)
         return job
 
-    def create_again(self, job: str) -> bytes:
-        """Send all of it again that creates the job."""
-        self.stage(job)
+    def create_again(self, job: str, *, staged: bool = True) -> bytes:
+        """Send all of it again that creates the job; not `staged`: only the call itself."""
+        if staged:
+            self.stage(job)
         answer: bytes = self.call("create", **self._created[job])
         return answer
 

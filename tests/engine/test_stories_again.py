@@ -32,6 +32,19 @@ def test_a_failure_with_retries_left_runs_again_alone(engine: Engine) -> None:
     assert engine.finish(w1, A).tasks == [B]
 
 
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_failure_of_what_the_same_batch_brings_does_not_count(
+    engine: Engine, retries: int
+) -> None:
+    """A's large value arrived, the reply did not, and then the server was full: A is accepted."""
+    w1 = engine.slot()
+    job = engine.job({A: (), B: (A,)}, {B}, retries=retries, retry_delay=60_000)
+    engine.step(w1)
+    assert engine.finish(w1, A, failure=(A, b"full")).tasks == [B]
+    assert view(engine, job).finished == {A}
+    assert view(engine, job).meta["state"] == b"running"
+
+
 def test_the_last_try_ends_the_job_with_its_error(engine: Engine) -> None:
     """Two retries are three tries; the reason tells how many there were."""
     w1 = engine.slot()

@@ -54,6 +54,14 @@ def test_an_upload_that_comes_after_the_end_does_not_bring_the_job_back(engine: 
     engine.link.command("DEL", engine.keys("new_wait", job), engine.keys("new_consumers", job))
 
 
+def test_what_is_staged_for_a_job_does_not_outlive_it(engine: Engine) -> None:
+    """Its client staged it again, then gave it up; a late copy of create finds nothing to make it of."""
+    job = engine.create({A: ()}, {A})
+    engine.stage(job)
+    engine.remove(job)
+    assert engine.create_again(job, staged=False) == b"unstaged"
+
+
 def test_an_unsealed_job_is_not_done(engine: Engine) -> None:
     """H51: all that is there is finished, and a block is still to come."""
     w1 = engine.slot()
