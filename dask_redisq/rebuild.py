@@ -26,6 +26,8 @@ logger = logging.getLogger("dask_redisq")
 LIFE = 10_000
 #: Milliseconds that what is built aside waits to be taken.
 STAGED = 600_000
+#: What is built aside, and the ready set of each restriction.
+STAGED_PARTS = ("finished", "wait", "consumers", "log", "alone", "ready")
 #: Items in one command.
 SLICE = 1000
 
@@ -56,15 +58,45 @@ def rebuild(link: Link, keys: Keys, job: str, have: Collection[int] | None = Non
         That may be more: a client of impure tasks forgets outputs, and a server that came back
         older does not know.
     """
-    generation = secrets.token_hex(8)
-    answer = unpack(link.call("freeze", keys, job=job, generation=generation, life=LIFE))
-    held = _Frozen._make([answer[0].decode(), *answer[1:5], answer[5] == 1, answer[6] == 1])
-    if held.status != "frozen":
-        return False
-    read = _read(link, keys, job, held, have)
-    if read is None:
+    generation = ""
+    while True:
+        previous, generation = generation, secrets.token_hex(8)
+        answer = unpack(
+            link.call("freeze", keys, job=job, generation=generation, previous=previous, life=LIFE)
+        )
+        held = _Frozen._make([answer[0].decode(), *answer[1:5], answer[5] == 1, answer[6] == 1])
+        if held.status != "frozen":
+            return False
+        since = link.unbroken_since
+        built = _build(link, keys, job, generation, held, have)
+        # The server came back older, and a copy of `freeze` that came late holds the job there
+        # too: then one half was read of one history, the other half of another. So another turn,
+        # under a name of its own: what was sent in this one may still be on its way.
+        if link.unbroken_since == since:
+            break
+        if built is not None:
+            _drop_staged(link, keys, job, generation, unpack(built["hard"]))
+    if built is None:
         link.call("give_up", keys, job=job, generation=generation)
         return False
+    return bool(link.call("rebuild", keys, job=job, generation=generation, **built) == b"rebuilt")
+
+
+def _build(
+    link: Link,
+    keys: Keys,
+    job: str,
+    generation: str,
+    held: _Frozen,
+    have: Collection[int] | None,
+) -> dict[str, Any] | None:
+    """Build the rest of a frozen job aside; return what `rebuild` is to know of it.
+
+    None if its graph is not all there.
+    """
+    read = _read(link, keys, job, held, have)
+    if read is None:
+        return None
     truth, gone = read
     found = recount(truth, pure=held.pure)
     logger.warning(
@@ -74,20 +106,14 @@ def rebuild(link: Link, keys: Keys, job: str, have: Collection[int] | None = Non
     )  # fmt: skip
     for some in _slices(sorted(found.unneeded | gone)):
         link.call("drop_values", keys, job=job, generation=generation, tasks=pack(some))
-    hard = _stage(link, keys, job, generation, truth, found)
-    answer = link.call(
-        "rebuild",
-        keys,
-        job=job,
-        generation=generation,
+    return {
+        "hard": pack(_stage(link, keys, job, generation, truth, found)),
         # A slot may hold, or work with, what a run from before gave: with another epoch it
         # forgets that, and is refused.
-        epoch=secrets.token_hex(8) if held.history or (found.again and not held.pure) else "",
-        finished=len(found.finished),
-        acked=int(bool(found.delivered)),
-        hard=pack(hard),
-    )
-    return bool(answer == b"rebuilt")
+        "epoch": secrets.token_hex(8) if held.history or (found.again and not held.pure) else "",
+        "finished": len(found.finished),
+        "acked": int(bool(found.delivered)),
+    }
 
 
 def _read(
@@ -142,19 +168,6 @@ def _stage(
     def name(what: str) -> str:
         return keys("built", job, generation, what)
 
-    bits = bytearray(-(-n // 8))
-    for task in found.finished:
-        bits[task // 8] |= 128 >> task % 8
-    entries = [sorted(found.delivered)] if found.delivered else []
-    strings = {
-        "finished": bytes(bits),
-        "wait": struct.pack(f">{n}I", *found.wait),
-        "consumers": struct.pack(f">{n}I", *found.consumers),
-        "log": pack([pack(entry) for entry in [*entries, *_slices(found.told)]]),
-    }
-    for what, data in strings.items():
-        link.send("SET", name(what), data, "PX", STAGED)
-
     def stage(what: str, kind: str, tasks: Sequence[int]) -> None:
         for some in _slices(tasks):
             link.send_call(
@@ -166,8 +179,28 @@ def _stage(
     sets = _by_restriction(link.command("GET", keys("restrict", job)), found.ready)
     for number, tasks in sets.items():
         stage(f"hard:{number}" if number else "ready", "zset", tasks)
+    bits = bytearray(-(-n // 8))
+    for task in found.finished:
+        bits[task // 8] |= 128 >> task % 8
+    entries = [sorted(found.delivered)] if found.delivered else []
+    strings = {
+        "finished": bytes(bits),
+        "wait": struct.pack(f">{n}I", *found.wait),
+        "consumers": struct.pack(f">{n}I", *found.consumers),
+        "log": pack([pack(entry) for entry in [*entries, *_slices(found.told)]]),
+    }
+    # The sets come first: without these strings nothing is taken, and a server that came back
+    # from between would have all strings and half of the sets.
+    for what, data in strings.items():
+        link.send("SET", name(what), data, "PX", STAGED)
     link.receive_all()
     return [number for number in sets if number]
+
+
+def _drop_staged(link: Link, keys: Keys, job: str, generation: str, hard: list[int]) -> None:
+    """Delete what was built aside and is not wanted."""
+    staged = [*STAGED_PARTS, *(f"hard:{number}" for number in hard)]
+    link.command("UNLINK", *(keys("built", job, generation, what) for what in staged))
 
 
 def _by_restriction(marks: bytes | None, tasks: Iterable[int]) -> dict[int, list[int]]:

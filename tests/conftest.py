@@ -18,6 +18,7 @@ from mortal import MortalServer
 
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
+from dask_redisq.monitor import Monitor
 from dask_redisq.queue import Queue
 from dask_redisq.server import PrivateServer
 
@@ -184,6 +185,21 @@ def wait_until(condition: Callable[[], object], timeout: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.005)
+
+
+def looked(link: Link, keys: Keys) -> bool:
+    """Look after a queue as a monitor that was there for long; false if it was not its turn."""
+    expiry = 3.0
+    monitor = Monitor(link, keys, "test", interval=1.0, expiry=expiry)
+    monitor.run(1e9)
+    monitor.run(1e9 + expiry)
+    return monitor.stats()["recovery"]["looks"] == 1
+
+
+def all_idle(link: Link, queue: Queue) -> bool:
+    """Whether each slot of a queue waits for work: what it had to send is sent."""
+    slots = [queue.keys("slot", slot) for row in queue.workers() for slot in row["slots"]]
+    return all(link.command("HGET", slot, "idle") == b"1" for slot in slots)
 
 
 @pytest.fixture(autouse=True)

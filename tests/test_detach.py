@@ -20,7 +20,7 @@ import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import PATH, SECRET, WorkerProcess, wait_until
+from conftest import PATH, SECRET, WorkerProcess, looked, wait_until
 from dask.utils_test import inc
 from test_faults import Background, log_and_wait, pids
 
@@ -191,7 +191,7 @@ def test_results_that_expired_are_told(
     future.result(30)
     link.command("HSET", keys("job", future.id), "ended", 1)
     link.command("DEL", keys("monitor"))
-    wait_until(lambda: _looked(link, keys))
+    wait_until(lambda: looked(link, keys))
     wait_until(lambda: job_keys(link) == [])
     with pytest.raises(redisq.JobLost, match="kept for its result_ttl"):
         queue.attach(future.id)
@@ -200,15 +200,6 @@ def test_results_that_expired_are_told(
         redisq.JobLost, match="the server lost it, or its results expired after result_ttl"
     ):
         queue.attach(future.id)
-
-
-def _looked(link: Link, keys: Keys) -> bool:
-    """Look as a monitor does, and sweep."""
-    from dask_redisq.monitor import Monitor
-
-    monitor = Monitor(link, keys, "test", interval=1.0, expiry=0.0)
-    monitor.run(time.monotonic())
-    return monitor.stats()["recovery"]["looks"] == 1
 
 
 def test_an_attached_reader_looks_after_dead_workers(

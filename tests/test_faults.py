@@ -15,7 +15,7 @@ from typing import Any
 import dask
 import psutil
 import pytest
-from conftest import PATH, WorkerProcess, is_gone, wait_until
+from conftest import PATH, WorkerProcess, all_idle, is_gone, wait_until
 from dask.utils_test import inc
 from proxy import LossyProxy
 
@@ -290,15 +290,17 @@ def test_a_slot_that_leaves_a_removed_queue_makes_no_key(
 ) -> None:
     """The remover is faster than the signal: an idle slot, told to end, finds no queue."""
     slots = workers.slots()
-    names = [keys("slot", slot) for row in queue.workers() for slot in row["slots"]]
-    wait_until(lambda: all(link.command("HGET", name, "idle") == b"1" for name in names))
-    psutil.Process(workers.pid).suspend()
+    wait_until(lambda: all_idle(link, queue))
+    supervisor = psutil.Process(workers.pid)
+    supervisor.suspend()
+    wait_until(lambda: supervisor.status() == psutil.STATUS_STOPPED)
+    link.command("PING")  # a beat that it had sent is heard
     link.command("FLUSHALL")
     for slot in slots:
         slot.terminate()
     wait_until(lambda: all(map(is_gone, slots)))
     left = link.command("KEYS", "*")
-    psutil.Process(workers.pid).kill()
+    supervisor.kill()
     assert left == []
 
 

@@ -89,8 +89,8 @@ def test_a_monitor_audits_and_repairs(engine: Engine) -> None:
     job = engine.job({A: (), B: (A,)}, {B})
     engine.call("recover", who="another", interval=LONG, deadline=NEVER)
     engine.link.command("DEL", engine.keys("ready", job))
-    monitor = Monitor(engine.link, engine.keys, "test", interval=50.0, expiry=0.0)
-    monitor.run(1e9)  # for the dead, another looked a moment ago
+    monitor = Monitor(engine.link, engine.keys, "test", interval=50.0, expiry=10.0)
+    monitor.run(1e9)
     assert monitor.stats()["audit"] == {"blocks": 0, "wrong": 0}, "the job is new"
     engine.link.command("ZADD", engine.keys("jobs"), 0, job)
     monitor.run(2e9)  # by the server's clock, it has looked a moment ago

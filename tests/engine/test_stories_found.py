@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 from driver import NEVER, Engine
 from invariants import JobView
 
 from dask_redisq.codec import pack
+from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.recount import Truth, recount
 
@@ -93,7 +94,7 @@ def test_no_slot_waits_for_a_job_that_only_a_dead_client_could_rebuild(engine: E
 def test_a_rebuild_that_spans_a_rollback_is_late(engine: Engine) -> None:
     """It read one history, and would write what it read into another that is frozen as well."""
     job = engine.job({A: ()}, {A})
-    args = {"job": job, "generation": "older", "life": 10_000}
+    args = {"job": job, "generation": "older", "previous": "", "life": 10_000}
     engine.call("freeze", **args)
     engine.roll_back(engine.snapshot())
     for what in ("finished", "wait", "consumers", "log"):
@@ -109,6 +110,57 @@ def test_a_rebuild_that_spans_a_rollback_is_late(engine: Engine) -> None:
     }
     assert engine.call("rebuild", **late) == b"late"
     assert engine.rebuild(job), "another one need not wait until the older has surely died"
+
+
+class TornLink(Link):
+    """Its connection breaks once, when a rebuild has read all; `meanwhile` tells what happens then."""
+
+    meanwhile: Callable[[], object] = staticmethod(lambda: None)
+    broken = 0
+    freeze: Mapping[str, object]
+
+    def send_call(self, script: str, keys: Keys, /, **args: object) -> None:
+        """Keep the arguments of `freeze`."""
+        if script == "freeze":
+            self.freeze = args
+        super().send_call(script, keys, **args)
+
+    def command(self, *words: object) -> object:
+        """Break before what a rebuild asks last."""
+        if words[0] == "GET" and str(words[1]).endswith(":restrict") and not self.broken:
+            self.broken += 1
+            self.close()
+            self.meanwhile()
+        return super().command(*words)
+
+
+def test_a_rebuild_that_read_one_history_and_holds_another_reads_anew(engine: Engine) -> None:
+    """The server came back, and a copy of `freeze` came late: the job is held there as well.
+
+    In the one history nothing had run, in the other B is there: its value would be kept for ever.
+    """
+    job = engine.job({A: (), B: (A,), C: (B,)}, {C})
+    nothing = engine.snapshot()
+    slot = engine.slot()
+    engine.step(slot)
+    engine.finish(slot, A, B, want=0)
+    both = engine.snapshot()
+    engine.roll_back(nothing)
+    torn = TornLink(engine.link.url, patience=5.0)
+
+    def come_back() -> None:
+        engine.roll_back(both)
+        engine.link.call("freeze", engine.keys, **torn.freeze)
+
+    torn.meanwhile = come_back
+    engine.rebuilder = torn
+    engine.doubtful.add(job)
+    try:
+        assert engine.rebuild(job)
+    finally:
+        torn.close()
+    assert torn.broken
+    assert JobView(engine.state(), job, engine.graphs[job]).finished == {A, B}
 
 
 def test_what_came_of_a_forgotten_run_is_made_again_if_tasks_are_impure() -> None:
@@ -129,7 +181,7 @@ def test_who_looked_during_a_rebuild_hears_of_delayed_tasks(engine: Engine) -> N
     engine.step(slot, failure=(A, b"boom"), want=0)
     engine.link.command("HSET", engine.keys("job", job), "damaged", 1)
     engine.doubtful.add(job)
-    engine.call("freeze", job=job, generation="dead", life=10_000)
+    engine.call("freeze", job=job, generation="dead", previous="", life=10_000)
     assert engine.step(slot, rest=True).retry == 0
     engine.link.command("HSET", engine.keys("job", job), "frozen_at", 0)
     assert engine.rebuild(job)

@@ -103,7 +103,7 @@ def test_only_one_rebuilder_has_its_way(engine: Engine) -> None:
     job = engine.job({A: (), B: (A,)}, {B}, chunk=1)
     engine.step(w1)
     engine.doubtful.add(job)
-    engine.call("freeze", job=job, generation="slow".ljust(16), life=0)
+    engine.call("freeze", job=job, generation="slow".ljust(16), previous="", life=0)
     engine.link.command("HSET", engine.keys("job", job), "frozen_at", 0)  # it holds it for too long
     late = engine.prepare(w1, engine.groups(w1, [A]))
     assert engine.send(late).status == "frozen"

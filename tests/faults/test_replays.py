@@ -332,7 +332,7 @@ def test_a_copy_of_a_freeze_forgets_no_damage(link: Link, keys: Keys) -> None:
     """A value is found lost after the rebuild began to read; then the freeze comes once more."""
     engine = Engine(link, keys, replay=False)
     job = engine.job({0: (), 1: (0,)}, {1})
-    held = {"job": job, "generation": "g" * 16, "life": 10_000}
+    held = {"job": job, "generation": "g" * 16, "previous": "", "life": 10_000}
     engine.doubtful.add(job)
     engine.call("freeze", **held)
     assert engine.call("report_missing", job=job, task=1, input=0) == b"parked"
