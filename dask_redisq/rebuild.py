@@ -165,8 +165,8 @@ def _stage(
     """Write the derived state aside; return the numbers of the restrictions with ready tasks."""
     n = len(truth.inputs)
 
-    def name(what: str) -> str:
-        return keys("built", job, generation, what)
+    def put(what: str, data: bytes) -> None:
+        link.send("SET", keys("built", job, generation, what), data, "PX", STAGED)
 
     def stage(what: str, kind: str, tasks: Sequence[int]) -> None:
         for some in _slices(tasks):
@@ -175,24 +175,20 @@ def _stage(
                 tasks=pack(some), life=STAGED,
             )  # fmt: skip
 
+    # Empty sets are no keys, so they cannot be missed. The strings are: the first of them expires
+    # before any set, and the last is not in a server that came back from the middle of this.
+    bits = bytearray(-(-n // 8))
+    for task in found.finished:
+        bits[task // 8] |= 128 >> task % 8
+    put("finished", bytes(bits))
+    put("wait", struct.pack(f">{n}I", *found.wait))
+    put("consumers", struct.pack(f">{n}I", *found.consumers))
     stage("alone", "set", sorted(found.again))
     sets = _by_restriction(link.command("GET", keys("restrict", job)), found.ready)
     for number, tasks in sets.items():
         stage(f"hard:{number}" if number else "ready", "zset", tasks)
-    bits = bytearray(-(-n // 8))
-    for task in found.finished:
-        bits[task // 8] |= 128 >> task % 8
     entries = [sorted(found.delivered)] if found.delivered else []
-    strings = {
-        "finished": bytes(bits),
-        "wait": struct.pack(f">{n}I", *found.wait),
-        "consumers": struct.pack(f">{n}I", *found.consumers),
-        "log": pack([pack(entry) for entry in [*entries, *_slices(found.told)]]),
-    }
-    # The sets come first: without these strings nothing is taken, and a server that came back
-    # from between would have all strings and half of the sets.
-    for what, data in strings.items():
-        link.send("SET", name(what), data, "PX", STAGED)
+    put("log", pack([pack(entry) for entry in [*entries, *_slices(found.told)]]))
     link.receive_all()
     return [number for number in sets if number]
 
