@@ -7,6 +7,9 @@
 -- Only here are a job's keys made. The counters were staged by plain SETs, because megabytes
 -- in ARGV stall everyone; a SET that is sent twice then only fills a staging key, which expires,
 -- and never resets the counters of a job that runs.
+--
+-- The epoch is of this run of the server too: the server lost the job, its client lost the connection
+-- and sends all of it again, and a slot still keeps values that it made in the first one.
 if redis.call('EXISTS', key.job(arg.job)) == 1 then return 'exists' end
 -- It was cancelled and removed while its client, which lost its connection, had not heard of it:
 -- what that sends again would bring the job back, and it would run.
@@ -18,6 +21,8 @@ if redis.call('EXISTS', key.new_wait(arg.job), key.new_consumers(arg.job)) < 2
     or #hard > 0 and redis.call('EXISTS', key.new_restrict(arg.job)) == 0 then
   return 'unstaged'
 end
+local run = redis.call('HGET', key.queue(), 'run') or ''
+local epoch = string.sub(redis.sha1hex(arg.epoch .. ' ' .. run), 1, 16)
 redis.call('RENAME', key.new_wait(arg.job), key.wait(arg.job))
 redis.call('RENAME', key.new_consumers(arg.job), key.consumers(arg.job))
 if redis.call('EXISTS', key.new_answer(arg.job), key.new_names(arg.job)) == 2 then
@@ -26,7 +31,7 @@ if redis.call('EXISTS', key.new_answer(arg.job), key.new_names(arg.job)) == 2 th
 end
 redis.call('HSET', key.job(arg.job),
   'state', 'running', 'n', arg.n, 'finished', 0, 'block', arg.block, 'blocks', arg.blocks,
-  'epoch', arg.epoch, 'chunk', arg.chunk, 'priority', arg.priority, 'python', arg.python,
+  'epoch', epoch, 'chunk', arg.chunk, 'priority', arg.priority, 'python', arg.python,
   'allowed', arg.allowed, 'retries', arg.retries, 'retry_delay', arg.retry_delay,
   'patience', arg.patience, 'acked', 0, 'pure', arg.pure,
   'lease', arg.client_lease, 'ttl', arg.ttl,

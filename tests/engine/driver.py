@@ -173,9 +173,9 @@ class Engine:
         tasks = tuple(tuple(inputs[t]) for t in range(len(inputs)))
         graph = Graph(tasks, frozenset(outputs), block, hard or {})
         job, n = self._new_id(16), len(graph)
-        self.graphs[job], self.epochs[job], self.known = graph, self._new_id(8), job
+        self.graphs[job], self.known = graph, job
         self._created[job] = {
-            "job": job, "n": n, "block": block, "blocks": self._blocks(job), "epoch": self.epochs[job], "chunk": chunk,
+            "job": job, "n": n, "block": block, "blocks": self._blocks(job), "epoch": self._new_id(8), "chunk": chunk,
             "priority": priority, "python": python, "allowed": allowed, "retries": retries, "retry_delay": retry_delay,
             "patience": patience, "client_lease": lease, "ttl": ttl, "pure": pure,
             "hard": pack([list(tags) for tags in graph.restrictions]),
@@ -188,6 +188,7 @@ class Engine:
         if staged:
             self.stage(job)
         answer: bytes = self.call("create", **self._created[job])
+        self._note_epoch(job)
         return answer
 
     def stage(self, job: str) -> None:
@@ -236,10 +237,13 @@ class Engine:
     def rebuild(self, job: str, have: Collection[int] = ()) -> bool:
         """Rebuild a damaged job; all must hold afterwards."""
         done = rebuild(self.rebuilder or self.link, self.keys, job, have)
-        epoch = self.link.command("HGET", self.keys("job", job), "epoch")
-        self.epochs[job] = (epoch or b"").decode()
+        self._note_epoch(job)
         self.check()
         return done
+
+    def _note_epoch(self, job: str) -> None:
+        epoch = self.link.command("HGET", self.keys("job", job), "epoch")
+        self.epochs[job] = (epoch or b"").decode()
 
     def sweep(self, job: str) -> None:
         """Remove an ended job, and look that nothing of it is left."""

@@ -91,6 +91,26 @@ def test_no_slot_waits_for_a_job_that_only_a_dead_client_could_rebuild(engine: E
     assert (answer.status, answer.refused) == ("ok", [A])
 
 
+def test_a_job_that_is_made_again_is_of_another_epoch(engine: Engine) -> None:
+    """The server loses all, and the client, whose upload was under way, sends it again from its start.
+
+    A slot that kept A of an impure job would make B of that, and C of the A that is run now.
+    """
+    job = engine.create({A: (), B: (A,), C: (A,)}, {B, C}, pure=0)
+    engine.put_block(job, 0)
+    slot = engine.slot()
+    engine.step(slot)
+    engine.roll_back({})
+    before = engine.epochs[job]
+    assert engine.create_again(job) == b"created"
+    assert engine.epochs[job] != before
+    engine.put_block(job, 0)
+    engine.register(slot, slot.seq)
+    assert slot.lease is not None
+    answer = engine.send(engine.prepare(slot, engine.groups(slot, [A])) | {"epoch": before})
+    assert answer.refused == [A]
+
+
 def test_a_rebuild_that_spans_a_rollback_is_late(engine: Engine) -> None:
     """It read one history, and would write what it read into another that is frozen as well."""
     job = engine.job({A: ()}, {A})
