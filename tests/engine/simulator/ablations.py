@@ -201,12 +201,6 @@ ABLATIONS = {
         "saved",
         "rolled back",
     ),
-    "R13, a job that is made again has another epoch": _lua(
-        "create.lua",
-        "local run = redis.call('HGET', key.queue(), 'run') or ''",
-        "local run = ''",
-        "emptied",
-    ),
     "R13, no slot waits for a job that nobody rebuilds": _lua(
         "step.lua", "(meta[3] or meta[5] and meta[6])", "(meta[3] or meta[5])"
     ),

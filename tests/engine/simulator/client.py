@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["Client", "Operator", "Reader"]
 
 UPLOAD = 2
+#: As in lua/lib/tomb.lua, in ms.
+TOMB_LIFE = 600_000
 #: Between two calls while somebody else rebuilds the job, in ms; more than in the package, as for slots.
 BUSY = 500
 
@@ -152,6 +154,7 @@ class Client(_Follower):
     """
 
     outcome = ""
+    _begun = 0
 
     def live(self) -> Life[None]:
         """Submit; get the answer, or leave the job to the server; again if it was dropped."""
@@ -175,8 +178,10 @@ class Client(_Follower):
 
     def _once(self) -> Life[None]:
         world, job = self.world, self.job
+        self._begun = world.server.now
         yield from self._create()
-        if world.chance(0.1):  # a connection was lost, and all that had no reply comes again
+        if world.chance(0.1) and self._is_recent():
+            # A connection was lost, and all that had no reply comes again.
             for number in range(world.choices.below(job.block_count + 1)):
                 yield Call("put_block", job.block_args(number))
             yield from self._create()
@@ -193,6 +198,10 @@ class Client(_Follower):
         if not swept:  # edges are still to be counted, and nobody needs them now
             yield from self._abandon()
 
+    def _is_recent(self) -> bool:
+        """Whether a word of the job's end would still be there: who comes later submits it anew."""
+        return self.world.server.now < self._begun + TOMB_LIFE
+
     def _create(self) -> Life[None]:
         job, keys = self.job, self.world.server.keys
         for name, data in job.stages():
@@ -203,10 +212,10 @@ class Client(_Follower):
     def upload(self) -> Life[None]:
         """Send the blocks and seal."""
         job = self.job
-        for number in range(job.block_count):
-            state = yield Call("put_block", job.block_args(number))
-            if state in (b"failed", b"cancelled", b""):
-                break
+        state = yield from self._send_blocks()
+        if state == b"" and self.world.chance(0.5) and self._is_recent():
+            yield from self._create()  # so was its connection lost: see `_once`
+            yield from self._send_blocks()
         state = yield Call("seal", {"job": job.id})
         if state == b"incomplete":  # the server came back older meanwhile
             self.world.check_dropped(job)
@@ -214,6 +223,13 @@ class Client(_Follower):
             raise Dropped
         if job.detached:
             self._judge_upload(state)
+
+    def _send_blocks(self) -> Life[bytes]:
+        for number in range(self.job.block_count):
+            state: bytes = yield Call("put_block", self.job.block_args(number))
+            if state in (b"failed", b"cancelled", b""):
+                break
+        return state
 
     def _judge_upload(self, state: bytes) -> None:
         if state in (b"", b"cancelled"):
