@@ -26,7 +26,8 @@ from dask_redisq.errors import (
 )
 from dask_redisq.future import Future
 from dask_redisq.local import LocalCluster, start_local_workers
-from dask_redisq.queue import Queue, enable, get
+from dask_redisq.queue import Queue
+from dask_redisq.scheduler import enable, get
 
 __all__ = [
     # compute

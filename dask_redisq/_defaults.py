@@ -13,6 +13,8 @@ from importlib.resources import files
 import dask
 import yaml
 
+from dask_redisq.frames import OURS
+
 __all__ = ["__version__", "hide_secret"]
 
 try:
@@ -23,6 +25,9 @@ except PackageNotFoundError:  # run from a source tree
 dask.config.update_defaults(
     yaml.safe_load(files("dask_redisq").joinpath("redisq.yaml").read_text())
 )
+# Frames of ours in a traceback tell a user nothing.
+_shorten = [*(dask.config.get("admin.traceback.shorten", None) or []), OURS]
+dask.config.update_defaults({"admin": {"traceback": {"shorten": _shorten}}})
 
 
 def hide_secret() -> bool:

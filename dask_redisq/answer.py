@@ -8,6 +8,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from dask._task_spec import GraphNode
@@ -22,7 +23,12 @@ __all__ = ["Answer", "assemble", "pack_names", "unpack_names"]
 ANSWER, NAMES = "answer", "names"
 
 
-def assemble(keys: Any, values: dict[Key, Any], local: Mapping[Key, GraphNode]) -> Any:
+def assemble(
+    keys: Any,
+    values: dict[Key, Any],
+    local: Mapping[Key, GraphNode],
+    around: Callable[[Key, Callable[[], Any]], Any] = lambda _, compute: compute(),
+) -> Any:
     """Return what a Dask scheduler returns for `keys`: a value, or for a list a tuple of such.
 
     Parameters
@@ -33,9 +39,12 @@ def assemble(keys: Any, values: dict[Key, Any], local: Mapping[Key, GraphNode]) 
         Key -> value, of outputs and constants; it gets those of `local` too.
     local : Mapping
         Key -> node that is computed here from `values`, such as the last step of an array.
+    around : callable, optional
+        Called as ``around(key, compute)`` for each of these; returns what ``compute()`` does.
     """
     for key, node in local.items():
-        values[key] = node({k: values[k] for k in node.dependencies})
+        needs = {k: values[k] for k in node.dependencies}
+        values[key] = around(key, partial(node, needs))
     return _nested(keys, values)
 
 

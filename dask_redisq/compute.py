@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,11 +12,18 @@ from dask.local import get_sync
 from dask.typing import Key
 
 from dask_redisq.answer import Answer, assemble
-from dask_redisq.dask_input import limits, plain_graph, refuse_disk_shuffle, restrictions
+from dask_redisq.callbacks import Observer, active_callbacks, looks_at_values
+from dask_redisq.dask_input import (
+    limits,
+    plain_graph,
+    refuse_disk_shuffle,
+    restrictions,
+    with_cached,
+)
 from dask_redisq.graph import Plan, plan_graph
 from dask_redisq.job import Job
 from dask_redisq.keys import Keys
-from dask_redisq.options import job_options
+from dask_redisq.options import JobOptions, job_options
 from dask_redisq.pool import Pool
 from dask_redisq.secret import find_secret
 from dask_redisq.serving import serves
@@ -24,11 +32,13 @@ from dask_redisq.settings import setting
 __all__ = ["compute_graph", "submit_detached"]
 
 
-def plan_job(dsk: Any, keys: Any, kwargs: dict[str, Any]) -> tuple[Plan, Any]:
-    """Return the plan for what Dask passes to a scheduler, and its keys as a list is wanted."""
-    graph, keys, annotations = plain_graph(dsk, keys)
+def plan_job(
+    graph: Mapping[Key, Any], keys: Any, annotations: Mapping[str, Any], kwargs: dict[str, Any]
+) -> Plan:
+    """Return the plan for a graph, with what annotations and keywords say of its tasks."""
     plan = plan_graph(graph, keys, setting("order", kwargs.get("order")))
-    refuse_disk_shuffle(plan.keys)
+    if not setting("allow-disk-shuffle", kwargs.get("allow_disk_shuffle")):
+        refuse_disk_shuffle(plan.keys)
     plan.restricted = restrictions(
         annotations,
         plan.keys,
@@ -36,7 +46,7 @@ def plan_job(dsk: Any, keys: Any, kwargs: dict[str, Any]) -> tuple[Plan, Any]:
         others=bool(kwargs.get("allow_other_workers")),
     )
     plan.limits = limits(annotations, plan.keys, setting("timeout", kwargs.get("timeout")))
-    return plan, keys
+    return plan
 
 
 def compute_graph(pool: Pool, names: Keys, dsk: Any, keys: Any, kwargs: dict[str, Any]) -> Any:
@@ -46,13 +56,35 @@ def compute_graph(pool: Pool, names: Keys, dsk: Any, keys: Any, kwargs: dict[str
         # as as many tasks do so. It holds a slot, so it may as well do the work.
         return get_sync(dsk, keys)
     options = job_options(kwargs)
-    plan, keys = plan_job(dsk, keys, kwargs)
+    graph, keys, annotations = plain_graph(dsk, keys)
+    cache = kwargs.get("cache", dask.config.get("cache", None))
+    if cache is not None:
+        graph = with_cached(graph, cache)
+    callbacks = active_callbacks(kwargs.get("callbacks"))
+    if not callbacks:
+        plan = plan_job(graph, keys, annotations, kwargs)
+        return assemble(keys, _values(pool, names, plan, options), plan.local)
+    looks = looks_at_values(callbacks, setting("callback-values"))
+    with Observer(callbacks, graph, keys, looks=looks) as observer:
+        observer.start()
+        plan = plan_job(observer.dsk, keys, annotations, kwargs)
+        plan.every = looks
+        observer.begin(plan)
+        values = _values(pool, names, plan, options, observer)
+        return assemble(keys, values, plan.local, observer.here)
+
+
+def _values(
+    pool: Pool, names: Keys, plan: Plan, options: JobOptions, observer: Observer | None = None
+) -> dict[Key, Any]:
+    """Return requested key -> value: of the constants, and of what workers compute."""
     values: dict[Key, Any] = dict(plan.constants)
     if len(plan):
         signer = find_secret(pool.url)  # refused before anything is sent
         with pool.lend() as link:
-            values.update(Job(link, names, plan, options, signer).compute())
-    return assemble(keys, values, plan.local)
+            job = Job(link, names, plan, options, signer, observer=observer)
+            values.update(job.compute())
+    return values
 
 
 def submit_detached(
@@ -98,7 +130,8 @@ def submit_detached(
     submitted: list[tuple[str, Answer]] = []
 
     def submit(dsk: Any, keys: Any, **_: Any) -> list[None]:
-        plan, keys = plan_job(dsk, keys, kwargs)
+        graph, keys, annotations = plain_graph(dsk, keys)
+        plan = plan_job(graph, keys, annotations, kwargs)
         single = len(collections) == 1
         answer = Answer(keys, plan.outputs, plan.constants, plan.local, repack, single)
         with pool.lend() as link:

@@ -7,15 +7,16 @@ pass dicts and `HighLevelGraph`.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
+from dask._task_spec import DataNode, GraphNode, convert_legacy_task
 from dask.core import flatten
 from dask.typing import Key
 
 from dask_redisq.errors import RedisqError
 
-__all__ = ["limits", "plain_graph", "refuse_disk_shuffle", "restrictions"]
+__all__ = ["limits", "plain_graph", "refuse_disk_shuffle", "restrictions", "with_cached"]
 
 
 def plain_graph(dsk: Any, keys: Any) -> tuple[Mapping[Key, Any], Any, Mapping[str, Any]]:
@@ -31,6 +32,22 @@ def plain_graph(dsk: Any, keys: Any) -> tuple[Mapping[Key, Any], Any, Mapping[st
         dsk, keys = rewritten, list(flatten(rewritten.__dask_keys__()))
     annotations = dsk.__dask_annotations__() if hasattr(dsk, "__dask_annotations__") else {}
     return dsk.__dask_graph__(), keys, annotations
+
+
+def with_cached(graph: Mapping[Key, Any], cache: MutableMapping[Key, Any]) -> dict[Key, Any]:
+    """Return a graph whose tasks are constants where `cache` holds their values.
+
+    Dask's setting and keyword ``cache`` of its own schedulers: constants of the graph are entered
+    into it as well.
+    """
+    whole = dict(graph) | {key: DataNode(key, value) for key, value in cache.items()}
+    for key, node in graph.items():
+        data = convert_legacy_task(key, node, whole)
+        if not isinstance(data, GraphNode):
+            cache.setdefault(key, data)
+        elif isinstance(data, DataNode):
+            cache.setdefault(key, data.value)
+    return whole
 
 
 def _annotations_of_layers(dsk: Mapping[Key, Any]) -> dict[str, Any]:
@@ -49,7 +66,10 @@ def _shuffle_by_tasks(expr: Any) -> Any:
     if shuffle is None or not hasattr(expr, "walk"):
         return expr
     for hit in [e for e in expr.walk() if type(e) is shuffle.DiskShuffle]:
-        expr = expr.substitute(hit, shuffle.TaskShuffle(*hit.operands))
+        # A shuffle to disk keeps the index whatever it is told, and what it promised others is so.
+        names = hit._parameters  # noqa: SLF001 - an expression has no other word for them
+        operands = dict(zip(names, hit.operands, strict=True)) | {"ignore_index": False}
+        expr = expr.substitute(hit, shuffle.TaskShuffle(*operands.values()))
     return expr
 
 
@@ -67,7 +87,8 @@ def refuse_disk_shuffle(keys: list[Key]) -> None:
             raise RedisqError(
                 f"the graph shuffles through a local disk (task {key!r}), which loses rows when "
                 "workers run on several hosts. "
-                'Build it under redisq.enable(), or pass shuffle="tasks"'
+                'Build it under redisq.enable(), or pass shuffle="tasks". If all workers see one '
+                "disk: redisq.allow-disk-shuffle"
             )
 
 

@@ -14,8 +14,10 @@ from typing import Any
 from dask.typing import Key
 
 from dask_redisq import client_lease
+from dask_redisq.callbacks import Observer
 from dask_redisq.codec import loads, unpack
 from dask_redisq.errors import JobFailed, JobLost, NoWorkersError
+from dask_redisq.events import EventReader
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.monitor import Monitor, renew_values
@@ -77,6 +79,8 @@ class Follower:
         The state in which the job was found ended without its outputs; empty when it is gone.
     """
 
+    #: Who wants to know what happens to the tasks.
+    observer: Observer | None = None
     #: Tags of which some task needs one; those of other readers' graphs are not known.
     restrictions: Collection[tuple[str, ...]] = ()
 
@@ -123,6 +127,7 @@ class Follower:
         """
         options = self.options
         monitor = Monitor(self.link, self.keys, self.id, options.ft_interval, options.alive_expiry)
+        events = self._event_reader()
         cursor, generation, finished, heard = 0, b"", -1, time.monotonic()
         renew_at = heard + options.client_lease
         while True:
@@ -135,6 +140,8 @@ class Follower:
                 self._begin_anew(items)
             if self._read_items(items):
                 cursor = further
+            if events is not None:
+                events.read(self.received, anew=generation != before)
             if asked == UPLOAD:
                 self._upload_again()
             elif asked:
@@ -161,6 +168,11 @@ class Follower:
                 monitor.run(now)
                 if now - heard >= min(QUIET, options.no_workers_timeout or QUIET):
                     self._look_for_workers(now - heard)
+
+    def _event_reader(self) -> EventReader | None:
+        if self.observer is None:
+            return None
+        return EventReader(self.link, self.keys, self.id, self.names, self.observer)
 
     def _wait(self, deadline: float | None, now: float) -> None:
         """Wait for news, but not so long that the lease runs out."""

@@ -18,6 +18,7 @@ from dask_redisq.monitor import sweep
 from dask_redisq.options import job_options
 from dask_redisq.pool import Pool
 from dask_redisq.secret import find_secret
+from dask_redisq.task_warnings import issue_warnings
 from dask_redisq.trust import Seal
 from dask_redisq.verdict import why_gone
 
@@ -134,6 +135,8 @@ class Future:
                     job.count_refused(secrets.token_hex(8))
                     raise
                 return None, error
+            warned = link.command("SMEMBERS", self._keys("warnings", self.id))
+        issue_warnings(warned)
         return self._answer.value(job.received), None
 
 

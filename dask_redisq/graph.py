@@ -57,6 +57,8 @@ class Plan:
         Task -> the tags of which its slot must carry one.
     limits : dict of int to tuple
         Task -> its timeout and retries; see `codec.Block`.
+    every : bool
+        Whether the client waits for the values of all tasks: a callback looks at them.
     """
 
     keys: list[Key]
@@ -70,6 +72,7 @@ class Plan:
     data: dict[Key, Any]
     restricted: dict[int, tuple[str, ...]] = field(default_factory=dict)
     limits: dict[int, tuple[float, int]] = field(default_factory=dict)
+    every: bool = False
 
     def __len__(self) -> int:
         return len(self.nodes)
@@ -101,7 +104,7 @@ class Plan:
     @cached_property
     def wanted(self) -> set[int]:
         """The tasks whose values the client waits for."""
-        return set(self.outputs.values())
+        return set(range(len(self))) if self.every else set(self.outputs.values())
 
     def wait_counts(self) -> list[int]:
         """Return for each task its inputs, and one more for its block."""
@@ -148,6 +151,7 @@ class Plan:
             data={**self.data, **found},
             restricted={number[t]: tags for t, tags in self.restricted.items() if t in number},
             limits={number[t]: limit for t, limit in self.limits.items() if t in number},
+            every=self.every,
         )
 
     def _packed(self, task: int) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 from dask.typing import Key
 
 from dask_redisq.answer import Answer, pack_names
+from dask_redisq.callbacks import Observer
 from dask_redisq.codec import BlockEncoder, dumps, pack
 from dask_redisq.errors import (
     JobFailed,
@@ -30,6 +31,7 @@ from dask_redisq.link import Link
 from dask_redisq.monitor import sweep
 from dask_redisq.options import JobOptions
 from dask_redisq.server_check import most_bytes
+from dask_redisq.task_warnings import issue_warnings
 from dask_redisq.trust import BLOCK as A_BLOCK
 from dask_redisq.trust import UNSIGNED, Signer
 from dask_redisq.versions import python_tag
@@ -67,6 +69,8 @@ class Job(Follower):
         Signs what is sent, and checks what comes.
     answer : Answer, optional
         What others make the answer of; stored with a detached job.
+    observer : Observer, optional
+        Who wants to know what happens to the tasks.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class Job(Follower):
         options: JobOptions,
         signer: Signer = UNSIGNED,
         answer: Answer | None = None,
+        observer: Observer | None = None,
     ) -> None:
         job = secrets.token_hex(16)  # random, never used again
         seal = signer.seal(keys.queue, job)
@@ -84,6 +89,7 @@ class Job(Follower):
         self.plan = plan
         self.signer = signer
         self.answer = answer
+        self.observer = observer
         self.epoch = secrets.token_hex(8)
         self.restrictions = plan.restricted.values()
         self._lease = int(options.client_lease * 1000)
@@ -122,15 +128,24 @@ class Job(Follower):
         try:
             self.submit()
             self.gather()
-            if not sweep(self.link, self.keys, self.id):
-                # All outputs are here, and edges are still to be counted: nobody needs them now.
-                self.cancel("its outputs arrived")
-                sweep(self.link, self.keys, self.id)
+            warned = self._clear_away()
         except BaseException:
             self._abandon()
             raise
         finally:
             self.let_go()
+        issue_warnings(warned)  # a filter may make an error of one
+
+    def _clear_away(self) -> list[bytes]:
+        """Remove the job, all of whose outputs are here; return what its tasks warned of."""
+        self.link.send("SMEMBERS", self.keys("warnings", self.id))
+        self.link.send_call("sweep", self.keys, job=self.id)
+        warned, answer = self.link.receive_all()[-2:]
+        if answer != 1 and not sweep(self.link, self.keys, self.id):
+            # Edges are still to be counted: nobody needs them now.
+            self.cancel("its outputs arrived")
+            sweep(self.link, self.keys, self.id)
+        return list(warned)
 
     def again(self, received: Mapping[int, Any]) -> Job:
         """Return a new job, not yet submitted, for the outputs that `received` lacks.
@@ -142,7 +157,8 @@ class Job(Follower):
         received : Mapping
             Task -> value, as `received` has them.
         """
-        return Job(self.link, self.keys, self.plan.without(received), self.options, self.signer)
+        plan = self.plan.without(received)
+        return Job(self.link, self.keys, plan, self.options, self.signer, observer=self.observer)
 
     def values(self) -> dict[Key, Any]:
         """Return requested key -> value, of the outputs that arrived."""
@@ -188,6 +204,7 @@ class Job(Follower):
             hard=pack([list(tags) for tags in hard]),
             ttl=int(self.options.result_ttl * 1000),
             pure=int(self.options.pure),
+            watched=int(self.observer is not None),
         )
         return self._upload()
 

@@ -60,6 +60,11 @@ PATTERNS: dict[str, tuple[str, str]] = {
     "leases": ("job:%s:leases", "hash: slot -> msgpack [seq, tasks, given back] of its lease"),
     "parked": ("job:%s:parked", "set: tasks whose input is gone and made again"),
     "settle": ("job:%s:settle", "list: edges of accepted tasks that are still to be counted"),
+    "warnings": ("job:%s:warnings", "set: what tasks warned of, packed, for the client to issue"),
+    "events": (
+        "job:%s:events",
+        "list: msgpack [slot, worker, done, tasks], for a client's callbacks",
+    ),
     "news": ("job:%s:news", "list: a token wakes the job's client"),
     # built aside by a rebuild, under its generation
     "built": ("job:%s:built:%s:%s", "what takes the place of a derived key"),

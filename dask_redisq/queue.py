@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from typing import Any, Self
@@ -12,6 +11,7 @@ import dask
 from dask_redisq import status
 from dask_redisq.compute import compute_graph, submit_detached
 from dask_redisq.errors import NoServerError, NoWorkersError
+from dask_redisq.frames import hide_our_frames
 from dask_redisq.future import Future, attach, cancel_job
 from dask_redisq.keys import Keys, check_queue_name
 from dask_redisq.link import redact
@@ -20,7 +20,7 @@ from dask_redisq.registry import list_workers, live_slots
 from dask_redisq.removal import remove_queue
 from dask_redisq.settings import setting
 
-__all__ = ["Queue", "default_queue", "enable", "get"]
+__all__ = ["Queue", "serve_unnamed_by", "server_url"]
 
 
 class Queue:
@@ -56,7 +56,7 @@ class Queue:
         self.keys = Keys(self.name)
         self._url = url
         name = self.name  # not self, which would then be garbage only when somebody looks for it
-        self._pool = Pool(lambda: url or _server_url(name))
+        self._pool = Pool(lambda: url or server_url(name))
 
     def __repr__(self) -> str:
         where = redact(self._url or setting("url") or "the private server")
@@ -65,7 +65,7 @@ class Queue:
     @property
     def url(self) -> str:
         """URL of its server; starts the private one if there is no other."""
-        return self._url or _server_url(self.name)
+        return self._url or server_url(self.name)
 
     # -- compute -----------------------------------------------------------------------
 
@@ -115,7 +115,8 @@ class Queue:
         RedisqError
             What went wrong otherwise: see `dask_redisq.errors`.
         """
-        return compute_graph(self._pool, self.keys, dsk, keys, kwargs)
+        with hide_our_frames():
+            return compute_graph(self._pool, self.keys, dsk, keys, kwargs)
 
     def compute(
         self,
@@ -326,7 +327,7 @@ def serve_unnamed_by(start: Callable[[str], str]) -> None:
     _start_private = start
 
 
-def _server_url(queue: str) -> str:
+def server_url(queue: str) -> str:
     """Return the configured URL, or that of this process's private server."""
     url = setting("url")
     if url:
@@ -334,67 +335,3 @@ def _server_url(queue: str) -> str:
     if _start_private is None:
         raise NoServerError("no redisq.url is set: import dask_redisq starts a private server")
     return _start_private(queue)
-
-
-_queues: dict[tuple[str, str], Queue] = {}
-_queues_lock = threading.Lock()
-
-
-def default_queue(name: str | None = None, url: str | None = None) -> Queue:
-    """Return the queue of the settings, the same object for the same server and name."""
-    name = setting("queue", name)
-    where = (url or _server_url(name), name)
-    with _queues_lock:
-        if where not in _queues:
-            _queues[where] = Queue(where[1], where[0])
-        return _queues[where]
-
-
-def get(dsk: Any, keys: Any, **kwargs: Any) -> Any:
-    """Compute `keys` of `dsk` on the queue of the settings; see `Queue.get`.
-
-    This is the Dask scheduler ``"redisq"``: ``dask.compute(x, scheduler=redisq.get)``. Without
-    the setting ``redisq.url`` the first call starts a private server and one slot per core, which
-    end with this process.
-
-    Parameters
-    ----------
-    queue, url : str, optional
-        Instead of the settings ``redisq.queue`` and ``redisq.url``.
-
-    Examples
-    --------
-    >>> import dask_redisq as redisq
-    >>> redisq.get({"x": (sum, [1, 2])}, "x")  # doctest: +SKIP
-    3
-    """
-    return default_queue(kwargs.pop("queue", None), kwargs.pop("url", None)).get(
-        dsk, keys, **kwargs
-    )
-
-
-def enable(queue: str | None = None, url: str | None = None) -> Any:
-    """Make dask-redisq the scheduler of this process: doRedis's registerDoRedis.
-
-    Sets ``scheduler``, and ``dataframe.shuffle.method`` to tasks, which is the one that is right on
-    several hosts. Use it as a plain call, or as a context manager that undoes it.
-
-    Parameters
-    ----------
-    queue, url : str, optional
-        Instead of the settings ``redisq.queue`` and ``redisq.url``.
-
-    Returns
-    -------
-    context manager
-        Leaving it restores what was set before.
-
-    Examples
-    --------
-    >>> import dask_redisq as redisq
-    >>> with redisq.enable(queue="jobs", url="unix:///tmp/r.sock"):
-    ...     print(dask.config.get("dataframe.shuffle.method"))
-    tasks
-    """
-    scheduler = get if queue is None and url is None else Queue(queue, url).get
-    return dask.config.set({"scheduler": scheduler, "dataframe.shuffle.method": "tasks"})

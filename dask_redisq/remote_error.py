@@ -7,33 +7,24 @@ from __future__ import annotations
 
 import json
 import traceback
-from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import tblib
 
 from dask_redisq.codec import dumps, loads, pack, unpack
 from dask_redisq.errors import TaskNotSerializable
+from dask_redisq.frames import skip_our_frames
 
 __all__ = ["pack_error", "unpack_error"]
 
+#: Errors of a chain that travel with the last one.
+DEEPEST = 4
 #: Bytes of an exception's pickle: it goes inside a call, and is kept until its job is removed.
 MOST_BYTES = 500_000
 
-_OURS = str(Path(__file__).resolve().parent)
 
-
-def _without_our_frames(trace: TracebackType | None) -> TracebackType | None:
-    """Return the traceback from the first frame that is not of this package."""
-    found = trace
-    while found is not None and found.tb_frame.f_code.co_filename.startswith(_OURS):
-        found = found.tb_next
-    return found or trace
-
-
-def pack_error(error: BaseException, where: str) -> bytes:
-    """Return `error` with its traceback as bytes.
+def pack_error(error: BaseException, where: str, depth: int = 0) -> bytes:
+    """Return `error` as bytes, with its traceback and what it was raised from.
 
     Parameters
     ----------
@@ -41,8 +32,10 @@ def pack_error(error: BaseException, where: str) -> bytes:
         What a task raised, or what happened when its arguments or result were pickled.
     where : str
         The worker, for the note that the user sees.
+    depth : int, default 0
+        How many others came of it. The chain may be long, or a ring; a few tell what happened.
     """
-    trace = _without_our_frames(error.__traceback__)
+    trace = skip_our_frames(error.__traceback__)
     text = "".join(traceback.format_exception(type(error), error, trace))
     frames = json.dumps(tblib.Traceback(trace).as_dict()) if trace is not None else ""
     problem = ""
@@ -55,7 +48,10 @@ def pack_error(error: BaseException, where: str) -> bytes:
             data, problem = b"", "it comes back from its pickle as another type"
     except Exception as why:
         data, problem = b"", repr(why)
-    return pack([data, frames, text[-20_000:], _name(error), problem, where])
+    linked = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    before = b"" if linked is None or depth == DEEPEST else pack_error(linked, where, depth + 1)
+    explicit = error.__cause__ is not None
+    return pack([data, frames, text[-20_000:], _name(error), problem, where, before, explicit])
 
 
 def _name(error: BaseException) -> str:
@@ -75,17 +71,33 @@ def unpack_error(payload: bytes | memoryview, task: str) -> BaseException:
     task : str
         How the task is named to the user.
     """
-    data, frames, text, name, problem, where = unpack(payload)
+    data, frames, text, name, problem, where, before, explicit = unpack(payload)
     text, name, where = text.decode(), name.decode(), where.decode()
     error: BaseException
     try:
         error = loads(data) if data else _unpicklable(task, where, name, problem.decode())
     except Exception as why:
         error = _unpicklable(task, where, name, repr(why))
+    if before:
+        linked = _read_linked(before)
+        error.__cause__, error.__context__ = linked if explicit else None, linked
     if data and not isinstance(error, TaskNotSerializable):
         error.add_note(f"dask-redisq: raised by task {task} on worker {where}")
     else:
         error.add_note(f"Remote traceback:\n{text}")
+    return error.with_traceback(_as_traceback(frames))
+
+
+def _read_linked(payload: bytes) -> BaseException:
+    """Return what an error was raised from; one that cannot be read as its name."""
+    data, frames, _, name, _, _, before, explicit = unpack(payload)
+    try:
+        error: BaseException = loads(data) if data else RuntimeError(name.decode())
+    except Exception:
+        error = RuntimeError(name.decode())
+    if before:
+        linked = _read_linked(before)
+        error.__cause__, error.__context__ = linked if explicit else None, linked
     return error.with_traceback(_as_traceback(frames))
 
 

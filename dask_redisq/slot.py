@@ -65,6 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     page = Page(options.page)
     tags, signer = frozenset(options.tag), find_secret()
     slot = Slot(link, options.slot, options.queue, tags, page, options.where, signer)
+    slot.warnings.open()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, slot.stop)
     slot.run()

@@ -21,6 +21,7 @@ from dask_redisq.pace import Pace
 from dask_redisq.page import Limit, Page
 from dask_redisq.remote_error import pack_error
 from dask_redisq.server_check import most_bytes
+from dask_redisq.task_warnings import WarningBox
 from dask_redisq.trust import ERROR, UNSIGNED, Seal, Signer
 
 __all__ = ["Slot"]
@@ -105,6 +106,7 @@ class Slot:
         self.where = where
         self.pace = Pace()
         self.memory = SlotMemory(link, signer)
+        self.warnings = WarningBox()
         self.stopping = False
         self._waiting = False
 
@@ -277,6 +279,8 @@ class Slot:
         )
         run.run()
         report.batch = run.report()
+        if warned := self.warnings.take():
+            self.link.send_call("warn", queue.keys, job=lease.job, entries=pack(warned))
         # No task is in hand any more: what kills this process from here on is charged to none.
         self.page.begin(-1, len(lease.tasks) - 1)
         self._store_apart(queue, lease, report.batch)

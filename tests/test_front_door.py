@@ -118,7 +118,7 @@ def test_the_name_redisq_and_the_settings_choose_the_scheduler(queue: Queue) -> 
 
 def test_the_same_queue_object_serves_the_same_place(queue: Queue) -> None:
     """Default queues are cached by server and name."""
-    from dask_redisq.queue import default_queue
+    from dask_redisq.scheduler import default_queue
 
     assert default_queue("test", queue.url) is default_queue("test", queue.url)
 

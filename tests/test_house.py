@@ -21,14 +21,16 @@ PACKAGE = "dask_redisq"
 #: in it. The root, with the public names, comes last: no module may import from it.
 LAYERS: list[tuple[str, ...]] = [
     # plain: words, settings, decisions without I/O
+    ("frames",),
     ("_defaults", "errors", "keys", "keeper", "order", "cache", "pace", "page", "task", "versions"),
     ("settings", "scripts", "codec", "record", "tls", "url", "trust", "output", "guard", "serving"),
     ("remote_error", "graph", "batch", "recount", "dask_input", "answer", "refusals"),
-    ("lease", "watch", "options"),
+    ("task_warnings",),
+    ("lease", "watch", "options", "callbacks"),
     ("verdict",),
     # one connection, and what is read and written over it
     ("link",),
-    ("rebuild",),
+    ("rebuild", "events"),
     ("server", "server_check", "monitor", "memory", "registry", "control", "slot_process"),
     ("secret",),
     ("pool", "removal", "client_lease"),
@@ -41,6 +43,7 @@ LAYERS: list[tuple[str, ...]] = [
     # the doors
     ("compute", "future"),
     ("queue",),
+    ("scheduler",),
     ("local",),
     ("embedded",),
     ("demo",),

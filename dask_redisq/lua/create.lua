@@ -1,6 +1,6 @@
 -- Make a job: its counters, settings and state; blocks follow, then seal.
 -- keys: queue jobs job answer names wait consumers restrict new_wait new_consumers new_restrict new_answer new_names client tomb
--- args: job n block blocks epoch chunk priority python allowed retries retry_delay patience client_lease hard ttl pure
+-- args: job n block blocks epoch chunk priority python allowed retries retry_delay patience client_lease hard ttl pure watched
 -- returns: 'created', 'exists' (a replay), 'over' (it was, and is removed), or 'unstaged' (what was staged is not there: the server lost it)
 --@include expire
 --
@@ -36,6 +36,7 @@ redis.call('HSET', key.job(arg.job),
   'patience', arg.patience, 'acked', 0, 'pure', arg.pure,
   'lease', arg.client_lease, 'ttl', arg.ttl,
   'life', first_life(tonumber(arg.client_lease), tonumber(arg.ttl)))
+if arg.watched == '1' then redis.call('HSET', key.job(arg.job), 'watched', '1') end
 if #hard > 0 then
   redis.call('RENAME', key.new_restrict(arg.job), key.restrict(arg.job))
   for number, tags in ipairs(hard) do

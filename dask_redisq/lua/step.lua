@@ -4,6 +4,7 @@
 -- returns: msgpack {status, refused tasks, lease or false, look again in ms}
 --@include full
 --@include finish
+--@include events
 --@include take
 --@include retry
 --@include leases
@@ -44,7 +45,7 @@ local job, refused, plan = arg.job, {}, nil
 local attempt = string.sub(slot, 1, 16) .. string.format('%08x', seq - 1)
 local batch = job ~= '' and cmsgpack.unpack(arg.batch) or {{}, {}, {}}
 local groups = batch[1]
-local meta = redis.call('HMGET', key.job(job), 'state', 'epoch', 'frozen', 'rebuilt', 'history', 'sealed')
+local meta = redis.call('HMGET', key.job(job), 'state', 'epoch', 'frozen', 'rebuilt', 'history', 'sealed', 'watched')
 -- With another history, an input of this batch may be a result that nobody knows any more. An
 -- unsealed job has another epoch by then: only its client could have it rebuilt, and may be dead, while
 -- this slot would wait for a whole lease.
@@ -102,6 +103,7 @@ local ready = {free = {}, near = {}}
 if alive then
   -- After a rebuild, too, a task of this lease may be ready or leased elsewhere.
   ready = write_batch(job, plan, attempt, current and not held[3] and not meta[4])
+  if #plan.accepted > 0 and meta[7] then note_event(job, slot, true, plan.accepted) end
 elseif #groups > 0 then
   drop_refused(job, groups, plan, attempt)
 end
@@ -132,7 +134,7 @@ if alive then
     ready.near, open = without(ready.near, try.task, open)
     if open then postpone(job, try) end
   end
-  if #plan.accepted > 0 and #plan.outputs > 0 then tell_client(job) end
+  if #plan.accepted > 0 and (#plan.outputs > 0 or meta[7]) then tell_client(job) end
   make_ready(job, ready.near, registered and slot or '')
   settle_some(job)
   end_if_done(job)

@@ -64,7 +64,7 @@ def test_a_job_whose_restrictions_are_forgotten_is_not_made(engine: Engine) -> N
     """
     whole = engine.create({A: (), B: ()}, {A, B}, hard={B: ("gpu",)})
     args = dict.fromkeys(("epoch", "python"), b"") | dict.fromkeys(
-        ("block", "blocks", "chunk", "priority", "allowed", "retries", "retry_delay", "patience", "pure"), 1
+        ("block", "blocks", "chunk", "priority", "allowed", "retries", "retry_delay", "patience", "pure", "watched"), 1
     )  # fmt: skip
     half = "f" * 32
     for name in ("new_wait", "new_consumers"):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from driver import LONG, NEVER, Engine, Slot
 
-from dask_redisq.codec import unpack
+from dask_redisq.codec import pack, unpack
 from dask_redisq.monitor import renew_values
 from dask_redisq.rebuild import rebuild
 
@@ -138,6 +138,17 @@ def the_server_came_back(engine: Engine) -> None:
     engine.sweep(job)
 
 
+def tasks_warn(engine: Engine) -> None:
+    """Two slots warn of the same, and of something else."""
+    job, w1, w2, w3 = begin(engine)
+    assert engine.call("warn", job=job, entries=pack([b"same", b"other"])) == 1
+    assert engine.call("warn", job=job, entries=pack([b"same"])) == 1
+    assert engine.state().members("warnings", job) == {"same", "other"}
+    work(engine, w1, w2, w3)
+    deliver(engine, job)
+    engine.sweep(job)
+
+
 def the_graph_is_gone(engine: Engine) -> None:
     """A value is lost, and the edges that would tell how to make it again: the job fails."""
     job, w1, w2, _ = begin(engine)
@@ -159,4 +170,5 @@ FLOWS: list[Callable[[Engine], None]] = [
     a_detached_job_is_kept_and_forgotten,
     the_server_came_back,
     the_graph_is_gone,
+    tasks_warn,
 ]

@@ -161,6 +161,10 @@ local function lease(slot, seq, tags, fresh_job, fresh)
   redis.call('HSET', key.leases(chosen), slot, cmsgpack.pack({tonumber(seq), tasks}))
   redis.call('PEXPIRE', key.leases(chosen), life_of(chosen))
   serve(chosen)
-  local meta = redis.call('HMGET', key.job(chosen), 'epoch', 'chunk', 'block')
+  local meta = redis.call('HMGET', key.job(chosen), 'epoch', 'chunk', 'block', 'watched')
+  if meta[4] then
+    note_event(chosen, slot, false, tasks)
+    tell_client(chosen)
+  end
   return {chosen, meta[1], tonumber(meta[2]), tonumber(meta[3]), alone, tasks}, 0
 end

@@ -158,7 +158,7 @@ class Job:
         )
         return {
             "job": self.id, "n": len(self.graph), "block": self.graph.block, "blocks": self.block_count,
-            "epoch": self.epoch, "python": PYTHON, "client_lease": LEASE,
+            "epoch": self.epoch, "python": PYTHON, "client_lease": LEASE, "watched": 0,
             "hard": pack([list(tags) for tags in self.graph.restrictions]),
         } | {name: self.settings[name] for name in names}  # fmt: skip
 

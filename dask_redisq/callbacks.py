@@ -1,0 +1,233 @@
+"""Dask's callbacks (`dask.callbacks`), called when something really happens to a task.
+
+They see what `dask.local.get_async` would show them, in its order: ``start`` with the graph, which
+they may change; ``start_state``; per task ``pretask`` when a slot has it, ``posttask`` when its
+result was accepted; ``finish``, whatever happened. All in the thread that called `get`. No I/O.
+Source: section 1.6 of Dask's contract.
+
+Unlike Dask's own schedulers, this one does not take the active callbacks away while it works: that
+is one set for the whole process, and another thread may compute meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from dask._task_spec import Alias, GraphNode, convert_legacy_graph
+from dask.callbacks import Callback, normalize_callback
+from dask.typing import Key
+
+from dask_redisq.graph import Plan, flatten_keys
+
+__all__ = ["Observer", "active_callbacks"]
+
+#: What ``posttask`` gets for a value if no callback looks at values. They stay with the workers.
+UNREAD = None
+#: Methods named ``posttask`` that do not look at the value, by module and qualified name.
+BLIND = {
+    ("dask.diagnostics.progress", "ProgressBar._posttask"),
+    ("dask.diagnostics.profile", "Profiler._posttask"),
+    ("tqdm.dask", "TqdmCallback._posttask"),
+}
+#: The worker of what the client does itself.
+CLIENT = "client"
+
+#: start, start_state, pretask, posttask, finish; each a function or None.
+Hooks = tuple[Any, Any, Any, Any, Any]
+
+
+def active_callbacks(given: Iterable[Any] | None = None) -> list[Hooks]:
+    """Return the callbacks of a computation: those given to `get`, else those that are active."""
+    found = Callback.active if given is None else given
+    return [normalize_callback(one) for one in found]
+
+
+def looks_at_values(callbacks: Iterable[Hooks], mode: str = "auto") -> bool:
+    """Tell whether results are to be fetched for callbacks.
+
+    Parameters
+    ----------
+    callbacks : iterable of tuple
+        See `active_callbacks`.
+    mode : {"auto", "always", "never"}
+        The setting ``redisq.callback-values``. With auto they are, unless each callback is known
+        not to look: `ProgressBar`, `Profiler`, `ResourceProfiler`, tqdm's.
+
+    Raises
+    ------
+    ValueError
+        For another mode.
+    """
+    if mode not in ("auto", "always", "never"):
+        raise ValueError(f"callback-values is auto, always or never, not {mode!r}")
+    posts = [hooks[3] for hooks in callbacks if hooks[3]]
+    names = {(getattr(p, "__module__", ""), getattr(p, "__qualname__", "")) for p in posts}
+    return mode == "always" or (mode == "auto" and not names <= BLIND)
+
+
+class Observer:
+    """The callbacks of one computation and the state that they are shown; a context manager.
+
+    Parameters
+    ----------
+    callbacks : list of tuple
+        See `active_callbacks`.
+    dsk : Mapping
+        The graph.
+    keys : hashable, or nested list of hashable
+        What is computed.
+    looks : bool
+        Whether values are fetched for them.
+
+    Attributes
+    ----------
+    dsk : dict
+        The graph as callbacks see it, and may have changed it.
+    state : dict
+        As `dask.local.start_state_from_dask` makes it, but for ``ready``: a dict in place of a
+        list, since tasks leave it from anywhere.
+    """
+
+    def __init__(
+        self, callbacks: list[Hooks], dsk: Mapping[Key, Any], keys: Any, *, looks: bool
+    ) -> None:
+        self.callbacks = callbacks
+        self.dsk: dict[Key, Any] = dict(convert_legacy_graph(dsk))
+        self.looks = looks
+        self.state: dict[str, Any] = {}
+        self._results = set(flatten_keys(keys))
+        self._started: list[Hooks] = []
+        self._aliases: set[Key] = set()
+        self._pre = [hooks[2] for hooks in callbacks if hooks[2]]
+        self._post = [hooks[3] for hooks in callbacks if hooks[3]]
+
+    def __repr__(self) -> str:
+        return f"<Observer of {len(self.dsk)} tasks for {len(self.callbacks)} callbacks>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
+    ) -> None:
+        for hooks in self._started:
+            if hooks[4]:
+                hooks[4](self.dsk, self.state, error is not None)
+
+    def start(self) -> None:
+        """Call ``start``: a callback may put values in place of tasks, as Dask's `Cache` does."""
+        for hooks in self.callbacks:
+            if hooks[0]:
+                hooks[0](self.dsk)
+            self._started.append(hooks)
+        self.dsk = dict(convert_legacy_graph(self.dsk)) if self.looks else self.dsk
+
+    def begin(self, plan: Plan) -> None:
+        """Make the state of what is to be computed, and call ``start_state``."""
+        nodes: dict[Key, GraphNode] = dict(zip(plan.keys, plan.nodes, strict=True))
+        nodes |= plan.local
+        for name in [*plan.names, *plan.data]:
+            if name not in nodes and type(node := self.dsk.get(name)) is Alias:
+                nodes[name] = node
+                self._aliases.add(name)
+        cache = {name: value for name, value in plan.data.items() if name not in self._aliases}
+        cache |= {k: v for k, v in plan.constants.items() if k not in self._aliases}
+        self.state = _first_state(nodes, cache)
+        for hooks in self.callbacks:
+            if hooks[1]:
+                hooks[1](self.dsk, self.state)
+        self._follow_aliases(self._aliases & self.state["ready"].keys())
+
+    # -- what happens ------------------------------------------------------------------
+
+    def taken(self, key: Key) -> None:
+        """Note that a slot, or the client, has a task now."""
+        state = self.state
+        if key in state["ready"]:
+            del state["ready"][key]
+            state["running"].add(key)
+            for call in self._pre:
+                call(key, self.dsk, state)
+
+    def done(self, key: Key, value: Any, worker: str) -> None:
+        """Note that the result of a task was accepted, once for each task."""
+        state = self.state
+        if key in state["finished"]:
+            return
+        for missed in list(state["waiting"].get(key, ())):  # a server that came back older
+            self.done(missed, UNREAD, worker)
+        self.taken(key)
+        if self.looks:
+            state["cache"][key] = value
+        freed = self._finish(key)
+        for call in self._post:
+            call(key, value, self.dsk, state, worker)
+        if self._aliases:
+            self._follow_aliases(self._aliases.intersection(freed))
+
+    def _finish(self, key: Key) -> list[Key]:
+        """Update the state as `dask.local.finish_task` does; return what became ready."""
+        state, freed = self.state, []
+        waiting, waiting_data = state["waiting"], state["waiting_data"]
+        for user in state["dependents"][key]:
+            left = waiting[user]
+            left.discard(key)
+            if not left:
+                del waiting[user]
+                state["ready"][user] = None
+                freed.append(user)
+        for dep in state["dependencies"][key]:
+            users = waiting_data.get(dep)
+            if users is None:
+                continue
+            users.discard(key)
+            if not users and dep not in self._results:
+                del waiting_data[dep]
+                state["released"].add(dep)
+                state["cache"].pop(dep, None)
+        state["finished"].add(key)
+        state["running"].discard(key)
+        return freed
+
+    def _follow_aliases(self, ready: Iterable[Key]) -> None:
+        """Let those be done that only are other names of what is done: no worker gets them."""
+        cache = self.state["cache"]
+        for key in list(ready):
+            self.done(key, cache.get(self.dsk[key].target, UNREAD), CLIENT)
+
+    def here(self, key: Key, compute: Callable[[], Any]) -> Any:
+        """Do what the client does itself, as a task that the callbacks see."""
+        self.taken(key)
+        value = compute()
+        self.done(key, value, CLIENT)
+        return value
+
+
+def _first_state(nodes: Mapping[Key, GraphNode], cache: dict[Key, Any]) -> dict[str, Any]:
+    dependencies: dict[Key, set[Key]] = {key: set() for key in cache}
+    dependents: dict[Key, set[Key]] = {key: set() for key in [*cache, *nodes]}
+    waiting: dict[Key, set[Key]] = {}
+    ready: dict[Key, None] = {}
+    known = cache.keys()
+    for key, node in nodes.items():
+        dependencies[key] = needs = set(node.dependencies)
+        missing = needs - known
+        for dep in needs:
+            dependents[dep].add(key)
+        if missing:
+            waiting[key] = missing
+        else:
+            ready[key] = None
+    return {
+        "dependencies": dependencies,
+        "dependents": dependents,
+        "waiting": waiting,
+        "waiting_data": {key: set(users) for key, users in dependents.items()},
+        "cache": cache,
+        "ready": ready,
+        "running": set(),
+        "finished": set(),
+        "released": set(),
+    }

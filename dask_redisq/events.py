@@ -1,0 +1,95 @@
+"""What happens to the tasks of a job, read for the callbacks of its client."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dask.typing import Key
+
+from dask_redisq.callbacks import UNREAD, Observer
+from dask_redisq.codec import unpack
+from dask_redisq.keys import Keys
+from dask_redisq.link import Link
+
+__all__ = ["EventReader"]
+
+
+class EventReader:
+    """Reads the events of one job (lua/lib/events.lua) and tells them to an observer.
+
+    Parameters
+    ----------
+    link : Link
+        The client's connection.
+    keys : Keys
+        The queue.
+    job : str
+        The job's id.
+    names : sequence of hashable
+        The graph key of each task.
+    observer : Observer
+        Who wants to know.
+    """
+
+    def __init__(
+        self, link: Link, keys: Keys, job: str, names: Sequence[Key], observer: Observer
+    ) -> None:
+        self.link = link
+        self.keys = keys
+        self.job = job
+        self.names = names
+        self.observer = observer
+        self._read = 0
+        self._done: deque[tuple[int, str]] = deque()
+        self._workers: dict[bytes, str] = {}
+
+    def __repr__(self) -> str:
+        return f"<EventReader of job {self.job}, {self._read} events>"
+
+    def read(self, received: Mapping[int, Any], *, anew: bool) -> None:
+        """Tell what happened since the last call.
+
+        Parameters
+        ----------
+        received : Mapping
+            Task -> value, of those that are here. If values are wanted, a task is told with its
+            own: all are outputs then, and come in the order in which they were accepted.
+        anew : bool
+            The job was rebuilt, perhaps on a server that came back older: begin with the first
+            event. The observer knows which tasks it was told.
+        """
+        if anew:
+            self._read = 0
+        entries = self.link.command("LRANGE", self.keys("events", self.job), self._read, -1)
+        self._read += len(entries)
+        observer, names = self.observer, self.names
+        for slot, worker, done, tasks in map(unpack, entries):
+            if done:
+                name = self._worker_name(slot, worker)
+                self._done.extend([(task, name) for task in tasks])
+                self._tell(received)
+            else:
+                for task in tasks:
+                    observer.taken(names[task])
+        self._tell(received)
+
+    def _tell(self, received: Mapping[int, Any]) -> None:
+        waiting, observer = self._done, self.observer
+        while waiting:
+            task, worker = waiting[0]
+            if observer.looks and task not in received:
+                return
+            waiting.popleft()
+            observer.done(self.names[task], received.get(task, UNREAD), worker)
+
+    def _worker_name(self, slot: bytes, worker: bytes) -> str:
+        """Return the worker's name and which of its slots: ``lab-3/9f2c``."""
+        name = self._workers.get(slot)
+        if name is None:
+            info = self.link.command("HGET", self.keys("workers"), worker) if worker else None
+            short = slot.decode()[:4]
+            name = f"{unpack(info)[b'name'].decode()}/{short}" if info else short
+            self._workers[slot] = name
+        return name

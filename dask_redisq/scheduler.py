@@ -1,0 +1,76 @@
+"""The Dask scheduler ``"redisq"``: `get` on the queue of the settings; to make it the default."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import dask
+
+from dask_redisq.queue import Queue, server_url
+from dask_redisq.settings import setting
+
+__all__ = ["default_queue", "enable", "get"]
+
+_queues: dict[tuple[str, str], Queue] = {}
+_queues_lock = threading.Lock()
+
+
+def default_queue(name: str | None = None, url: str | None = None) -> Queue:
+    """Return the queue of the settings, the same object for the same server and name."""
+    name = setting("queue", name)
+    where = (url or server_url(name), name)
+    with _queues_lock:
+        if where not in _queues:
+            _queues[where] = Queue(where[1], where[0])
+        return _queues[where]
+
+
+def get(dsk: Any, keys: Any, **kwargs: Any) -> Any:
+    """Compute `keys` of `dsk` on the queue of the settings; see `Queue.get`.
+
+    This is the Dask scheduler ``"redisq"``: ``dask.compute(x, scheduler=redisq.get)``. Without
+    the setting ``redisq.url`` the first call starts a private server and one slot per core, which
+    end with this process.
+
+    Parameters
+    ----------
+    queue, url : str, optional
+        Instead of the settings ``redisq.queue`` and ``redisq.url``.
+
+    Examples
+    --------
+    >>> import dask_redisq as redisq
+    >>> redisq.get({"x": (sum, [1, 2])}, "x")  # doctest: +SKIP
+    3
+    """
+    return default_queue(kwargs.pop("queue", None), kwargs.pop("url", None)).get(
+        dsk, keys, **kwargs
+    )
+
+
+def enable(queue: str | None = None, url: str | None = None) -> Any:
+    """Make dask-redisq the scheduler of this process: doRedis's registerDoRedis.
+
+    Sets ``scheduler``, and ``dataframe.shuffle.method`` to tasks, which is the one that is right on
+    several hosts. Use it as a plain call, or as a context manager that undoes it.
+
+    Parameters
+    ----------
+    queue, url : str, optional
+        Instead of the settings ``redisq.queue`` and ``redisq.url``.
+
+    Returns
+    -------
+    context manager
+        Leaving it restores what was set before.
+
+    Examples
+    --------
+    >>> import dask_redisq as redisq
+    >>> with redisq.enable(queue="jobs", url="unix:///tmp/r.sock"):
+    ...     print(dask.config.get("dataframe.shuffle.method"))
+    tasks
+    """
+    scheduler = get if queue is None and url is None else Queue(queue, url).get
+    return dask.config.set({"scheduler": scheduler, "dataframe.shuffle.method": "tasks"})

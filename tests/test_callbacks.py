@@ -1,0 +1,244 @@
+"""Dask's callbacks see what really happens to tasks, on real workers."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import dask
+import pytest
+from conftest import WorkerProcess, wait_until
+from dask.cache import Cache
+from dask.callbacks import Callback
+from dask.diagnostics import CacheProfiler, Profiler, ProgressBar, ResourceProfiler
+from test_faults import Background
+
+from dask_redisq.queue import Queue
+
+
+def inc(x: int) -> int:
+    """Add one."""
+    return x + 1
+
+
+def add(*them: int) -> int:
+    """Add them."""
+    return sum(them)
+
+
+def fail_at(x: int) -> int:
+    """Raise."""
+    raise ValueError(x)
+
+
+def wait_for(gate: Path) -> str:
+    """Wait until a file is there."""
+    while not gate.exists():
+        time.sleep(0.01)
+    return "open"
+
+
+class Recorder(Callback):
+    """Notes all that it is told."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+        self.states: list[dict[str, int]] = []
+        self.threads: set[int] = set()
+
+    def _note(self, what: str, *about: Any) -> None:
+        self.seen.append((what, *about))
+        self.threads.add(threading.get_ident())
+
+    def _start(self, dsk: Any) -> None:
+        self._note("start", len(dsk))
+
+    def _start_state(self, dsk: Any, state: Any) -> None:
+        self._note("start_state", *(len(state[k]) for k in ("waiting", "ready")))
+
+    def _pretask(self, key: Any, dsk: Any, state: Any) -> None:
+        assert key in dsk
+        assert key in state["running"]
+        self._note("pretask", key)
+
+    def _posttask(self, key: Any, value: Any, dsk: Any, state: Any, worker: str) -> None:
+        assert key in state["finished"]
+        self._note("posttask", key, value)
+        self.states.append({k: len(state[k]) for k in ("waiting", "ready", "running", "finished")})
+
+    def _finish(self, dsk: Any, state: Any, failed: bool) -> None:
+        self._note("finish", failed)
+
+
+DIAMOND = {"a": (inc, 1), "b": (inc, "a"), "c": (inc, "a"), "d": (add, "b", "c"), "e": "d"}
+
+
+def test_a_callback_is_told_each_step_of_each_task(queue: Queue, workers: WorkerProcess) -> None:
+    """In an order that the graph allows, once, in the thread that computes."""
+    with Recorder() as recorder:
+        assert queue.get(DIAMOND, "e") == 6
+    kinds = [what for what, *_ in recorder.seen]
+    assert kinds[:2] == ["start", "start_state"]
+    assert kinds[-1] == "finish"
+    assert recorder.seen[-1] == ("finish", False)
+    posts = {key: value for what, key, *value in recorder.seen[2:-1] if what == "posttask"}
+    assert posts == {"a": [2], "b": [3], "c": [3], "d": [6], "e": [6]}
+    order = [(what, key) for what, key, *_ in recorder.seen[2:-1]]
+    assert len(order) == len(set(order)) == 10
+    at = {entry: i for i, entry in enumerate(order)}
+    for key in "abcde":
+        assert at["pretask", key] < at["posttask", key]
+    assert at["posttask", "a"] < min(at["posttask", "b"], at["posttask", "c"])
+    assert max(at["posttask", "b"], at["posttask", "c"]) < at["posttask", "d"]
+    assert recorder.states[-1] == {"waiting": 0, "ready": 0, "running": 0, "finished": 5}
+    assert recorder.threads == {threading.get_ident()}
+
+
+def test_the_state_ends_as_that_of_dask(queue: Queue, workers: WorkerProcess) -> None:
+    """What is finished, released and kept."""
+
+    def ends(get: Any) -> Any:
+        states: list[Any] = []
+        with Callback(finish=lambda dsk, state, failed: states.append(state), posttask=print_none):
+            get(DIAMOND, ["c", "e"])
+        (state,) = states
+        return {k: state[k] for k in ("finished", "released", "cache", "waiting", "running")} | {
+            k: {key: set(deps) for key, deps in state[k].items()}
+            for k in ("dependencies", "dependents", "waiting_data")
+        }
+
+    assert ends(queue.get) == ends(dask.get)
+
+
+def print_none(*_: Any) -> None:
+    """Do nothing, and look at the value for all that one can tell."""
+
+
+def test_a_task_is_told_when_it_begins_and_when_it_ends(
+    queue: Queue, workers: WorkerProcess, tmp_path: Path
+) -> None:
+    """Not all at the end: one slot waits while the other one is done."""
+    gate = tmp_path / "gate"
+    recorder = Recorder()
+    with recorder:
+        job = Background(queue.get, {"slow": (wait_for, gate), "fast": (inc, 1)}, ["slow", "fast"])
+        wait_until(lambda: ("posttask", "fast", 2) in recorder.seen)
+        wait_until(lambda: ("pretask", "slow") in recorder.seen)
+        assert not any(what == "posttask" and key == "slow" for what, key, *_ in recorder.seen)
+        gate.touch()
+        assert job.result() == ("open", 2)
+
+
+@pytest.mark.parametrize("looks", [True, False])
+def test_a_failure_is_told_after_what_was_done(
+    queue: Queue, workers: WorkerProcess, looks: bool
+) -> None:
+    """`finish` is called with failed, for who was started."""
+    dsk = {"x": (inc, 1), "y": (fail_at, "x")}
+    mode = "always" if looks else "never"
+    with (
+        dask.config.set({"redisq.callback-values": mode}),
+        Recorder() as recorder,
+        pytest.raises(ValueError, match="2"),
+    ):
+        queue.get(dsk, "y")
+    assert recorder.seen[-1] == ("finish", True)
+    done = [entry[1:] for entry in recorder.seen if entry[0] == "posttask"]
+    assert done == [("x", 2 if looks else None)]
+
+
+def test_the_callbacks_of_a_broken_one_are_finished(queue: Queue) -> None:
+    """It raises in ``start``: those before it get their ``finish``, it does not."""
+    first = Recorder()
+
+    def broken(_: Any) -> None:
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        queue.get({"x": (inc, 1)}, "x", callbacks=[first, Callback(start=broken)])
+    assert [what for what, *_ in first.seen] == ["start", "finish"]
+
+
+def test_values_stay_with_the_workers_unless_somebody_looks(
+    queue: Queue, workers: WorkerProcess
+) -> None:
+    """The profilers do not; an unknown callback may; a setting decides otherwise."""
+    import dask_redisq.callbacks as ours
+
+    def looks(*callbacks: Any, mode: str = "auto") -> bool:
+        return ours.looks_at_values(ours.active_callbacks(callbacks), mode)
+
+    assert not looks(ProgressBar(), Profiler(), ResourceProfiler())
+    assert looks(CacheProfiler())
+    assert looks(ProgressBar(), Recorder())
+    assert looks(ProgressBar(), mode="always")
+    assert not looks(Recorder(), mode="never")
+    with pytest.raises(ValueError, match="auto, always or never"):
+        looks(mode="sometimes")
+    with dask.config.set({"redisq.callback-values": "never"}), Recorder() as recorder:
+        queue.get({"x": (inc, 1), "y": (inc, "x")}, "y")
+    values = {key: value for what, key, *value in recorder.seen[2:-1] if what == "posttask"}
+    assert values == {"x": [None], "y": [3]}
+
+
+def test_dasks_diagnostics_work_unchanged(
+    queue: Queue, workers: WorkerProcess, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ProgressBar ends at 100 %; Profiler names worker and slot; CacheProfiler measures values."""
+    x = dask.delayed(add)(*[dask.delayed(inc)(i, pure=True) for i in range(20)])
+    with ProgressBar(), Profiler() as profiler, ResourceProfiler(dt=0.01), CacheProfiler() as cache:
+        assert x.compute(scheduler=queue.get) == 210
+    assert "100% Completed" in capsys.readouterr().out
+    assert len(profiler.results) == 21
+    assert {entry.worker_id.split("/")[0] for entry in profiler.results} == {"one"}
+    assert all(entry.end_time >= entry.start_time for entry in profiler.results)
+    assert len(cache.results) == 21
+
+
+def test_the_opportunistic_cache_spares_tasks(queue: Queue, workers: WorkerProcess) -> None:
+    """What it kept of one computation is a constant of the next."""
+    cachey = pytest.importorskip("cachey")
+    kept = Cache(cachey.Cache(1e9, limit=0))
+    dsk = {("x", 1): (inc, 1), ("y", 1): (inc, ("x", 1))}
+    with kept, Recorder() as recorder:
+        assert queue.get(dsk, ("y", 1)) == 3
+        assert kept.cache.get(("x", 1)) == 2
+        assert queue.get({**dsk, ("z", 1): (inc, ("y", 1))}, ("z", 1)) == 4
+    done = [key for what, key, *_ in recorder.seen if what == "posttask"]
+    assert done == [("x", 1), ("y", 1), ("z", 1)]
+
+
+def test_the_bar_of_tqdm_counts_tasks(
+    queue: Queue, workers: WorkerProcess, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`tqdm.dask.TqdmCallback`, unchanged; it does not look at values."""
+    from tqdm.dask import TqdmCallback
+
+    with TqdmCallback(desc="redisq", mininterval=0):
+        queue.get({("x", i): (inc, i) for i in range(7)}, [("x", 3)])
+        queue.get(DIAMOND, "e")
+    told = capsys.readouterr().err
+    assert "1/1" in told
+    assert "5/5" in told
+
+
+def test_a_rebuilt_job_tells_each_task_once(
+    queue: Queue, workers: WorkerProcess, tmp_path: Path
+) -> None:
+    """Half of it has run when the server forgets: what comes again is known."""
+    gate = tmp_path / "gate"
+    recorder = Recorder()
+    with recorder:
+        dsk = {"a": (inc, 1), "slow": (wait_for, gate), "b": (inc, "a")}
+        job = Background(queue.get, dsk, ["slow", "b"])
+        wait_until(lambda: any(e[:2] == ("posttask", "b") for e in recorder.seen))
+        (row,) = queue.jobs()
+        with queue._pool.lend() as link:
+            link.command("HSET", queue.keys("job", row["id"]), "damaged", 1)
+            link.command("RPUSH", queue.keys("news", row["id"]), 1)
+        gate.touch()
+        assert job.result() == ("open", 3)
+    done = [key for what, key, *_ in recorder.seen if what == "posttask"]
+    assert sorted(done) == ["a", "b", "slow"]

@@ -1,0 +1,160 @@
+"""Errors and warnings of tasks, as they would be at home."""
+
+from __future__ import annotations
+
+import traceback
+import warnings
+from pathlib import Path
+
+import dask
+import pytest
+from conftest import WorkerProcess
+
+import dask_redisq
+from dask_redisq.queue import Queue
+
+OURS = str(Path(dask_redisq.__file__).parent)
+
+
+class Refused(Exception):
+    """With attributes."""
+
+    def __init__(self, code: int, where: str) -> None:
+        super().__init__(code, where)
+        self.code = code
+        self.where = where
+
+
+def refuse() -> None:
+    """Raise from something, with a note."""
+    try:
+        dict[str, int]()["key"]
+    except KeyError as why:
+        error = Refused(7, "here")
+        error.add_note("a note of the task")
+        raise error from why
+
+
+def stumble() -> None:
+    """Raise while another error is handled."""
+    try:
+        int("x")
+    except ValueError:
+        dict[str, int]()["key"]
+
+
+def hide() -> None:
+    """Raise from none."""
+    try:
+        int("x")
+    except ValueError:
+        raise Refused(1, "there") from None
+
+
+def warn(n: int) -> int:
+    """Warn."""
+    warnings.warn(f"warned by {n % 2}", RuntimeWarning, stacklevel=1)
+    return n
+
+
+class Special(UserWarning):
+    """A category of the user's."""
+
+
+def warn_specially() -> None:
+    """Warn by a category of the user's."""
+    warnings.warn("special", Special, stacklevel=1)
+
+
+def warn_and_fail() -> None:
+    """Warn, then raise."""
+    warnings.warn("before the end", RuntimeWarning, stacklevel=1)
+    raise Refused(2, "then")
+
+
+def test_an_error_comes_with_its_cause_notes_and_attributes(
+    queue: Queue, workers: WorkerProcess
+) -> None:
+    """And with the frames of the causes."""
+    with pytest.raises(Refused) as caught:
+        queue.get({"x": (refuse,)}, "x")
+    error = caught.value
+    assert (error.code, error.where) == (7, "here")
+    assert "a note of the task" in error.__notes__
+    assert type(error.__cause__) is KeyError
+    assert error.__cause__.args == ("key",)
+    names = [f.name for f in traceback.extract_tb(error.__cause__.__traceback__)]
+    assert names == ["refuse"]
+
+
+def test_the_context_of_an_error_comes_unless_it_was_hidden(
+    queue: Queue, workers: WorkerProcess
+) -> None:
+    """As Python prints it at home."""
+    with pytest.raises(KeyError) as caught:
+        queue.get({"x": (stumble,)}, "x")
+    assert caught.value.__cause__ is None
+    assert type(caught.value.__context__) is ValueError
+    with pytest.raises(Refused) as hidden:
+        queue.get({"x": (hide,)}, "x")
+    assert "ValueError" not in "".join(traceback.format_exception(hidden.value))
+
+
+def test_the_traceback_has_the_lines_of_the_user_and_none_of_ours(
+    queue: Queue, workers: WorkerProcess
+) -> None:
+    """From where they called compute to where it was raised."""
+    with pytest.raises(Refused) as caught:
+        dask.compute(dask.delayed(refuse)(), scheduler=queue.get)
+    frames = traceback.extract_tb(caught.value.__traceback__)
+    assert frames[0].name == "test_the_traceback_has_the_lines_of_the_user_and_none_of_ours"
+    assert frames[-1].name == "refuse"
+    assert not [f for f in frames if f.filename.startswith(OURS)]
+    with pytest.raises(Refused) as caught:
+        queue.get({"x": (refuse,)}, "x")
+    frames = traceback.extract_tb(caught.value.__traceback__)
+    assert [f.name for f in frames if f.filename.startswith(OURS)] == ["get"]
+
+
+def test_warnings_of_tasks_are_issued_by_the_client(queue: Queue, workers: WorkerProcess) -> None:
+    """Each different one once, by its category and the line of the task, also for the next job."""
+    dsk = {("x", i): (warn, i) for i in range(20)}
+    for _ in range(2):
+        with pytest.warns(RuntimeWarning) as caught:
+            queue.get(dsk, list(dsk))
+        assert sorted(str(w.message) for w in caught) == ["warned by 0", "warned by 1"]
+        assert {w.filename for w in caught} == {__file__}
+    with pytest.warns(Special, match="special"):
+        queue.get({"x": (warn_specially,)}, "x")
+
+
+def test_the_filters_of_the_client_hold(queue: Queue, workers: WorkerProcess) -> None:
+    """Ignored, or an error; nothing of the job is left then."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert queue.get({"x": (warn, 1)}, "x") == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(RuntimeWarning, match="warned by 1"):
+            queue.get({"x": (warn, 1)}, "x")
+    assert queue.jobs() == []
+
+
+def test_a_warning_of_a_detached_job_is_issued_where_it_is_read(
+    queue: Queue, workers: WorkerProcess
+) -> None:
+    """By the process that attaches."""
+    future = queue.compute(dask.delayed(warn)(3), detach=True)
+    with pytest.warns(RuntimeWarning, match="warned by 1"):
+        assert queue.attach(future.id).result(20) == 3
+
+
+def test_a_forged_category_imports_nothing(queue: Queue) -> None:
+    """What is no warning of an imported module is a `UserWarning`."""
+    from dask_redisq.codec import pack
+    from dask_redisq.task_warnings import issue_warnings
+
+    entries = [pack(["antigravity", "Evil", "a", "f", 1]), pack(["os", "system", "b", "f", 1])]
+    with pytest.warns(UserWarning, match="^[ab]$") as caught:
+        issue_warnings(entries)
+    assert [w.category for w in caught] == [UserWarning, UserWarning]
