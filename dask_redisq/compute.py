@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from dask_redisq.dask_input import (
 from dask_redisq.graph import Plan, plan_graph
 from dask_redisq.job import Job
 from dask_redisq.keys import Keys
-from dask_redisq.options import JobOptions, job_options
+from dask_redisq.options import JobOptions, check_keywords, job_options
 from dask_redisq.pool import Pool
 from dask_redisq.secret import find_secret
 from dask_redisq.serving import serves
@@ -55,34 +55,52 @@ def compute_graph(pool: Pool, names: Keys, dsk: Any, keys: Any, kwargs: dict[str
         # A task waits for tasks of its own queue: with one slot for ever, and with more as soon
         # as as many tasks do so. It holds a slot, so it may as well do the work.
         return get_sync(dsk, keys)
+    check_keywords(kwargs)
     options = job_options(kwargs)
     graph, keys, annotations = plain_graph(dsk, keys)
     cache = kwargs.get("cache", dask.config.get("cache", None))
     if cache is not None:
         graph = with_cached(graph, cache)
     callbacks = active_callbacks(kwargs.get("callbacks"))
+    rerun = _rerun(graph) if _reruns(kwargs) else None
     if not callbacks:
         plan = plan_job(graph, keys, annotations, kwargs)
-        return assemble(keys, _values(pool, names, plan, options), plan.local)
+        return assemble(keys, _values(pool, names, plan, options, rerun=rerun), plan.local)
     looks = looks_at_values(callbacks, setting("callback-values"))
     with Observer(callbacks, graph, keys, looks=looks) as observer:
         observer.start()
         plan = plan_job(observer.dsk, keys, annotations, kwargs)
         plan.every = looks
         observer.begin(plan)
-        values = _values(pool, names, plan, options, observer)
+        values = _values(pool, names, plan, options, observer, rerun)
         return assemble(keys, values, plan.local, observer.here)
 
 
+def _reruns(kwargs: Mapping[str, Any]) -> bool:
+    """Tell whether a task that raises is to run again in this process, as Dask's setting says."""
+    given = kwargs.get("rerun_exceptions_locally")
+    return bool(dask.config.get("rerun_exceptions_locally", False) if given is None else given)
+
+
+def _rerun(graph: Mapping[Key, Any]) -> Callable[[Key], Any]:
+    """Return a function that computes a task of `graph`, with all that it needs, right here."""
+    return lambda key: get_sync(graph, key, callbacks=())
+
+
 def _values(
-    pool: Pool, names: Keys, plan: Plan, options: JobOptions, observer: Observer | None = None
+    pool: Pool,
+    names: Keys,
+    plan: Plan,
+    options: JobOptions,
+    observer: Observer | None = None,
+    rerun: Callable[[Key], Any] | None = None,
 ) -> dict[Key, Any]:
     """Return requested key -> value: of the constants, and of what workers compute."""
     values: dict[Key, Any] = dict(plan.constants)
     if len(plan):
         signer = find_secret(pool.url)  # refused before anything is sent
         with pool.lend() as link:
-            job = Job(link, names, plan, options, signer, observer=observer)
+            job = Job(link, names, plan, options, signer, observer=observer, rerun=rerun)
             values.update(job.compute())
     return values
 

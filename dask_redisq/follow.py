@@ -81,6 +81,8 @@ class Follower:
 
     #: Who wants to know what happens to the tasks.
     observer: Observer | None = None
+    #: The task that raised, if that ended the job.
+    failed: int | None = None
     #: Tags of which some task needs one; those of other readers' graphs are not known.
     restrictions: Collection[tuple[str, ...]] = ()
 
@@ -303,6 +305,8 @@ class Follower:
             error: BaseException = why_gone(reason, self.id, self.keys.queue, self.seal)
         else:
             error = as_exception(reason, self.id, self.names, self.seal)
+            kind, task, *_ = unpack(reason)
+            self.failed = task if kind == b"raised" else None
         if not self.detached and is_dropped(state, reason):
             return Dropped(str(error))
         return error

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import secrets
 import struct
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from dask.typing import Key
@@ -71,6 +72,8 @@ class Job(Follower):
         What others make the answer of; stored with a detached job.
     observer : Observer, optional
         Who wants to know what happens to the tasks.
+    rerun : callable, optional
+        Computes the task of a key in this process, if one raised: for a debugger.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class Job(Follower):
         signer: Signer = UNSIGNED,
         answer: Answer | None = None,
         observer: Observer | None = None,
+        rerun: Callable[[Key], Any] | None = None,
     ) -> None:
         job = secrets.token_hex(16)  # random, never used again
         seal = signer.seal(keys.queue, job)
@@ -90,6 +94,7 @@ class Job(Follower):
         self.signer = signer
         self.answer = answer
         self.observer = observer
+        self.rerun = rerun
         self.epoch = secrets.token_hex(8)
         self.restrictions = plan.restricted.values()
         self._lease = int(options.client_lease * 1000)
@@ -123,6 +128,22 @@ class Job(Follower):
                 values |= job.values()
                 job = job.again(job.received)
                 logger.warning("%s: %d tasks go again, as job %s", why, len(job.plan), job.id)
+                continue
+            except Exception as error:
+                if self.rerun is None or job.failed is None:
+                    raise
+                failed, told = job.failed, repr(error)
+            # Not while that error is handled: what this may raise is not of its making.
+            job.received[failed] = self.rerun(job.plan.keys[failed])
+            name = repr(job.plan.keys[failed])
+            warnings.warn(
+                f"task {name} raised {told} on a worker, and not here: its value here is used",
+                stacklevel=2,
+            )
+            values |= job.values()
+            job = job.again(job.received)
+            if not len(job.plan):
+                return values
 
     def _compute_once(self) -> None:
         try:
@@ -158,7 +179,10 @@ class Job(Follower):
             Task -> value, as `received` has them.
         """
         plan = self.plan.without(received)
-        return Job(self.link, self.keys, plan, self.options, self.signer, observer=self.observer)
+        return Job(
+            self.link, self.keys, plan, self.options, self.signer,
+            observer=self.observer, rerun=self.rerun,
+        )  # fmt: skip
 
     def values(self) -> dict[Key, Any]:
         """Return requested key -> value, of the outputs that arrived."""

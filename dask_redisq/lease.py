@@ -14,10 +14,10 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from dask_redisq.batch import Batch, Published
-from dask_redisq.codec import Block, dumps_value
+from dask_redisq.codec import Block, dumps
 from dask_redisq.errors import ValueTooLarge
 from dask_redisq.pace import EDGES, Pace
-from dask_redisq.task import kind_of, run_node, run_task
+from dask_redisq.task import kind_of, run_node, run_task, settled
 
 __all__ = ["Lease", "LeaseRun"]
 
@@ -161,7 +161,7 @@ class LeaseRun:
                 self.limit(task, *limits[task])
             self.begin(task, position)
             try:
-                self.values[task] = run_task(node, self.values)
+                self.values[task] = settled(run_task(node, self.values))
             except BaseException as error:  # what a task raises is data: it goes to the client
                 self.failed = (task, error)
                 return self.clock()
@@ -293,7 +293,7 @@ class LeaseRun:
         value = self.values[task]
         self.begin(task, len(self.lease.tasks))  # a __reduce__ can kill the process as well
         try:
-            data = dumps_value(value)
+            data = dumps(value)
         except BaseException as why:  # one that calls exit too: it is no word to the slot
             text = f"it is a {type(value).__module__}.{type(value).__qualname__}: {why}"
             raise _NotPublishable(task, text) from why

@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from dask_redisq.dask_input import check_retries
 from dask_redisq.settings import setting, whole
 
-__all__ = ["JobOptions", "job_options"]
+__all__ = ["JobOptions", "check_keywords", "job_options"]
+
+#: Keywords of `Queue.get`, in its own words and those of Dask's schedulers.
+KEYWORDS = frozenset(
+    """
+    alive_expiry allow_disk_shuffle allow_other_workers allowed_failures cache callbacks chunk_size
+    chunksize ft_interval locality_wait no_workers_timeout order priority pure
+    rerun_exceptions_locally retries retry_delay timeout workers
+    """.split()  # noqa: SIM905 - a list of words
+)
+#: Keywords of other schedulers that mean nothing here: code that was written for them must work.
+OTHERS = frozenset(
+    """
+    actors asynchronous direct dumps fifo_timeout func_dumps func_loads get_id initializer loads
+    num_workers optimize_graph pack_exception pool raise_exception resources submit sync
+    """.split()  # noqa: SIM905
+)
+_told: set[str] = set()
+
+
+def check_keywords(kwargs: Iterable[str]) -> None:
+    """Warn of keywords that no scheduler knows, once each: a misspelt one has no effect."""
+    for word in sorted(set(kwargs) - KEYWORDS - OTHERS - _told):
+        _told.add(word)
+        warnings.warn(
+            f"dask-redisq does not know the keyword {word!r}, and ignores it", stacklevel=2
+        )
 
 
 @dataclass(frozen=True)

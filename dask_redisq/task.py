@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
+from io import IOBase
 from types import FunctionType
 from typing import Any
 
 from dask._task_spec import GraphNode, Task
 
-__all__ = ["kind_of", "run_node", "run_task"]
+__all__ = ["kind_of", "run_node", "run_task", "settled"]
 
 
 def run_task(task: Any, values: Mapping[int, Any]) -> Any:
@@ -42,6 +43,21 @@ def run_task(task: Any, values: Mapping[int, Any]) -> Any:
     names = task[3]
     first = len(args) - len(names)
     return func(*args[:first], **dict(zip(names, args[first:], strict=True)))
+
+
+def settled(value: Any) -> Any:
+    """Return a task's result; what can be read only once, an iterator, as a list.
+
+    A was an iterator. It was pickled for the others, which read it to its end, and kept for those
+    that run here: B found it empty, and a partition was missing from the answer. Nor may the one
+    user of A that runs here read it: B might raise half-way, and run again elsewhere.
+
+    An open file stays what it is: nobody wants its lines in place of it.
+    """
+    # The first test, 0.1 us, spares nearly every value the second, 0.4.
+    if hasattr(type(value), "__next__") and isinstance(value, Iterator):
+        return value if isinstance(value, IOBase) else list(value)
+    return value
 
 
 def run_node(node: GraphNode, names: tuple[Any, ...], data: dict[Any, Any], *values: Any) -> Any:

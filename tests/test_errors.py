@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 import warnings
 from pathlib import Path
@@ -158,3 +159,57 @@ def test_a_forged_category_imports_nothing(queue: Queue) -> None:
     with pytest.warns(UserWarning, match="^[ab]$") as caught:
         issue_warnings(entries)
     assert [w.category for w in caught] == [UserWarning, UserWarning]
+
+
+def fails_elsewhere(here: int) -> int:
+    """Raise on a worker only."""
+    if os.getpid() != here:
+        raise Refused(3, "elsewhere")
+    return 10
+
+
+def test_a_task_that_raised_runs_again_here_for_a_debugger(
+    queue: Queue, workers: WorkerProcess
+) -> None:
+    """`rerun_exceptions_locally`, keyword or setting: its frames are live ones of this process."""
+    dsk = {"x": (len, [1, 2]), "y": (locate, "x")}
+    for how in ({"rerun_exceptions_locally": True}, {}):
+        with (
+            dask.config.set({"rerun_exceptions_locally": not how}),
+            pytest.raises(Refused) as caught,
+        ):
+            queue.get(dsk, "y", **how)
+        *_, (frame, _) = traceback.walk_tb(caught.value.__traceback__)
+        assert frame.f_locals == {"x": 2}
+        assert caught.value.code == os.getpid()
+    with pytest.raises(Refused) as caught:
+        queue.get(dsk, "y")
+    assert caught.value.code != os.getpid()
+
+
+def locate(x: int) -> None:
+    """Raise with the process in which it runs."""
+    raise Refused(os.getpid(), str(x))
+
+
+def test_a_task_that_raised_only_elsewhere_gives_its_value_here(
+    queue: Queue, workers: WorkerProcess
+) -> None:
+    """With a warning; the rest of the graph goes on with it, on the workers."""
+    dsk = {
+        "a": (fails_elsewhere, os.getpid()),
+        "b": (sum, ["a", "a"]),
+        "c": (fails_elsewhere, os.getpid()),
+    }
+    with pytest.warns(UserWarning, match="'[ac]' raised Refused.*its value here is used"):
+        got = queue.get(dsk, ["b", "c", "a"], rerun_exceptions_locally=True)
+    assert got == (20, 10, 10)
+
+
+def test_an_unknown_keyword_is_told_once(queue: Queue, workers: WorkerProcess) -> None:
+    """Those of other schedulers are not: code that was written for them works."""
+    with pytest.warns(UserWarning, match="does not know the keyword 'retires', and ignores it"):
+        queue.get({"x": 1}, "x", retires=3, num_workers=2, asynchronous=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert queue.get({"x": (len, "ab")}, "x", retires=3, chunksize=1) == 2

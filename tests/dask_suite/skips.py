@@ -15,6 +15,7 @@ CONFIG = (
 
 #: Test, without its parameters or with them -> why.
 SKIPS: dict[str, str] = {
+    "tests/test_cache.py::test_cache": MEMORY,
     "tests/test_callbacks.py::test_nested_schedulers": MEMORY,
     "tests/test_delayed.py::test_traverse_false": IDENTITY,
     "tests/test_graph_manipulation.py::test_checkpoint": MEMORY,
