@@ -131,6 +131,18 @@ def sleep(*, peers: tuple[str, ...], repeat: int, path: Path | None) -> None:
 
 
 @main.command()
+@peers_option("sync,redisq")
+@repeat_option
+@json_option
+def callbacks(*, peers: tuple[str, ...], repeat: int, path: Path | None) -> None:
+    """10,000 empty tasks under a progress bar and a profiler, against the same without."""
+    from benchmarks.callbacks import callbacks as measure
+
+    with _warm_peers(*peers) as opened:
+        _finish(measure(opened.gets, tasks=10_000, repeat=repeat), opened.about, path)
+
+
+@main.command()
 @click.option("--quick", is_flag=True, help="A tenth of the tasks.")
 @click.option("--repeat", type=click.IntRange(1), default=3, show_default=True)
 @json_option
