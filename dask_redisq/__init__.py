@@ -12,6 +12,7 @@ from dask_redisq.errors import (
     JobCancelled,
     JobFailed,
     JobLost,
+    LockLost,
     NoServerError,
     NoWorkersError,
     RedisqError,
@@ -26,6 +27,7 @@ from dask_redisq.errors import (
 )
 from dask_redisq.future import Future
 from dask_redisq.local import LocalCluster, start_local_workers
+from dask_redisq.lock import Lock, Semaphore
 from dask_redisq.queue import Queue
 from dask_redisq.scheduler import enable, get
 
@@ -35,6 +37,9 @@ __all__ = [
     "enable",
     "Queue",
     "Future",
+    # between tasks
+    "Lock",
+    "Semaphore",
     # on this machine
     "LocalCluster",
     "start_local_workers",
@@ -45,6 +50,7 @@ __all__ = [
     "JobCancelled",
     "JobFailed",
     "JobLost",
+    "LockLost",
     "NoServerError",
     "NoWorkersError",
     "SecretError",

@@ -11,6 +11,7 @@ __all__ = [
     "JobCancelled",
     "JobFailed",
     "JobLost",
+    "LockLost",
     "NoServerError",
     "NoWorkersError",
     "RedisqError",
@@ -46,6 +47,14 @@ class ServerUnavailable(RedisqError, ConnectionError):
 
 class ServerRefused(ServerUnavailable):
     """The server is there, but a password or a certificate is wrong: waiting does not help."""
+
+
+class LockLost(RedisqError):
+    """A lock was not renewed for its whole expiry, so that somebody else may have had it meanwhile.
+
+    What it guards may have been changed by both. Give it a longer ``expiry``, or let what it guards
+    refuse a lower ``fence`` than it has seen.
+    """
 
 
 class ServerFull(RedisqError, MemoryError):

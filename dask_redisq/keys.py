@@ -32,6 +32,11 @@ PATTERNS: dict[str, tuple[str, str]] = {
     "slot": ("slot:%s", "hash: worker, tags, seq, answer, job of its lease, idle"),
     "idle": ("idle:%s", "zset: slots that carry this tag and wait for work -> since (ms)"),
     "wake": ("wake:%s", "list: a token wakes this slot"),
+    "lock": (
+        "lock:%s",
+        "hash: token -> msgpack [until (ms), fence]; last fence; tokens that are gone",
+    ),
+    "freed": ("freed:%s", "list: a token wakes one that waits for this lock"),
     "tomb": ("tomb:%s", "string with expiry: msgpack [state, reason] of a job that is gone"),
     # one job: truth
     "job": ("job:%s", "hash: state, epoch, n, finished, settings, error, life"),

@@ -161,7 +161,11 @@ class LeaseRun:
                 self.limit(task, *limits[task])
             self.begin(task, position)
             try:
-                self.values[task] = settled(run_task(node, self.values))
+                value = run_task(node, self.values)
+                # Here, not in `settled`: 0.06 us a task, and a call would be 0.15.
+                if hasattr(type(value), "__next__"):
+                    value = settled(value)
+                self.values[task] = value
             except BaseException as error:  # what a task raises is data: it goes to the client
                 self.failed = (task, error)
                 return self.clock()

@@ -195,7 +195,7 @@ class _OwnQueue(Queue):
     def belong_to(self, cluster: LocalCluster) -> None:
         """Ask the cluster, at each call, whether it is still there."""
         self.cluster, self.owner = cluster, os.getpid()
-        self._pool.where = lambda: self.url
+        self.pool.where = lambda: self.url
 
     @property
     def url(self) -> str:
@@ -214,7 +214,7 @@ class _OwnQueue(Queue):
     @property
     def links(self) -> list[Link]:
         """Its idle connections."""
-        return self._pool.links
+        return self.pool.links
 
 
 class LocalCluster:

@@ -56,7 +56,8 @@ class Queue:
         self.keys = Keys(self.name)
         self._url = url
         name = self.name  # not self, which would then be garbage only when somebody looks for it
-        self._pool = Pool(lambda: url or server_url(name))
+        #: Its connections.
+        self.pool = Pool(lambda: url or server_url(name))
 
     def __repr__(self) -> str:
         where = redact(self._url or setting("url") or "the private server")
@@ -116,7 +117,7 @@ class Queue:
             What went wrong otherwise: see `dask_redisq.errors`.
         """
         with hide_our_frames():
-            return compute_graph(self._pool, self.keys, dsk, keys, kwargs)
+            return compute_graph(self.pool, self.keys, dsk, keys, kwargs)
 
     def compute(
         self,
@@ -166,9 +167,9 @@ class Queue:
         if not detach:
             return dask.compute(*collections, scheduler=self.get, **options, **kwargs)
         job, answer = submit_detached(
-            self._pool, self.keys, collections, result_ttl, options, kwargs
+            self.pool, self.keys, collections, result_ttl, options, kwargs
         )
-        return Future(self._pool, self.keys, job, answer)
+        return Future(self.pool, self.keys, job, answer)
 
     def attach(self, job: str) -> Future:
         """Return the future of a detached job, in whatever process; its id is in `jobs`.
@@ -192,7 +193,7 @@ class Queue:
         >>> redisq.Queue("jobs").attach(job).result()  # doctest: +SKIP
         1000000.0
         """
-        return attach(self._pool, self.keys, job)
+        return attach(self.pool, self.keys, job)
 
     def cancel(self, job: str, reason: str | None = None) -> bool:
         """Cancel a job: its waiting tasks never start, a running one is ended after a second.
@@ -217,14 +218,14 @@ class Queue:
         >>> queue.cancel(future.id, reason="the input was wrong")  # doctest: +SKIP
         True
         """
-        with self._pool.lend() as link:
+        with self.pool.lend() as link:
             return cancel_job(link, self.keys, job, reason)
 
     # -- look ----------------------------------------------------------------------------
 
     def workers(self) -> list[dict[str, Any]]:
         """Return one row per living worker: id, name, host, pid, versions, tags, slots."""
-        with self._pool.lend() as link:
+        with self.pool.lend() as link:
             return list_workers(link, self.keys)
 
     def stats(self) -> dict[str, int]:
@@ -232,7 +233,7 @@ class Queue:
 
         These are ``finished`` and ``refused_payloads``: see `BadSignature`.
         """
-        with self._pool.lend() as link:
+        with self.pool.lend() as link:
             return status.counts(link, self.keys)
 
     def jobs(self) -> list[dict[str, Any]]:
@@ -246,7 +247,7 @@ class Queue:
         >>> [row["id"] for row in queue.jobs() if row["detached"]]  # doctest: +SKIP
         ['0f343b0931126a20f133d67c2b018a3b']
         """
-        with self._pool.lend() as link:
+        with self.pool.lend() as link:
             return status.jobs(link, self.keys)
 
     def wait_for_workers(self, n: int, timeout: float | None = None) -> None:
@@ -265,7 +266,7 @@ class Queue:
             If there are fewer when the time is over.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        with self._pool.lend() as link:
+        with self.pool.lend() as link:
             while True:
                 slots = link.command("SCARD", self.keys("slots"))
                 if slots >= n:  # perhaps some of workers that vanished
@@ -286,7 +287,7 @@ class Queue:
         Waits until the workers left, or until those that do not answer are past their expiry; at
         most `timeout` seconds.
         """
-        with self._pool.lend() as link:
+        with self.pool.lend() as link:
             remove_queue(link, self.keys, timeout)
 
     # -- close ---------------------------------------------------------------------------
@@ -306,7 +307,7 @@ class Queue:
         4
         >>> queue.close()
         """
-        self._pool.close()
+        self.pool.close()
 
     def __enter__(self) -> Self:
         return self

@@ -54,9 +54,8 @@ def settled(value: Any) -> Any:
 
     An open file stays what it is: nobody wants its lines in place of it.
     """
-    # The first test, 0.1 us, spares nearly every value the second, 0.4.
-    if hasattr(type(value), "__next__") and isinstance(value, Iterator):
-        return value if isinstance(value, IOBase) else list(value)
+    if isinstance(value, Iterator) and not isinstance(value, IOBase):
+        return list(value)
     return value
 
 

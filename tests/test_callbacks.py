@@ -235,7 +235,7 @@ def test_a_rebuilt_job_tells_each_task_once(
         job = Background(queue.get, dsk, ["slow", "b"])
         wait_until(lambda: any(e[:2] == ("posttask", "b") for e in recorder.seen))
         (row,) = queue.jobs()
-        with queue._pool.lend() as link:
+        with queue.pool.lend() as link:
             link.command("HSET", queue.keys("job", row["id"]), "damaged", 1)
             link.command("RPUSH", queue.keys("news", row["id"]), 1)
         gate.touch()

@@ -44,6 +44,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("compute", "future"),
     ("queue",),
     ("scheduler",),
+    ("lock",),
     ("local",),
     ("embedded",),
     ("demo",),

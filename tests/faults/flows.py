@@ -149,6 +149,18 @@ def tasks_warn(engine: Engine) -> None:
     engine.sweep(job)
 
 
+def a_lock_is_passed_on(engine: Engine) -> None:
+    """One holds it and renews it, another asks in vain; then it is given back, and the other has it."""
+    words = {"name": "target", "places": 1, "expiry": 60_000}
+    first, _ = unpack(engine.call("acquire", token="a" * 16, **words))
+    assert engine.call("hold", name="target", token="a" * 16, expiry=60_000) == 1
+    assert unpack(engine.call("acquire", token="b" * 16, **words))[0] == 0
+    assert engine.call("release", name="target", token="a" * 16) == 1
+    assert unpack(engine.call("acquire", token="b" * 16, **words))[0] > first
+    assert engine.call("hold", name="target", token="a" * 16, expiry=60_000) == 0
+    assert engine.call("release", name="target", token="b" * 16) == 1
+
+
 def the_graph_is_gone(engine: Engine) -> None:
     """A value is lost, and the edges that would tell how to make it again: the job fails."""
     job, w1, w2, _ = begin(engine)
@@ -171,4 +183,5 @@ FLOWS: list[Callable[[Engine], None]] = [
     the_server_came_back,
     the_graph_is_gone,
     tasks_warn,
+    a_lock_is_passed_on,
 ]

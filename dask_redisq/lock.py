@@ -1,0 +1,212 @@
+"""Locks and semaphores over Redis: for what tasks on several hosts must not do at the same time.
+
+Dask gives any scheduler that it does not know a lock that holds within one process: see section 1.8
+of its contract. ``da.store(x, target, lock=redisq.Lock("target"))`` holds for all workers.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from dask_redisq.codec import unpack
+from dask_redisq.errors import LockLost, ServerUnavailable
+from dask_redisq.queue import Queue
+from dask_redisq.scheduler import default_queue
+from dask_redisq.settings import setting
+
+__all__ = ["Lock", "Semaphore"]
+
+
+class Semaphore:
+    """At most so many holders at a time, over all clients and workers of a queue's server.
+
+    It can be pickled: in another process it is the same semaphore, held by nobody there. It
+    travels without a URL, and is looked for on the server that the other process uses.
+
+    Parameters
+    ----------
+    max_leases : int, default 1
+        How many may hold it at a time.
+    name : str, optional
+        By which all find it; by default one that nobody else has.
+    queue : str or Queue, optional
+        Where its keys are; by default the queue of the settings.
+    expiry : float, default 60
+        Seconds after which a place is free again whose holder died. Who lives renews it, from a
+        thread: C code that keeps the GIL for longer than this loses it.
+
+    Attributes
+    ----------
+    fence : int
+        While it is held: a number that is higher for each later holder. A store that refuses lower
+        ones than it has seen is safe from a holder that was stopped, lost its place and went on.
+
+    Raises
+    ------
+    ValueError
+        If nobody could hold it, or only for less than a second.
+
+    See Also
+    --------
+    distributed.Semaphore, distributed.Lock : whose words these are
+
+    Examples
+    --------
+    >>> import dask_redisq as redisq
+    >>> with redisq.Semaphore(2, "licences"):  # doctest: +SKIP
+    ...     solve()
+    """
+
+    def __init__(
+        self,
+        max_leases: int = 1,
+        name: str | None = None,
+        queue: str | Queue | None = None,
+        expiry: float = 60.0,
+    ) -> None:
+        if max_leases < 1:
+            raise ValueError(f"max_leases is how many may hold it, from 1, not {max_leases!r}")
+        if not expiry >= 1:
+            raise ValueError(f"expiry is at least 1 s, not {expiry!r}")
+        self.max_leases = max_leases
+        self.name = secrets.token_hex(16) if name is None else name
+        self.expiry = float(expiry)
+        self.fence = 0
+        self._queue = queue if isinstance(queue, Queue) else None
+        self._queue_name = queue.name if isinstance(queue, Queue) else setting("queue", queue)
+        self._token = ""
+        self._released = threading.Event()
+
+    def __repr__(self) -> str:
+        held = f", held with fence {self.fence}" if self._token else ""
+        return f"<{type(self).__name__} {self.name} of queue {self._queue_name}{held}>"
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = "max_leases", "name", "expiry", "_queue_name"
+        return {word: getattr(self, word) for word in kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._queue, self._token, self.fence = None, "", 0
+        self._released = threading.Event()
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:  # noqa: FBT001, FBT002 - as threading.Lock
+        """Take it, or wait until it is free.
+
+        Parameters
+        ----------
+        blocking : bool, default True
+            False: return at once.
+        timeout : float, optional
+            Seconds to wait at most; by default for ever.
+
+        Returns
+        -------
+        bool
+            Whether it was taken.
+        """
+        queue, token = self._find_queue(), secrets.token_hex(8)
+        deadline = time.monotonic() + timeout if timeout >= 0 else None
+        with queue.pool.lend() as link:
+            while True:
+                answer = link.call(
+                    "acquire", queue.keys, name=self.name, token=token,
+                    places=self.max_leases, expiry=int(self.expiry * 1000),
+                )  # fmt: skip
+                fence, again = unpack(answer)
+                if fence:
+                    break
+                left = min(again / 1000, 5.0)
+                if deadline is not None:
+                    left = min(left, deadline - time.monotonic())
+                if not blocking or left <= 0:
+                    # A copy of that call may come late: it must take nothing for who has left.
+                    link.call("release", queue.keys, name=self.name, token=token)
+                    return False
+                link.command("BLPOP", queue.keys("freed", self.name), max(0.01, left))
+        self.fence, self._token, self._released = fence, token, threading.Event()
+        threading.Thread(
+            target=self._renew, args=(queue, token, self._released), name="lock", daemon=True
+        ).start()
+        return True
+
+    def release(self) -> None:
+        """Give it back.
+
+        Raises
+        ------
+        RuntimeError
+            If this object does not hold it.
+        LockLost
+            If it was not renewed for longer than `expiry`: somebody else may have had it meanwhile.
+        """
+        if not self._token:
+            raise RuntimeError(f"{self!r} is not held: it cannot be released")
+        token, self._token, self.fence = self._token, "", 0
+        self._released.set()
+        queue = self._find_queue()
+        with queue.pool.lend() as link:
+            if not link.call("release", queue.keys, name=self.name, token=token):
+                raise LockLost(
+                    f"{self!r} was not renewed for {self.expiry:g} s, and somebody else may have "
+                    "had it: what it guards may have been changed by both"
+                )
+
+    def locked(self) -> bool:
+        """Tell whether this object holds it."""
+        return bool(self._token)
+
+    def _renew(self, queue: Queue, token: str, released: threading.Event) -> None:
+        while not released.wait(self.expiry / 3):
+            try:
+                with queue.pool.lend() as link:
+                    if not link.call(
+                        "hold", queue.keys, name=self.name, token=token,
+                        expiry=int(self.expiry * 1000),
+                    ):  # fmt: skip
+                        return  # `release` says so
+            except ServerUnavailable:
+                continue
+
+    def _find_queue(self) -> Queue:
+        if self._queue is None:
+            self._queue = default_queue(self._queue_name)
+        return self._queue
+
+    def __enter__(self) -> Self:
+        self.acquire()
+        return self
+
+    def __exit__(
+        self,
+        _: type[BaseException] | None,
+        __: BaseException | None,
+        ___: TracebackType | None,
+    ) -> None:
+        self.release()
+
+
+class Lock(Semaphore):
+    """A lock that one at a time can hold, over all clients and workers of a queue's server.
+
+    See `Semaphore`, whose other parameters it has.
+
+    Parameters
+    ----------
+    name : str, optional
+        By which all find it; by default one that nobody else has.
+
+    Examples
+    --------
+    >>> import dask_redisq as redisq
+    >>> da.store(x, target, lock=redisq.Lock("target"))  # doctest: +SKIP
+    """
+
+    def __init__(
+        self, name: str | None = None, queue: str | Queue | None = None, expiry: float = 60.0
+    ) -> None:
+        super().__init__(1, name, queue, expiry)

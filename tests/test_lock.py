@@ -1,0 +1,190 @@
+"""Locks and semaphores over Redis: for what tasks on several hosts must not do at the same time."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pytest
+from conftest import WorkerProcess, wait_until
+from test_faults import Background
+
+import dask_redisq as redisq
+from dask_redisq.keys import Keys
+from dask_redisq.link import Link
+from dask_redisq.queue import Queue
+
+
+def count_up(lock: redisq.Lock, counter: Path, fences: Path) -> None:
+    """Read, wait, write: two at a time would lose one."""
+    with lock:
+        n = int(counter.read_text())
+        time.sleep(0.005)
+        counter.write_text(str(n + 1))
+        with fences.open("a") as file:
+            file.write(f"{lock.fence}\n")
+
+
+def hold_and_wait(semaphore: redisq.Semaphore, log: Path, gate: Path) -> bool:
+    """Hold it until the gate is there."""
+    with semaphore:
+        with log.open("a") as file:
+            file.write("held\n")
+        while not gate.exists():
+            time.sleep(0.01)
+    return semaphore.locked()
+
+
+class Slices:
+    """Takes slices like an array in a file, all of whose processes see the same one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __setitem__(self, where: Any, part: Any) -> None:
+        whole = np.load(self.path)
+        time.sleep(0.005)
+        whole[where] = part
+        np.save(self.path, whole)
+
+
+def test_one_task_at_a_time_holds_a_lock(
+    queue: Queue, workers: WorkerProcess, tmp_path: Path
+) -> None:
+    """In whatever process it runs; each holder has a higher fence than the one before."""
+    counter, fences = tmp_path / "counter", tmp_path / "fences"
+    counter.write_text("0")
+    lock = redisq.Lock("counter", queue)
+    dsk = {("up", i): (count_up, lock, counter, fences) for i in range(30)}
+    queue.get(dsk, list(dsk), chunk_size=1)
+    assert counter.read_text() == "30"
+    seen = [int(line) for line in fences.read_text().split()]
+    assert seen == sorted(set(seen))
+
+
+def test_a_store_under_a_lock_writes_every_chunk(
+    queue: Queue, workers: WorkerProcess, tmp_path: Path
+) -> None:
+    """`da.store`, whose own lock would hold within each process only."""
+    target: Any = Slices(tmp_path / "whole.npy")
+    np.save(target.path, np.zeros(400))
+    x = da.arange(400, chunks=20)
+    lock: Any = redisq.Lock(queue=queue)
+    da.store(x, target, lock=lock, scheduler=queue.get)
+    assert np.array_equal(np.load(target.path), np.arange(400))
+
+
+def test_a_semaphore_has_so_many_places(
+    queue: Queue, start_worker: Callable[..., WorkerProcess], tmp_path: Path
+) -> None:
+    """Two of three hold it; the third gets in when the gate opens."""
+    start_worker("test", "--nworkers", "3")
+    queue.wait_for_workers(3, timeout=20)
+    log, gate = tmp_path / "log", tmp_path / "gate"
+    semaphore = redisq.Semaphore(2, "places", queue)
+    dsk = {("s", i): (hold_and_wait, semaphore, log, gate) for i in range(3)}
+    job = Background(queue.get, dsk, list(dsk), chunk_size=1)
+    wait_until(lambda: log.exists() and len(log.read_text().split()) == 2)
+    assert not semaphore.acquire(blocking=False)
+    assert not semaphore.acquire(timeout=0.05)
+    assert len(log.read_text().split()) == 2
+    gate.touch()
+    assert job.result() == (False, False, False)
+    assert semaphore.acquire(timeout=5)
+    semaphore.release()
+
+
+def test_who_waits_gets_it_as_soon_as_it_is_free(queue: Queue) -> None:
+    """Not when the expiry of its holder is over."""
+    first, second = redisq.Lock("x", queue), redisq.Lock("x", queue)
+    assert first.acquire()
+    waiting = Background(second.acquire)
+    time.sleep(0.1)
+    began = time.monotonic()
+    first.release()
+    assert waiting.result() is True
+    assert time.monotonic() - began < 2
+    assert second.locked()
+    assert not first.locked()
+    second.release()
+
+
+def test_the_place_of_a_holder_that_died_is_free_after_its_expiry(
+    queue: Queue, link: Link, keys: Keys
+) -> None:
+    """It is called as by a process that was killed: nobody renews, nobody releases."""
+    words = {"name": "x", "places": 1, "token": "d" * 16}
+    link.call("acquire", keys, expiry=300, **words)
+    lock = redisq.Lock("x", queue)
+    assert not lock.acquire(blocking=False)
+    assert lock.acquire(timeout=5)
+    lock.release()
+
+
+def test_a_holder_that_lives_keeps_it_beyond_its_expiry(queue: Queue) -> None:
+    """A thread renews it."""
+    lock, other = redisq.Lock("x", queue, expiry=1), redisq.Lock("x", queue)
+    with lock:
+        time.sleep(1.5)
+        assert not other.acquire(blocking=False)
+
+
+def test_a_holder_that_lost_it_is_told_at_the_release(queue: Queue, link: Link, keys: Keys) -> None:
+    """Somebody else may have had it."""
+    lock = redisq.Lock("x", queue)
+    lock.acquire()
+    link.command("DEL", keys("lock", "x"))
+    with pytest.raises(redisq.LockLost, match="not renewed for 60 s"):
+        lock.release()
+    assert not lock.locked()
+    with pytest.raises(RuntimeError, match="is not held"):
+        lock.release()
+
+
+def test_a_late_copy_of_a_call_takes_no_lock(queue: Queue, link: Link, keys: Keys) -> None:
+    """It comes after the release: nobody would give it back."""
+    words = {"name": "x", "places": 1, "token": "d" * 16, "expiry": 60_000}
+    link.call("acquire", keys, **words)
+    link.call("release", keys, name="x", token="d" * 16)
+    link.call("acquire", keys, **words)
+    lock = redisq.Lock("x", queue)
+    assert lock.acquire(blocking=False)
+    vain = {**words, "token": "e" * 16}
+    link.call("acquire", keys, **vain)
+    link.call("release", keys, name="x", token="e" * 16)  # it gave up
+    lock.release()
+    link.call("acquire", keys, **vain)
+    assert redisq.Lock("x", queue).acquire(blocking=False)
+
+
+def test_a_release_whose_reply_was_lost_is_no_loss(link: Link, keys: Keys) -> None:
+    """The second call is answered like the first; so is one of a lock that is lost."""
+    words = {"name": "x", "places": 1, "expiry": 60_000}
+    link.call("acquire", keys, token="d" * 16, **words)
+    for token, answer in (("d", 1), ("e", 0)):
+        for _ in range(2):
+            assert link.call("release", keys, name="x", token=token * 16) == answer
+
+
+def test_a_lock_in_another_process_is_held_by_nobody_there(queue: Queue) -> None:
+    """It travels without its URL, which may hold a password, and without its token."""
+    lock = redisq.Lock("x", queue, expiry=7)
+    with lock:
+        copy = pickle.loads(pickle.dumps(lock))
+        assert lock.fence > 0
+        assert not copy.locked()
+        assert (copy.name, copy.expiry, copy.fence) == ("x", 7.0, 0)
+        assert queue.url.encode() not in pickle.dumps(lock)
+    assert redisq.Lock(queue=queue).name != redisq.Lock(queue=queue).name
+
+
+@pytest.mark.parametrize("words", [{"max_leases": 0}, {"expiry": 0.5}, {"expiry": float("nan")}])
+def test_a_semaphore_that_makes_no_sense_is_refused(words: dict[str, Any]) -> None:
+    """With what was wrong."""
+    with pytest.raises(ValueError, match=next(iter(words))):
+        redisq.Semaphore(**words)
