@@ -15,7 +15,7 @@ from dask_redisq.answer import Answer, assemble
 from dask_redisq.callbacks import Observer, active_callbacks, looks_at_values
 from dask_redisq.dask_input import (
     limits,
-    plain_graph,
+    read_graph,
     refuse_disk_shuffle,
     restrictions,
     with_cached,
@@ -56,8 +56,8 @@ def compute_graph(pool: Pool, names: Keys, dsk: Any, keys: Any, kwargs: dict[str
         # as as many tasks do so. It holds a slot, so it may as well do the work.
         return get_sync(dsk, keys)
     check_keywords(kwargs)
+    graph, keys, annotations, kwargs = read_graph(dsk, keys, dask.get_annotations(), kwargs)
     options = job_options(kwargs)
-    graph, keys, annotations = plain_graph(dsk, keys)
     cache = kwargs.get("cache", dask.config.get("cache", None))
     if cache is not None:
         graph = with_cached(graph, cache)
@@ -144,12 +144,14 @@ def submit_detached(
     if not found:
         raise TypeError("there is nothing to compute: none of the arguments is a Dask collection")
     signer = find_secret(pool.url)
-    options = replace(job_options(kwargs), result_ttl=float(result_ttl))
+    ambient = dask.get_annotations()
+    job_options(kwargs)  # what is wrong is told before anything is computed
     submitted: list[tuple[str, Answer]] = []
 
     def submit(dsk: Any, keys: Any, **_: Any) -> list[None]:
-        graph, keys, annotations = plain_graph(dsk, keys)
-        plan = plan_job(graph, keys, annotations, kwargs)
+        graph, keys, annotations, words = read_graph(dsk, keys, ambient, kwargs)
+        options = replace(job_options(words), result_ttl=float(result_ttl))
+        plan = plan_job(graph, keys, annotations, words)
         single = len(collections) == 1
         answer = Answer(keys, plan.outputs, plan.constants, plan.local, repack, single)
         with pool.lend() as link:

@@ -7,16 +7,31 @@ pass dicts and `HighLevelGraph`.
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Mapping, MutableMapping
+from contextvars import Context
 from typing import Any
 
+import dask
 from dask._task_spec import DataNode, GraphNode, convert_legacy_task
 from dask.core import flatten
 from dask.typing import Key
 
 from dask_redisq.errors import RedisqError
 
-__all__ = ["limits", "plain_graph", "refuse_disk_shuffle", "restrictions", "with_cached"]
+__all__ = [
+    "limits",
+    "plain_graph",
+    "read_graph",
+    "refuse_disk_shuffle",
+    "restrictions",
+    "with_cached",
+]
+
+#: Annotations that hold for a whole computation, too.
+AMBIENT = {"allow_other_workers", "priority", "retries", "timeout", "workers"}
+
+_unfused = threading.Lock()
 
 
 def plain_graph(dsk: Any, keys: Any) -> tuple[Mapping[Key, Any], Any, Mapping[str, Any]]:
@@ -30,8 +45,50 @@ def plain_graph(dsk: Any, keys: Any) -> tuple[Mapping[Key, Any], Any, Mapping[st
     rewritten = _shuffle_by_tasks(dsk)
     if rewritten is not dsk:
         dsk, keys = rewritten, list(flatten(rewritten.__dask_keys__()))
+    if _has_annotated_layers(dsk):
+        # An array's tasks are fused over the borders of its layers, and annotations are of layers:
+        # they would all be lost (dask#7036). The setting is one for the whole process, which costs
+        # another thread that looks at it now no more than a fusion; only ours must not restore it
+        # in the wrong order.
+        with _unfused, dask.config.set({"optimization.fuse.active": False}):
+            return dsk.__dask_graph__(), keys, dsk.__dask_annotations__()
     annotations = dsk.__dask_annotations__() if hasattr(dsk, "__dask_annotations__") else {}
     return dsk.__dask_graph__(), keys, annotations
+
+
+def _has_annotated_layers(expr: Any) -> bool:
+    graphs = [e.hlg for e in (expr, *getattr(expr, "operands", ())) if hasattr(e, "hlg")]
+    return any(layer.annotations for graph in graphs for layer in graph.layers.values())
+
+
+def read_graph(
+    dsk: Any, keys: Any, ambient: Mapping[str, Any], kwargs: Mapping[str, Any]
+) -> tuple[Mapping[Key, Any], Any, dict[str, Any], dict[str, Any]]:
+    """Return what `plain_graph` does, and the keywords, with what holds around the call.
+
+    As in distributed an annotation of the graph goes before a keyword, and that before what
+    `dask.annotate` says around the call.
+
+    Parameters
+    ----------
+    dsk, keys : object
+        What Dask passes.
+    ambient : Mapping
+        What `dask.get_annotations` returns.
+    kwargs : Mapping
+        Keywords of `get`.
+    """
+    # In a context of its own: layers that Dask makes only now would take the ambient annotations
+    # for theirs, and these would go before the keywords.
+    graph, keys, annotations = Context().run(plain_graph, dsk, keys)
+    by_type, words = dict(annotations), dict(kwargs)
+    for name in AMBIENT & ambient.keys() - kwargs.keys():
+        value = ambient[name]
+        if callable(value):
+            by_type[name] = {key: value(key) for key in graph} | (by_type.get(name) or {})
+        else:
+            words[name] = value
+    return graph, keys, by_type, words
 
 
 def with_cached(graph: Mapping[Key, Any], cache: MutableMapping[Key, Any]) -> dict[Key, Any]:
