@@ -7,6 +7,7 @@ from functools import partial
 from io import IOBase
 from types import FunctionType
 from typing import Any
+from weakref import ProxyTypes
 
 from dask._task_spec import GraphNode, Task
 
@@ -52,11 +53,12 @@ def settled(value: Any) -> Any:
     that run here: B found it empty, and a partition was missing from the answer. Nor may the one
     user of A that runs here read it: B might raise half-way, and run again elsewhere.
 
-    An open file stays what it is: nobody wants its lines in place of it.
+    An open file stays what it is: nobody wants its lines in place of it. So does a weak proxy,
+    whose type has all methods that there are.
     """
-    if isinstance(value, Iterator) and not isinstance(value, IOBase):
-        return list(value)
-    return value
+    if not isinstance(value, Iterator) or isinstance(value, IOBase):
+        return value
+    return value if type(value) in ProxyTypes else list(value)
 
 
 def run_node(node: GraphNode, names: tuple[Any, ...], data: dict[Any, Any], *values: Any) -> Any:

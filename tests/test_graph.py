@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
+import weakref
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from dask.utils_test import inc
 
 from dask_redisq.graph import Plan, plan_graph
@@ -84,3 +87,14 @@ def test_any_graph_gives_the_same_outputs_after_any_loss() -> None:
             ]
         found |= {key: whole[task] for key, task in plan.outputs.items()}
         assert found == expected, f"the seed is {seed}"
+
+
+def test_only_what_can_be_read_once_becomes_a_list(tmp_path: Path) -> None:
+    """An open file has lines, and a weak proxy has every method: they stay what they are."""
+    from dask_redisq.task import settled
+
+    frame = pd.DataFrame({"x": [1]})
+    with (tmp_path / "file").open("w") as file:
+        for kept in (file, weakref.proxy(frame), frame, [1], "ab"):
+            assert settled(kept) is kept
+    assert settled(iter("ab")) == settled(x for x in "ab") == ["a", "b"]
