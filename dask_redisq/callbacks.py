@@ -21,7 +21,7 @@ from dask.typing import Key
 
 from dask_redisq.graph import Plan, flatten_keys
 
-__all__ = ["Observer", "active_callbacks"]
+__all__ = ["UNREAD", "Observer", "active_callbacks", "looks_at_values"]
 
 #: What ``posttask`` gets for a value if no callback looks at values. They stay with the workers.
 UNREAD = None
@@ -30,6 +30,11 @@ BLIND = {
     ("dask.diagnostics.progress", "ProgressBar._posttask"),
     ("dask.diagnostics.profile", "Profiler._posttask"),
     ("tqdm.dask", "TqdmCallback._posttask"),
+}
+#: Those that keep values, or measure them: with `UNREAD` a cache would give wrong answers.
+KEEPING = {
+    ("dask.cache", "Cache._posttask"),
+    ("dask.diagnostics.profile", "CacheProfiler._posttask"),
 }
 #: The worker of what the client does itself.
 CLIENT = "client"
@@ -40,7 +45,8 @@ Hooks = tuple[Any, Any, Any, Any, Any]
 
 def active_callbacks(given: Iterable[Any] | None = None) -> list[Hooks]:
     """Return the callbacks of a computation: those given to `get`, else those that are active."""
-    found = Callback.active if given is None else given
+    # A copy, in one step: another thread may register one.
+    found = list(Callback.active) if given is None else given
     return [normalize_callback(one) for one in found]
 
 
@@ -53,7 +59,8 @@ def looks_at_values(callbacks: Iterable[Hooks], mode: str = "auto") -> bool:
         See `active_callbacks`.
     mode : {"auto", "always", "never"}
         The setting ``redisq.callback-values``. With auto they are, unless each callback is known
-        not to look: `ProgressBar`, `Profiler`, `ResourceProfiler`, tqdm's.
+        not to look: `ProgressBar`, `Profiler`, `ResourceProfiler`, tqdm's. With never they are
+        for `Cache` and `CacheProfiler`, which are nothing without.
 
     Raises
     ------
@@ -64,7 +71,9 @@ def looks_at_values(callbacks: Iterable[Hooks], mode: str = "auto") -> bool:
         raise ValueError(f"callback-values is auto, always or never, not {mode!r}")
     posts = [hooks[3] for hooks in callbacks if hooks[3]]
     names = {(getattr(p, "__module__", ""), getattr(p, "__qualname__", "")) for p in posts}
-    return mode == "always" or (mode == "auto" and not names <= BLIND)
+    if mode == "never":
+        return not names.isdisjoint(KEEPING)
+    return mode == "always" or not names <= BLIND
 
 
 class Observer:
@@ -100,6 +109,7 @@ class Observer:
         self._results = set(flatten_keys(keys))
         self._started: list[Hooks] = []
         self._aliases: set[Key] = set()
+        self._number: dict[Key, int] = {}
         self._pre = [hooks[2] for hooks in callbacks if hooks[2]]
         self._post = [hooks[3] for hooks in callbacks if hooks[3]]
 
@@ -122,11 +132,12 @@ class Observer:
             if hooks[0]:
                 hooks[0](self.dsk)
             self._started.append(hooks)
-        self.dsk = dict(convert_legacy_graph(self.dsk)) if self.looks else self.dsk
+        self.dsk.update(convert_legacy_graph(self.dsk))
 
     def begin(self, plan: Plan) -> None:
         """Make the state of what is to be computed, and call ``start_state``."""
         nodes: dict[Key, GraphNode] = dict(zip(plan.keys, plan.nodes, strict=True))
+        self._number = dict(zip(plan.keys, range(len(plan)), strict=True))
         nodes |= plan.local
         for name in [*plan.names, *plan.data]:
             if name not in nodes and type(node := self.dsk.get(name)) is Alias:
@@ -151,21 +162,39 @@ class Observer:
             for call in self._pre:
                 call(key, self.dsk, state)
 
-    def done(self, key: Key, value: Any, worker: str) -> None:
+    def done(self, key: Key, value: Any, worker: str = CLIENT) -> None:
         """Note that the result of a task was accepted, once for each task."""
-        state = self.state
-        if key in state["finished"]:
+        if key in self.state["finished"]:
             return
-        for missed in list(state["waiting"].get(key, ())):  # a server that came back older
-            self.done(missed, UNREAD, worker)
+        if key in self.state["waiting"]:
+            for missed in self._missed(key):
+                self._end(missed, UNREAD, worker, told=not self.looks)
+        self._end(key, value, worker, told=True)
+
+    def _missed(self, key: Key) -> list[Key]:
+        """Return the tasks before `key` of whose end nobody told, in the order of the plan.
+
+        Their job was lost with the server, and the one that came after it needs no run of theirs.
+        """
+        waiting, found, todo = self.state["waiting"], set[Key](), [key]
+        while todo:
+            for dep in waiting.get(todo.pop(), ()):
+                if dep not in found:
+                    found.add(dep)
+                    todo.append(dep)
+        return sorted(found & self._number.keys(), key=self._number.__getitem__)
+
+    def _end(self, key: Key, value: Any, worker: str, *, told: bool) -> None:
+        state = self.state
         self.taken(key)
         if self.looks:
             state["cache"][key] = value
         freed = self._finish(key)
-        for call in self._post:
-            call(key, value, self.dsk, state, worker)
+        if told:  # else it would be a value that it never had
+            for call in self._post:
+                call(key, value, self.dsk, state, worker)
         if self._aliases:
-            self._follow_aliases(self._aliases.intersection(freed))
+            self._follow_aliases(self._aliases.intersection(freed), told=told)
 
     def _finish(self, key: Key) -> list[Key]:
         """Update the state as `dask.local.finish_task` does; return what became ready."""
@@ -191,17 +220,17 @@ class Observer:
         state["running"].discard(key)
         return freed
 
-    def _follow_aliases(self, ready: Iterable[Key]) -> None:
+    def _follow_aliases(self, ready: Iterable[Key], *, told: bool = True) -> None:
         """Let those be done that only are other names of what is done: no worker gets them."""
         cache = self.state["cache"]
         for key in list(ready):
-            self.done(key, cache.get(self.dsk[key].target, UNREAD), CLIENT)
+            self._end(key, cache.get(self.dsk[key].target, UNREAD), CLIENT, told=told)
 
     def here(self, key: Key, compute: Callable[[], Any]) -> Any:
         """Do what the client does itself, as a task that the callbacks see."""
         self.taken(key)
         value = compute()
-        self.done(key, value, CLIENT)
+        self.done(key, value)
         return value
 
 

@@ -143,9 +143,9 @@ def submit_detached(
     found, repack = unpack_collections(*collections, traverse=traverse)
     if not found:
         raise TypeError("there is nothing to compute: none of the arguments is a Dask collection")
+    check_keywords(kwargs)
     signer = find_secret(pool.url)
     ambient = dask.get_annotations()
-    job_options(kwargs)  # what is wrong is told before anything is computed
     submitted: list[tuple[str, Answer]] = []
 
     def submit(dsk: Any, keys: Any, **_: Any) -> list[None]:

@@ -28,8 +28,9 @@ __all__ = [
     "with_cached",
 ]
 
-#: Annotations that hold for a whole computation, too.
-AMBIENT = {"allow_other_workers", "priority", "retries", "timeout", "workers"}
+#: Annotations of single tasks, and those that hold for a computation.
+OF_TASKS = {"allow_other_workers", "retries", "timeout", "workers"}
+AMBIENT = {*OF_TASKS, "priority"}
 
 _unfused = threading.Lock()
 
@@ -112,7 +113,7 @@ def _annotations_of_layers(dsk: Mapping[Key, Any]) -> dict[str, Any]:
     found: dict[str, dict[Key, Any]] = {}
     for layer in getattr(dsk, "layers", {}).values():
         for name, value in (getattr(layer, "annotations", None) or {}).items():
-            if name in ("workers", "allow_other_workers", "timeout", "retries"):
+            if name in OF_TASKS:
                 for key in layer:
                     found.setdefault(name, {})[key] = value(key) if callable(value) else value
     return found

@@ -11,6 +11,7 @@ import secrets
 import struct
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from dask.typing import Key
@@ -134,10 +135,10 @@ class Job(Follower):
                     raise
                 failed, told = job.failed, repr(error)
             # Not while that error is handled: what this may raise is not of its making.
-            job.received[failed] = self.rerun(job.plan.keys[failed])
-            name = repr(job.plan.keys[failed])
+            key = job.plan.keys[failed]
+            job.received[failed] = self.rerun(key)
             warnings.warn(
-                f"task {name} raised {told} on a worker, and not here: its value here is used",
+                f"task {key!r} raised {told} on a worker, and not here: its value here is used",
                 stacklevel=2,
             )
             values |= job.values()
@@ -158,7 +159,7 @@ class Job(Follower):
         issue_warnings(warned)  # a filter may make an error of one
 
     def _clear_away(self) -> list[bytes]:
-        """Remove the job, all of whose outputs are here; return what its tasks warned of."""
+        """Remove the job, which nobody needs any more; return what its tasks warned of."""
         self.link.send("SMEMBERS", self.keys("warnings", self.id))
         self.link.send_call("sweep", self.keys, job=self.id)
         warned, answer = self.link.receive_all()[-2:]
@@ -179,6 +180,9 @@ class Job(Follower):
             Task -> value, as `received` has them.
         """
         plan = self.plan.without(received)
+        if self.observer is not None:  # they are no tasks of that job, and may not have been told
+            for task in sorted(received):
+                self.observer.done(self.plan.keys[task], received[task])
         return Job(
             self.link, self.keys, plan, self.options, self.signer,
             observer=self.observer, rerun=self.rerun,
@@ -338,10 +342,12 @@ class Job(Follower):
         try:
             self.count_refused(self.epoch)
             self.cancel("its client gave up")
-            sweep(self.link, self.keys, self.id)
+            warned = self._clear_away()
             for name in self._staged:  # no script may have seen these
                 self.link.send("UNLINK", name)
             self.link.receive_all()
+            with suppress(Warning):  # which a filter made an error
+                issue_warnings(warned)
         except RedisqError as error:
             logger.warning("job %s could not be removed, its keys expire: %s", self.id, error)
         finally:

@@ -6,14 +6,17 @@ of its contract. ``da.store(x, target, lock=redisq.Lock("target"))`` holds for a
 
 from __future__ import annotations
 
+import math
 import secrets
 import threading
 import time
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from dask_redisq.codec import unpack
 from dask_redisq.errors import LockLost, ServerUnavailable
+from dask_redisq.keys import Keys
+from dask_redisq.link import Link
 from dask_redisq.queue import Queue
 from dask_redisq.scheduler import default_queue
 from dask_redisq.settings import setting
@@ -21,11 +24,24 @@ from dask_redisq.settings import setting
 __all__ = ["Lock", "Semaphore"]
 
 
+#: Seconds between two looks of one that waits: heals a lost token.
+RECHECK = 5.0
+
+
+class _Place(NamedTuple):
+    """A place that is held."""
+
+    token: str
+    fence: int
+    released: threading.Event
+
+
 class Semaphore:
     """At most so many holders at a time, over all clients and workers of a queue's server.
 
     It can be pickled: in another process it is the same semaphore, held by nobody there. It
-    travels without a URL, and is looked for on the server that the other process uses.
+    travels without a URL, and is looked for on the server that the other process uses. It is as
+    durable as that server: one that came back older, or empty, may give a place twice.
 
     Parameters
     ----------
@@ -42,8 +58,9 @@ class Semaphore:
     Attributes
     ----------
     fence : int
-        While it is held: a number that is higher for each later holder. A store that refuses lower
-        ones than it has seen is safe from a holder that was stopped, lost its place and went on.
+        Of the place that this object took last, 0 if it has none: a number that is higher for each
+        later holder. A store that refuses lower ones than it has seen is safe from a holder that
+        was stopped, lost its place and went on.
 
     Raises
     ------
@@ -75,14 +92,12 @@ class Semaphore:
         self.max_leases = max_leases
         self.name = secrets.token_hex(16) if name is None else name
         self.expiry = float(expiry)
-        self.fence = 0
+        self._held: list[_Place] = []
         self._queue = queue if isinstance(queue, Queue) else None
         self._queue_name = queue.name if isinstance(queue, Queue) else setting("queue", queue)
-        self._token = ""
-        self._released = threading.Event()
 
     def __repr__(self) -> str:
-        held = f", held with fence {self.fence}" if self._token else ""
+        held = f", held with fence {self.fence}" if self._held else ""
         return f"<{type(self).__name__} {self.name} of queue {self._queue_name}{held}>"
 
     def __getstate__(self) -> dict[str, Any]:
@@ -91,8 +106,12 @@ class Semaphore:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._queue, self._token, self.fence = None, "", 0
-        self._released = threading.Event()
+        self._queue, self._held = None, []
+
+    @property
+    def fence(self) -> int:
+        """The number of the last place taken; see the class."""
+        return self._held[-1].fence if self._held else 0
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:  # noqa: FBT001, FBT002 - as threading.Lock
         """Take it, or wait until it is free.
@@ -110,29 +129,36 @@ class Semaphore:
             Whether it was taken.
         """
         queue, token = self._find_queue(), secrets.token_hex(8)
-        deadline = time.monotonic() + timeout if timeout >= 0 else None
+        wait = 0.0 if not blocking else timeout if timeout >= 0 else math.inf
         with queue.pool.lend() as link:
-            while True:
-                answer = link.call(
-                    "acquire", queue.keys, name=self.name, token=token,
-                    places=self.max_leases, expiry=int(self.expiry * 1000),
-                )  # fmt: skip
-                fence, again = unpack(answer)
-                if fence:
-                    break
-                left = min(again / 1000, 5.0)
-                if deadline is not None:
-                    left = min(left, deadline - time.monotonic())
-                if not blocking or left <= 0:
-                    # A copy of that call may come late: it must take nothing for who has left.
+            fence = 0
+            try:
+                fence = self._wait(link, queue.keys, token, time.monotonic() + wait)
+            finally:
+                if not fence:
+                    # Interrupted, it may be taken; and a copy of a call may come late. Neither may
+                    # take what nobody would give back.
                     link.call("release", queue.keys, name=self.name, token=token)
-                    return False
-                link.command("BLPOP", queue.keys("freed", self.name), max(0.01, left))
-        self.fence, self._token, self._released = fence, token, threading.Event()
-        threading.Thread(
-            target=self._renew, args=(queue, token, self._released), name="lock", daemon=True
-        ).start()
-        return True
+        if fence:
+            place = _Place(token, fence, threading.Event())
+            self._held.append(place)
+            threading.Thread(
+                target=self._renew, args=(queue, place), name="lock", daemon=True
+            ).start()
+        return fence > 0
+
+    def _wait(self, link: Link, keys: Keys, token: str, deadline: float) -> int:
+        """Return the fence, 0 if there was no place in time."""
+        while True:
+            answer = link.call(
+                "acquire", keys, name=self.name, token=token,
+                places=self.max_leases, expiry=int(self.expiry * 1000),
+            )  # fmt: skip
+            fence, again = unpack(answer)
+            left = min(again / 1000, RECHECK, deadline - time.monotonic())
+            if fence or left <= 0:
+                return int(fence)
+            link.command("BLPOP", keys("freed", self.name), max(0.01, left))
 
     def release(self) -> None:
         """Give it back.
@@ -144,13 +170,13 @@ class Semaphore:
         LockLost
             If it was not renewed for longer than `expiry`: somebody else may have had it meanwhile.
         """
-        if not self._token:
+        if not self._held:
             raise RuntimeError(f"{self!r} is not held: it cannot be released")
-        token, self._token, self.fence = self._token, "", 0
-        self._released.set()
+        place = self._held.pop()
+        place.released.set()
         queue = self._find_queue()
         with queue.pool.lend() as link:
-            if not link.call("release", queue.keys, name=self.name, token=token):
+            if not link.call("release", queue.keys, name=self.name, token=place.token):
                 raise LockLost(
                     f"{self!r} was not renewed for {self.expiry:g} s, and somebody else may have "
                     "had it: what it guards may have been changed by both"
@@ -158,14 +184,14 @@ class Semaphore:
 
     def locked(self) -> bool:
         """Tell whether this object holds it."""
-        return bool(self._token)
+        return bool(self._held)
 
-    def _renew(self, queue: Queue, token: str, released: threading.Event) -> None:
-        while not released.wait(self.expiry / 3):
+    def _renew(self, queue: Queue, place: _Place) -> None:
+        while not place.released.wait(self.expiry / 3):
             try:
                 with queue.pool.lend() as link:
                     if not link.call(
-                        "hold", queue.keys, name=self.name, token=token,
+                        "hold", queue.keys, name=self.name, token=place.token,
                         expiry=int(self.expiry * 1000),
                     ):  # fmt: skip
                         return  # `release` says so

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any, Self
 
 import dask
+from dask.utils import shorten_traceback
 
 from dask_redisq import status
 from dask_redisq.compute import compute_graph, submit_detached
 from dask_redisq.errors import NoServerError, NoWorkersError
-from dask_redisq.frames import hide_our_frames
 from dask_redisq.future import Future, attach, cancel_job
 from dask_redisq.keys import Keys, check_queue_name
 from dask_redisq.link import redact
@@ -99,8 +99,17 @@ class Queue:
             Jobs of a higher one come first; -4096 to 4096.
         workers : str or list of str, optional
             Names, hosts or tags: only such workers run the tasks, unless `allow_other_workers`.
+        callbacks : iterable of Callback, optional
+            Instead of those that are active; see ``callback-values`` in ``redisq.yaml``.
+        cache : MutableMapping, optional
+            Key -> value that is not computed again; constants of the graph are entered.
+        rerun_exceptions_locally : bool, default False
+            A task that raises runs again in this process, for a debugger.
+        allow_disk_shuffle : bool, default False
+            All workers see one temporary directory.
         **kwargs
-            Keywords of other schedulers are ignored, as Dask's own do.
+            Keywords of other schedulers are ignored, as Dask's own do; one that none of them
+            knows is warned about, once.
 
         Returns
         -------
@@ -116,7 +125,7 @@ class Queue:
         RedisqError
             What went wrong otherwise: see `dask_redisq.errors`.
         """
-        with hide_our_frames():
+        with shorten_traceback():
             return compute_graph(self.pool, self.keys, dsk, keys, kwargs)
 
     def compute(

@@ -19,8 +19,9 @@ __all__ = ["pack_error", "unpack_error"]
 
 #: Errors of a chain that travel with the last one.
 DEEPEST = 4
-#: Bytes of an exception's pickle: it goes inside a call, and is kept until its job is removed.
-MOST_BYTES = 500_000
+#: Bytes of an exception's pickle: it goes inside a call, and is kept until its job is removed; and
+#: of each other one of its chain.
+MOST_BYTES, MOST_LINKED = 500_000, 50_000
 
 
 def pack_error(error: BaseException, where: str, depth: int = 0) -> bytes:
@@ -41,16 +42,16 @@ def pack_error(error: BaseException, where: str, depth: int = 0) -> bytes:
     problem = ""
     try:
         data = dumps(error)
-        if len(data) > MOST_BYTES:
+        if len(data) > (MOST_LINKED if depth else MOST_BYTES):
             data, problem = b"", f"its pickle takes {len(data):,} bytes"
         # An exception class with required arguments pickles well and cannot be read back.
         elif type(loads(data)) is not type(error):
             data, problem = b"", "it comes back from its pickle as another type"
     except Exception as why:
         data, problem = b"", repr(why)
-    linked = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    explicit = error.__suppress_context__  # by `raise ... from`, from None too
+    linked = error.__cause__ if explicit else error.__context__
     before = b"" if linked is None or depth == DEEPEST else pack_error(linked, where, depth + 1)
-    explicit = error.__cause__ is not None
     return pack([data, frames, text[-20_000:], _name(error), problem, where, before, explicit])
 
 
@@ -78,9 +79,7 @@ def unpack_error(payload: bytes | memoryview, task: str) -> BaseException:
         error = loads(data) if data else _unpicklable(task, where, name, problem.decode())
     except Exception as why:
         error = _unpicklable(task, where, name, repr(why))
-    if before:
-        linked = _read_linked(before)
-        error.__cause__, error.__context__ = linked if explicit else None, linked
+    _link(error, before, explicit=explicit)
     if data and not isinstance(error, TaskNotSerializable):
         error.add_note(f"dask-redisq: raised by task {task} on worker {where}")
     else:
@@ -88,17 +87,21 @@ def unpack_error(payload: bytes | memoryview, task: str) -> BaseException:
     return error.with_traceback(_as_traceback(frames))
 
 
-def _read_linked(payload: bytes) -> BaseException:
-    """Return what an error was raised from; one that cannot be read as its name."""
-    data, frames, _, name, _, _, before, explicit = unpack(payload)
+def _link(error: BaseException, before: bytes, *, explicit: bool) -> None:
+    """Give an error what it was raised from; of that, what cannot be read is its name."""
+    if not before:
+        return
+    data, frames, _, name, _, _, further, its_explicit = unpack(before)
     try:
-        error: BaseException = loads(data) if data else RuntimeError(name.decode())
+        linked: BaseException = loads(data) if data else RuntimeError(name.decode())
     except Exception:
-        error = RuntimeError(name.decode())
-    if before:
-        linked = _read_linked(before)
-        error.__cause__, error.__context__ = linked if explicit else None, linked
-    return error.with_traceback(_as_traceback(frames))
+        linked = RuntimeError(name.decode())
+    _link(linked, further, explicit=its_explicit)
+    linked.__traceback__ = _as_traceback(frames)
+    if explicit:  # to set it, to None as well, hides the context
+        error.__cause__ = linked
+    else:
+        error.__context__ = linked
 
 
 def _unpicklable(task: str, where: str, name: str, why: str) -> TaskNotSerializable:

@@ -1,4 +1,4 @@
-"""The Dask scheduler ``"redisq"``: `get` on the queue of the settings; to make it the default."""
+"""The Dask scheduler ``"redisq"``, which is `get` on the queue of the settings; and `enable`."""
 
 from __future__ import annotations
 

@@ -52,8 +52,11 @@ class WarningBox:
         line: str | None = None,
     ) -> None:
         if len(self._caught) < MOST:
+            # A lone surrogate, from the name of a file perhaps, is no UTF-8.
+            text = str(message)[:LONGEST].encode(errors="backslashreplace")
+            file_name = filename.encode(errors="backslashreplace")
             where = category.__module__, category.__qualname__
-            self._caught[pack([*where, str(message)[:LONGEST], filename, lineno])] = None
+            self._caught[pack([*where, text, file_name, lineno])] = None
         self._show(message, category, filename, lineno, file, line)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -15,6 +16,8 @@ from dask.callbacks import Callback
 from dask.diagnostics import CacheProfiler, Profiler, ProgressBar, ResourceProfiler
 from test_faults import Background
 
+import dask_redisq.callbacks as ours
+from dask_redisq.graph import plan_graph
 from dask_redisq.queue import Queue
 
 
@@ -31,6 +34,13 @@ def add(*them: int) -> int:
 def fail_at(x: int) -> int:
     """Raise."""
     raise ValueError(x)
+
+
+def fail_elsewhere(here: int) -> int:
+    """Raise on a worker only."""
+    if os.getpid() != here:
+        raise ValueError("elsewhere")
+    return 10
 
 
 def wait_for(gate: Path) -> str:
@@ -101,7 +111,7 @@ def test_the_state_ends_as_that_of_dask(queue: Queue, workers: WorkerProcess) ->
 
     def ends(get: Any) -> Any:
         states: list[Any] = []
-        with Callback(finish=lambda dsk, state, failed: states.append(state), posttask=print_none):
+        with Callback(finish=lambda dsk, state, failed: states.append(state), posttask=ignore):
             get(DIAMOND, ["c", "e"])
         (state,) = states
         return {k: state[k] for k in ("finished", "released", "cache", "waiting", "running")} | {
@@ -112,7 +122,7 @@ def test_the_state_ends_as_that_of_dask(queue: Queue, workers: WorkerProcess) ->
     assert ends(queue.get) == ends(dask.get)
 
 
-def print_none(*_: Any) -> None:
+def ignore(*_: Any) -> None:
     """Do nothing, and look at the value for all that one can tell."""
 
 
@@ -165,7 +175,6 @@ def test_values_stay_with_the_workers_unless_somebody_looks(
     queue: Queue, workers: WorkerProcess
 ) -> None:
     """The profilers do not; an unknown callback may; a setting decides otherwise."""
-    import dask_redisq.callbacks as ours
 
     def looks(*callbacks: Any, mode: str = "auto") -> bool:
         return ours.looks_at_values(ours.active_callbacks(callbacks), mode)
@@ -175,6 +184,7 @@ def test_values_stay_with_the_workers_unless_somebody_looks(
     assert looks(ProgressBar(), Recorder())
     assert looks(ProgressBar(), mode="always")
     assert not looks(Recorder(), mode="never")
+    assert looks(CacheProfiler(), mode="never")
     with pytest.raises(ValueError, match="auto, always or never"):
         looks(mode="sometimes")
     with dask.config.set({"redisq.callback-values": "never"}), Recorder() as recorder:
@@ -199,7 +209,8 @@ def test_dasks_diagnostics_work_unchanged(
 
 def test_the_opportunistic_cache_spares_tasks(queue: Queue, workers: WorkerProcess) -> None:
     """What it kept of one computation is a constant of the next."""
-    cachey = pytest.importorskip("cachey")
+    import cachey
+
     kept = Cache(cachey.Cache(1e9, limit=0))
     dsk = {("x", 1): (inc, 1), ("y", 1): (inc, ("x", 1))}
     with kept, Recorder() as recorder:
@@ -224,8 +235,38 @@ def test_the_bar_of_tqdm_counts_tasks(
     assert "5/5" in told
 
 
+@pytest.mark.parametrize("looks", [True, False])
+def test_tasks_of_whose_end_nobody_told_are_done_before_their_users(looks: bool) -> None:
+    """5,000 in a chain; where values are looked at, no callback is given one that it never had."""
+    n = 5000
+    dsk: dict[Any, Any] = {("x", i): (inc, ("x", i - 1) if i else 0) for i in range(n)}
+    recorder = Recorder()
+    hooks = ours.active_callbacks([recorder])
+    with ours.Observer(hooks, dsk, ("x", n - 1), looks=looks) as observer:
+        observer.start()
+        observer.begin(plan_graph(observer.dsk, ("x", n - 1)))
+        observer.done(("x", n - 1), n)
+    assert len(observer.state["finished"]) == n
+    assert not observer.state["ready"]
+    told = [entry[1] for entry in recorder.seen if entry[0] == "posttask"]
+    assert told == ([("x", n - 1)] if looks else [("x", i) for i in range(n)])
+
+
+def test_callbacks_hear_of_a_task_that_ran_here_after_it_raised(
+    queue: Queue, workers: WorkerProcess
+) -> None:
+    """With `rerun_exceptions_locally`: by the client, with its value."""
+    dsk = {"a": (fail_elsewhere, os.getpid()), "b": (inc, "a")}
+    with Recorder() as recorder, pytest.warns(UserWarning, match="its value here is used"):
+        assert queue.get(dsk, "b", rerun_exceptions_locally=True) == 11
+    assert [entry[1:] for entry in recorder.seen if entry[0] == "posttask"] == [
+        ("a", 10),
+        ("b", 11),
+    ]
+
+
 def test_a_rebuilt_job_tells_each_task_once(
-    queue: Queue, workers: WorkerProcess, tmp_path: Path
+    queue: Queue, workers: WorkerProcess, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Half of it has run when the server forgets: what comes again is known."""
     gate = tmp_path / "gate"
@@ -238,6 +279,7 @@ def test_a_rebuilt_job_tells_each_task_once(
         with queue.pool.lend() as link:
             link.command("HSET", queue.keys("job", row["id"]), "damaged", 1)
             link.command("RPUSH", queue.keys("news", row["id"]), 1)
+        wait_until(lambda: "is rebuilt" in caplog.text)
         gate.touch()
         assert job.result() == ("open", 3)
     done = [key for what, key, *_ in recorder.seen if what == "posttask"]

@@ -68,8 +68,8 @@ def warn_specially() -> None:
 
 
 def warn_and_fail() -> None:
-    """Warn, then raise."""
-    warnings.warn("before the end", RuntimeWarning, stacklevel=1)
+    """Warn, of what is no text that can be encoded, too; then raise."""
+    warnings.warn("before the end \udcff", RuntimeWarning, stacklevel=1)
     raise Refused(2, "then")
 
 
@@ -96,6 +96,7 @@ def test_the_context_of_an_error_comes_unless_it_was_hidden(
         queue.get({"x": (stumble,)}, "x")
     assert caught.value.__cause__ is None
     assert type(caught.value.__context__) is ValueError
+    assert "ValueError" in "".join(traceback.format_exception(caught.value))
     with pytest.raises(Refused) as hidden:
         queue.get({"x": (hide,)}, "x")
     assert "ValueError" not in "".join(traceback.format_exception(hidden.value))
@@ -127,6 +128,16 @@ def test_warnings_of_tasks_are_issued_by_the_client(queue: Queue, workers: Worke
         assert {w.filename for w in caught} == {__file__}
     with pytest.warns(Special, match="special"):
         queue.get({"x": (warn_specially,)}, "x")
+
+
+def test_a_task_that_raises_has_its_warnings_issued(queue: Queue, workers: WorkerProcess) -> None:
+    """They may tell why it did; a filter that makes errors of them hides no other one."""
+    with pytest.warns(RuntimeWarning, match="before the end"), pytest.raises(Refused):
+        queue.get({"x": (warn_and_fail,)}, "x")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(Refused):
+            queue.get({"x": (warn_and_fail,)}, "x")
 
 
 def test_the_filters_of_the_client_hold(queue: Queue, workers: WorkerProcess) -> None:

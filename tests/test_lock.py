@@ -15,6 +15,7 @@ from conftest import WorkerProcess, wait_until
 from test_faults import Background
 
 import dask_redisq as redisq
+from dask_redisq.codec import unpack
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.queue import Queue
@@ -99,12 +100,12 @@ def test_a_semaphore_has_so_many_places(
     semaphore.release()
 
 
-def test_who_waits_gets_it_as_soon_as_it_is_free(queue: Queue) -> None:
-    """Not when the expiry of its holder is over."""
+def test_who_waits_gets_it_as_soon_as_it_is_free(queue: Queue, link: Link) -> None:
+    """Not at its next look, 5 s later, nor when the expiry of its holder is over."""
     first, second = redisq.Lock("x", queue), redisq.Lock("x", queue)
     assert first.acquire()
     waiting = Background(second.acquire)
-    time.sleep(0.1)
+    wait_until(lambda: b"blocked_clients:1" in link.command("INFO", "clients"))
     began = time.monotonic()
     first.release()
     assert waiting.result() is True
@@ -126,12 +127,66 @@ def test_the_place_of_a_holder_that_died_is_free_after_its_expiry(
     lock.release()
 
 
-def test_a_holder_that_lives_keeps_it_beyond_its_expiry(queue: Queue) -> None:
+def test_a_holder_that_lives_keeps_it_beyond_its_expiry(
+    queue: Queue, link: Link, keys: Keys
+) -> None:
     """A thread renews it."""
-    lock, other = redisq.Lock("x", queue, expiry=1), redisq.Lock("x", queue)
-    with lock:
-        time.sleep(1.5)
-        assert not other.acquire(blocking=False)
+
+    def until() -> int:
+        fields = link.command("HGETALL", keys("lock", "x"))
+        entries = dict(zip(fields[::2], fields[1::2], strict=True))
+        return int(unpack(entries[next(f for f in entries if f != b"last")])[0])
+
+    with redisq.Lock("x", queue, expiry=1):
+        taken = until()
+        wait_until(lambda: until() > taken)
+
+
+def test_one_object_may_hold_several_places(queue: Queue, link: Link, keys: Keys) -> None:
+    """Each is renewed and given back by itself."""
+    semaphore = redisq.Semaphore(2, "x", queue)
+    assert semaphore.acquire()
+    first = semaphore.fence
+    assert semaphore.acquire()
+    assert semaphore.fence > first
+    assert not semaphore.acquire(blocking=False)
+    semaphore.release()
+    assert semaphore.fence == first
+    semaphore.release()
+    assert not semaphore.locked()
+    assert link.command("HKEYS", keys("lock", "x")) in ([b"last", b"gone"], [b"gone", b"last"])
+
+
+def test_who_is_interrupted_while_it_takes_a_lock_does_not_hold_it(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C between the server's answer and the client."""
+    call = Link.call
+
+    def interrupted(self: Link, script: str, keys: Keys, /, **args: Any) -> Any:
+        answer = call(self, script, keys, **args)
+        if script == "acquire":
+            raise KeyboardInterrupt
+        return answer
+
+    monkeypatch.setattr(Link, "call", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        redisq.Lock("x", queue).acquire()
+    monkeypatch.undo()
+    assert redisq.Lock("x", queue).acquire(blocking=False)
+
+
+def test_a_lock_works_while_the_memory_is_full(queue: Queue, link: Link, keys: Keys) -> None:
+    """Who holds it may be who frees some."""
+    link.command("CONFIG", "SET", "maxmemory", 1)
+    try:
+        lock = redisq.Lock("x", queue)
+        assert lock.acquire(blocking=False)
+        words = {"name": "x", "token": lock._held[0].token, "expiry": 60_000}
+        assert link.call("hold", keys, **words) == 1
+        lock.release()
+    finally:
+        link.command("CONFIG", "SET", "maxmemory", 0)
 
 
 def test_a_holder_that_lost_it_is_told_at_the_release(queue: Queue, link: Link, keys: Keys) -> None:

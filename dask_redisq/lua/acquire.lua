@@ -2,16 +2,17 @@
 -- keys: lock
 -- args: name token places expiry
 -- returns: msgpack {fence, ask again in ms}: fence > 0, it is taken; 0, it is not
+--@include full
 --@include clock
 --
 -- A holder that dies does not give back: its place is free once nobody renewed it for `expiry` ms. So a
 -- holder that was only stopped may go on beside its successor, and what the lock guards can tell them
 -- apart by the fence, which only rises: by the clock, lest it begin anew with the key. The same call
 -- twice is answered alike; a copy that comes after the release, within the last 64 of them, takes nothing:
--- nobody would give that back.
+-- nobody would give that back. It works when the memory is full: its holder may be who frees some.
 local name, now = key.lock(arg.name), now_ms()
 local held, places, first = redis.call('HGETALL', name), tonumber(arg.places), nil
-local last, fence = 0, nil
+local last, fence, over = 0, nil, {}
 for i = 1, #held, 2 do
   if held[i] == 'last' then
     last = tonumber(held[i + 1])
@@ -20,7 +21,7 @@ for i = 1, #held, 2 do
   else
     local holder = cmsgpack.unpack(held[i + 1])
     if holder[1] <= now then
-      redis.call('HDEL', name, held[i])
+      over[#over + 1] = held[i]
     else
       places = places - 1
       first = math.min(first or holder[1], holder[1])
@@ -31,6 +32,8 @@ end
 if fence then return cmsgpack.pack({fence, 0}) end
 if places <= 0 then return cmsgpack.pack({0, first - now}) end
 fence = math.max(last + 1, now)
+write_when_full()
+for _, token in ipairs(over) do redis.call('HDEL', name, token) end
 redis.call('HSET', name, arg.token, cmsgpack.pack({now + arg.expiry, fence}), 'last', fence)
 redis.call('PEXPIRE', name, math.max(24 * 3600 * 1000, 2 * arg.expiry))
 return cmsgpack.pack({fence, 0})
