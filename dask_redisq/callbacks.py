@@ -19,7 +19,8 @@ from dask._task_spec import Alias, GraphNode, convert_legacy_graph
 from dask.callbacks import Callback, normalize_callback
 from dask.typing import Key
 
-from dask_redisq.graph import Plan, flatten_keys
+from dask_redisq.graph import flatten_keys
+from dask_redisq.plan import Plan
 
 __all__ = ["UNREAD", "Observer", "active_callbacks", "looks_at_values"]
 

@@ -20,10 +20,11 @@ from dask_redisq.dask_input import (
     restrictions,
     with_cached,
 )
-from dask_redisq.graph import Plan, plan_graph
+from dask_redisq.graph import plan_graph
 from dask_redisq.job import Job
 from dask_redisq.keys import Keys
 from dask_redisq.options import JobOptions, check_keywords, job_options
+from dask_redisq.plan import Plan
 from dask_redisq.pool import Pool
 from dask_redisq.secret import find_secret
 from dask_redisq.serving import serves

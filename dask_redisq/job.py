@@ -27,11 +27,11 @@ from dask_redisq.errors import (
     ValueTooLarge,
 )
 from dask_redisq.follow import Dropped, Follower
-from dask_redisq.graph import BLOCK, Plan
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.monitor import sweep
 from dask_redisq.options import JobOptions
+from dask_redisq.plan import BLOCK, Plan
 from dask_redisq.server_check import most_bytes
 from dask_redisq.task_warnings import issue_warnings
 from dask_redisq.trust import BLOCK as A_BLOCK

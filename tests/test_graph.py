@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 from dask.utils_test import inc
 
-from dask_redisq.graph import Plan, plan_graph
+from dask_redisq.graph import plan_graph
+from dask_redisq.plan import Plan
 from dask_redisq.task import run_task
 
 

@@ -31,9 +31,9 @@ if cursor > redis.call('LLEN', key.log(job)) then
 elseif cursor > acked and tonumber(meta[8]) == 0 then
   local delivered = {}
   for _, entry in ipairs(redis.call('LRANGE', key.log(job), acked, cursor - 1)) do
-    for _, task in ipairs(cmsgpack.unpack(entry)) do delivered[task] = 1 end
+    delivered[#delivered + 1] = cmsgpack.unpack(entry)
   end
-  local edges = decide_edges(job, sorted_pairs(delivered), {}, {})
+  local edges = decide_edges(job, ones_of(delivered), {}, {})
   write_edges(job, edges)
   free_values(job, edges.consumers.zero)
   redis.call('HSET', key.job(job), 'acked', cursor)
@@ -48,16 +48,17 @@ local answer, tasks, entries = {state, reason or '', tonumber(meta[5]), cursor, 
 while #tasks < tonumber(arg.limit) do
   local entry = redis.call('LINDEX', key.log(job), cursor + entries)
   if not entry then break end
-  for _, task in ipairs(cmsgpack.unpack(entry)) do tasks[#tasks + 1] = task end
+  local n = #tasks
+  for i, task in ipairs(cmsgpack.unpack(entry)) do tasks[n + i] = task end
   entries = entries + 1
 end
 answer[4] = cursor + entries
 for first = 1, #tasks, 1000 do
   local last = math.min(first + 999, #tasks)
   local records = redis.call('HMGET', key.values(job), unpack(tasks, first, last))
+  local n = #answer
   for i = first, last do
-    answer[#answer + 1] = tasks[i]
-    answer[#answer + 1] = records[i - first + 1]
+    answer[n + 1], answer[n + 2], n = tasks[i], records[i - first + 1], n + 2
   end
 end
 if entries == 0 and state == 'running' then

@@ -17,10 +17,9 @@ redis.call('HSET', key.edges(arg.job), arg.number, arg.edges)
 local life = life_of(arg.job)
 redis.call('PEXPIRE', key.blocks(arg.job), life)
 redis.call('PEXPIRE', key.edges(arg.job), life)
-local each = {}
+local each, n = {}, 0
 for task = arg.first, arg.first + arg.count - 1 do
-  each[#each + 1] = task
-  each[#each + 1] = 1
+  each[n + 1], each[n + 2], n = task, 1, n + 2
 end
 local waits = subtract(key.wait(arg.job), each)
 if waits.torn then mark_damaged(arg.job, false) end

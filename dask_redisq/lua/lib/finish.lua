@@ -25,11 +25,6 @@ local function value_seen(job, task, value, attempt)
   return type(value) == 'string' or redis.call('EXISTS', key.value(job, task, attempt)) == 1
 end
 
-local function accept_task(plan, task)
-  plan.done[task] = true
-  plan.accepted[#plan.accepted + 1] = task
-end
-
 -- Call `visit(i, inputs, users)` for each task of a group of kind 0.
 local function each_lone(group, visit)
   local runs, i = cmsgpack.unpack(group[EDGES]), 0
@@ -62,24 +57,26 @@ local function note_large(plan, group)
 end
 
 local function note_outputs(plan, group)
+  local done, told, outputs, n = plan.done, plan.told, plan.outputs, #plan.outputs
   for _, task in ipairs(group[OUTPUTS]) do
-    if plan.done[task] and not plan.told[task] then
-      plan.told[task] = true
-      plan.outputs[#plan.outputs + 1] = task
+    if done[task] and not told[task] then
+      n = n + 1
+      told[task], outputs[n] = true, task
     end
   end
 end
 
--- Each task by itself. Most chunks are one such group, so no table is made per task.
+-- Each task by itself. Most chunks are one such group: no table is made, no function called per task.
 local function decide_lone(job, plan, group, attempt)
-  local n, names, values = #plan.names, plan.names, plan.values
+  local names, values, brought = plan.names, plan.values, group[VALUES]
+  local finished, done, accepted = plan.finished, plan.done, plan.accepted
+  local n, m = #names, #accepted
   for i, task in ipairs(group[TASKS]) do
-    local value = group[VALUES][i]
-    local open = not plan.finished[task] and not plan.done[task]
-    if open and value_seen(job, task, value, attempt) then
-      accept_task(plan, task)
-      n = n + 1
-      names[n], values[n] = task, value
+    local value = brought[i]
+    local open = not finished[task] and not done[task]
+    if open and (type(value) == 'string' or value_seen(job, task, value, attempt)) then
+      n, m = n + 1, m + 1
+      done[task], accepted[m], names[n], values[n] = true, task, task, value
     else
       if open then plan.unseen[#plan.unseen + 1] = task end
       plan.refused[#plan.refused + 1] = task
@@ -110,7 +107,8 @@ local function decide_component(job, plan, group, attempt)
     plan.out[group] = true
     return
   end
-  for _, task in ipairs(group[TASKS]) do accept_task(plan, task) end
+  local done, accepted, n = plan.done, plan.accepted, #plan.accepted
+  for i, task in ipairs(group[TASKS]) do done[task], accepted[n + i] = true, task end
   for i, task in ipairs(group[PUBLISHED]) do
     local n = #plan.names + 1
     plan.names[n], plan.values[n] = task, group[VALUES][i]
@@ -170,15 +168,21 @@ local function count_unseen(job, tasks)
   redis.call('PEXPIRE', key.tries(job), life_of(job))
 end
 
+local function all_tasks(groups)
+  if #groups == 1 then return groups[1][TASKS] end
+  local tasks, n = {}, 0
+  for _, group in ipairs(groups) do
+    for i, task in ipairs(group[TASKS]) do tasks[n + i] = task end
+    n = n + #group[TASKS]
+  end
+  return tasks
+end
+
 -- Read everything, write nothing: what of `batch` is accepted, and what follows from it.
 local function decide_batch(job, batch, attempt)
   local groups, inputs, users = batch[1], batch[2], batch[3]
-  local named = {}
-  for _, group in ipairs(groups) do
-    for _, task in ipairs(group[TASKS]) do named[#named + 1] = task end
-  end
   local plan = {
-    finished = read_bits(key.finished(job), named), done = {}, accepted = {}, refused = {}, unseen = {},
+    finished = read_bits(key.finished(job), all_tasks(groups)), done = {}, accepted = {}, refused = {}, unseen = {},
     out = {}, inside = {}, names = {}, values = {}, outputs = {}, told = {}, more = {},
     large_input = {}, big = false,
   }
@@ -227,14 +231,15 @@ end
 
 -- Keep the published values that somebody still needs; drop the others at once.
 local function keep_values(job, plan, attempt)
-  local fields, n, inside, life = {}, 0, plan.inside, life_of(job)
+  local fields, n, life = {}, 0, life_of(job)
+  local values, uses, inside, inline = plan.values, plan.uses, plan.inside, 'i' .. attempt
   for i, task in ipairs(plan.names) do
-    local value = plan.values[i]
+    local value = values[i]
     local apart = type(value) ~= 'string'
-    if plan.uses[i] > (inside[task] or 0) then
+    if uses[i] > (inside[task] or 0) then
       if apart then redis.call('PEXPIRE', key.value(job, task, attempt), life) end
       fields[n + 1] = task
-      fields[n + 2] = (apart and 'e' or 'i') .. attempt .. value
+      fields[n + 2] = (apart and 'e' .. attempt or inline) .. value
       n = n + 2
       if n >= 1000 then
         redis.call('HSET', key.values(job), unpack(fields))
@@ -294,6 +299,7 @@ local function write_batch(job, plan, attempt, whole)
     redis.call('RPUSH', key.log(job), cmsgpack.pack(plan.outputs))
     redis.call('PEXPIRE', key.log(job), life_of(job))
   end
+  if not next(plan.large_input) then return {free = zero, near = {}} end
   for _, task in ipairs(zero) do
     table.insert(plan.large_input[task] and ready.near or ready.free, task)
   end

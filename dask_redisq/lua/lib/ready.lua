@@ -89,9 +89,7 @@ local function add_to_set(job, set, tasks)
   for first = 1, #tasks, 1000 do
     local pairs_, n = {}, 0
     for i = first, math.min(first + 999, #tasks) do
-      local text = tostring(tasks[i]) -- once, not for score and member
-      pairs_[n + 1], pairs_[n + 2] = text, text
-      n = n + 2
+      pairs_[n + 1], pairs_[n + 2], n = tasks[i], tasks[i], n + 2
     end
     redis.call('ZADD', name, unpack(pairs_))
   end
