@@ -28,8 +28,10 @@ from dask_redisq.errors import (
 from dask_redisq.future import Future
 from dask_redisq.local import LocalCluster, start_local_workers
 from dask_redisq.lock import Lock, Semaphore
+from dask_redisq.persist import Part, futures_of
 from dask_redisq.queue import Queue
 from dask_redisq.scheduler import enable, get
+from dask_redisq.waiting import as_completed, wait
 
 __all__ = [
     # compute
@@ -37,6 +39,10 @@ __all__ = [
     "enable",
     "Queue",
     "Future",
+    "Part",
+    "futures_of",
+    "as_completed",
+    "wait",
     # between tasks
     "Lock",
     "Semaphore",

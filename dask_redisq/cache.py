@@ -1,19 +1,21 @@
-"""What a slot keeps in memory: values of the job that it works for, LRU by bytes."""
+"""What a slot keeps in memory: values of the job that it works for, and of kept ones; LRU."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Hashable, Iterable
+from typing import Any, TypeVar
 
 __all__ = ["ValueCache"]
 
 #: Bytes that an entry and a small object take besides what the pickle says.
 OVERHEAD = 256
 
+K = TypeVar("K", bound=Hashable)
+
 
 class ValueCache:
-    """Accepted values of one job and epoch, at most `limit` bytes of them.
+    """Accepted values of one job and epoch, or of kept jobs; at most `limit` bytes of them.
 
     A value enters only after the server accepted or served it. W1 kept its own result of A
     at once; the server had accepted another's; W1 then ran a user of A with a value that
@@ -29,12 +31,12 @@ class ValueCache:
         self.limit = limit
         self.bytes = 0
         self._of: tuple[str, str] | None = None
-        self._values: OrderedDict[int, tuple[Any, int]] = OrderedDict()
+        self._values: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
 
     def __repr__(self) -> str:
         return f"<ValueCache {len(self._values)} values, {self.bytes} bytes>"
 
-    def __contains__(self, task: int) -> bool:
+    def __contains__(self, task: Hashable) -> bool:
         return task in self._values
 
     def turn_to(self, job: str, epoch: str) -> None:
@@ -44,7 +46,7 @@ class ValueCache:
             self._values.clear()
             self.bytes = 0
 
-    def found(self, tasks: Iterable[int]) -> dict[int, Any]:
+    def found(self, tasks: Iterable[K]) -> dict[K, Any]:
         """Return those values of `tasks` that are here, and note their use."""
         values, used = self._values, self._values.move_to_end
         found = {}
@@ -54,7 +56,7 @@ class ValueCache:
                 found[task] = values[task][0]
         return found
 
-    def put(self, task: int, value: Any, size: int) -> None:
+    def put(self, task: Hashable, value: Any, size: int) -> None:
         """Keep a value that takes `size` bytes."""
         size += OVERHEAD
         if size > self.limit or task in self._values:
@@ -64,3 +66,13 @@ class ValueCache:
         while self.bytes > self.limit:
             _, (_, dropped) = self._values.popitem(last=False)
             self.bytes -= dropped
+
+    def keys(self) -> list[Hashable]:
+        """Return what the values that are here are of."""
+        return list(self._values)
+
+    def drop(self, keys: Iterable[Hashable]) -> None:
+        """Forget some values."""
+        for key in keys:
+            _, size = self._values.pop(key, (None, 0))
+            self.bytes -= size

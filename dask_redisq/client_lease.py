@@ -1,5 +1,8 @@
 """Keeps the leases of a client's jobs while the client itself cannot: from beside its GIL.
 
+And lets go of kept jobs when the last that holds their values in this process is garbage, which may
+be found anywhere, in the midst of a call to the server too: so another process makes that call.
+
 A client that unpickles gigabytes makes no call for a minute, and no thread of it runs either. So
 jobs that live long are told to a small process (`renewer`), one per server, which ends with the
 last of them, or with its client.
@@ -13,9 +16,11 @@ import os
 import subprocess
 import sys
 import threading
+import weakref
+from collections import deque
 from pathlib import Path
 
-__all__ = ["drop", "hold"]
+__all__ = ["Hold", "drop", "hold", "settle"]
 
 
 class _Helper:
@@ -29,6 +34,8 @@ class _Helper:
         here, given = str(Path(__file__).parent.parent), environment.get("PYTHONPATH")
         environment["PYTHONPATH"] = f"{given}{os.pathsep}{here}" if given else here
         self.jobs: set[str] = set()
+        #: Jobs that it was told to let go, still in `jobs`: a finalizer must not take a lock.
+        self.released: deque[str] = deque()
         theirs, self._line = os.pipe()
         self.process = subprocess.Popen(
             [sys.executable, *safe, "-m", "dask_redisq.renewer", "--owner", str(os.getpid())],
@@ -48,22 +55,35 @@ class _Helper:
         with contextlib.suppress(OSError):
             os.write(self._line, json.dumps(words).encode() + b"\n")
 
+    def forget_released(self) -> None:
+        """Take what was let go off the list."""
+        while self.released:
+            self.jobs.discard(self.released.popleft())
+
     def close(self) -> None:
         """End it, and wait until it is gone."""
-        os.close(self._line)
+        self.hang_up()
         try:
-            self.process.wait(2)
+            self.process.wait(6)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
 
+    def hang_up(self) -> None:
+        """Let it end, once it did what it was told."""
+        if self._line >= 0:
+            os.close(self._line)
+            self._line = -1
+
     def let_go(self) -> None:
         """Give up a forked child's copies: the helper is its parent's."""
-        os.close(self._line)
+        self.hang_up()
         self.process.returncode = 0  # not ours to wait for
 
 
 _helpers: dict[str, _Helper] = {}
+#: Those that were told to end, and not yet waited for.
+_ending: list[_Helper] = []
 _lock = threading.Lock()
 
 
@@ -77,15 +97,83 @@ def hold(url: str, queue: str, job: str, lease: float) -> None:
     lease : float
         Seconds; it is renewed at each third of them.
     """
+    with contextlib.suppress(OSError):  # no more processes: the client's own calls must do
+        _hold(url, queue, job, lease)
+
+
+def _hold(url: str, queue: str, job: str, lease: float) -> _Helper:
     with _lock:
         helper = _helpers.get(url)
+        if helper is not None and helper.process.poll() is not None:
+            del _helpers[url]
+            helper.close()
+            helper = None
         if helper is None:
-            try:
-                helper = _helpers[url] = _Helper(url)
-            except OSError:  # no more processes: the client's own calls must do
-                return
+            helper = _helpers[url] = _Helper(url)
         helper.jobs.add(job)
         helper.tell("hold", queue, job, lease)
+        return helper
+
+
+class Hold:
+    """The client's hold on a kept job, until this object is garbage.
+
+    Parameters
+    ----------
+    url, queue, job, lease
+        As for `hold`.
+
+    Raises
+    ------
+    OSError
+        If no process can be started: nobody would renew the lease.
+    """
+
+    def __init__(self, url: str, queue: str, job: str, lease: float) -> None:
+        self.job = job
+        helper = _hold(url, queue, job, lease)
+        weakref.finalize(self, _release, helper, queue, job, os.getpid())
+
+    def __repr__(self) -> str:
+        return f"<Hold on job {self.job}>"
+
+
+def _release(helper: _Helper, queue: str, job: str, owner: int) -> None:
+    if os.getpid() != owner:
+        return  # a forked child's copy is not the last one
+    helper.tell("release", queue, job)
+    helper.released.append(job)
+    # Garbage is found anywhere, by a thread that holds the lock, too: then it ends the helper, or
+    # the next one does.
+    if _lock.acquire(blocking=False):
+        try:
+            for url in [url for url, other in _helpers.items() if other is helper]:
+                _settle(url)
+        finally:
+            _lock.release()
+
+
+def settle() -> None:
+    """End the helpers that hold nothing any more."""
+    with _lock:
+        for url in list(_helpers):
+            _settle(url)
+        _reap()
+
+
+def _settle(url: str) -> None:
+    helper = _helpers.get(url)
+    if helper is not None:
+        helper.forget_released()
+        if not helper.jobs:
+            del _helpers[url]
+            _ending.append(helper)
+            helper.hang_up()
+
+
+def _reap() -> None:
+    while _ending:
+        _ending.pop().close()
 
 
 def drop(url: str, job: str) -> None:
@@ -96,18 +184,18 @@ def drop(url: str, job: str) -> None:
             return
         helper.jobs.remove(job)
         helper.tell("drop", job)
-        if not helper.jobs:
-            del _helpers[url]
-            helper.close()
+        _settle(url)
+        _reap()
 
 
 def _begin_anew() -> None:
     """Forget the parent's helpers, in a forked child."""
     global _lock  # noqa: PLW0603 - another thread of the parent may have held it
     _lock = threading.Lock()
-    for helper in _helpers.values():
+    for helper in (*_helpers.values(), *_ending):
         helper.let_go()
     _helpers.clear()
+    _ending.clear()
 
 
 os.register_at_fork(after_in_child=_begin_anew)

@@ -25,6 +25,7 @@ __all__ = [
     "LARGE",
     "Block",
     "BlockEncoder",
+    "KeptValue",
     "PackedBlock",
     "dumps",
     "loads",
@@ -71,6 +72,27 @@ def dumps(thing: Any) -> bytes:
 loads = pickle.loads
 
 
+class KeptValue(NamedTuple):
+    """A value of another, kept job that a task reads.
+
+    Attributes
+    ----------
+    number : int
+        Below 0: what the tasks of its user call it.
+    job : str
+        Which job keeps it.
+    task : int
+        Its number there.
+    epoch : str
+        In which it was made, if it would be another one when it is made again; else empty.
+    """
+
+    number: int
+    job: str
+    task: int
+    epoch: str = ""
+
+
 class Block(NamedTuple):
     """What a worker needs to run a block of consecutive tasks; one entry per task.
 
@@ -89,6 +111,10 @@ class Block(NamedTuple):
     limits : dict of int to tuple
         Task number -> the seconds that it may take, 0 for any; and how often it may fail and run
         again, -1 for what holds for its job. For tasks with limits of their own.
+    outer : dict of int to tuple of KeptValue
+        Task number -> what it reads of other jobs.
+    kept : bool
+        Whether the values of `outputs` stay, for later jobs.
     """
 
     tasks: list[Any]
@@ -97,6 +123,8 @@ class Block(NamedTuple):
     outputs: frozenset[int]
     restricted: dict[int, tuple[str, ...]]
     limits: dict[int, tuple[float, int]]
+    outer: dict[int, tuple[KeptValue, ...]]
+    kept: bool
 
 
 class _Constants:

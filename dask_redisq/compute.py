@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import dask
 from dask.base import unpack_collections
+from dask.core import flatten
 from dask.local import get_sync
 from dask.typing import Key
 
@@ -23,21 +24,37 @@ from dask_redisq.dask_input import (
 from dask_redisq.graph import plan_graph
 from dask_redisq.job import Job
 from dask_redisq.keys import Keys
+from dask_redisq.link import Link
 from dask_redisq.options import JobOptions, check_keywords, job_options
+from dask_redisq.persist import (
+    KeptJob,
+    Part,
+    enter_parts,
+    fetch_parts,
+    find_part,
+    wait_for_parts,
+)
 from dask_redisq.plan import Plan
 from dask_redisq.pool import Pool
 from dask_redisq.secret import find_secret
 from dask_redisq.serving import serves
 from dask_redisq.settings import setting
 
-__all__ = ["compute_graph", "submit_detached"]
+__all__ = ["Submitted", "compute_graph", "persist_graphs", "submit"]
 
 
 def plan_job(
-    graph: Mapping[Key, Any], keys: Any, annotations: Mapping[str, Any], kwargs: dict[str, Any]
+    graph: Mapping[Key, Any],
+    keys: Any,
+    annotations: Mapping[str, Any],
+    kwargs: dict[str, Any],
+    kept: Callable[[Key], Part | None],
+    *,
+    finalize_here: bool = True,
 ) -> Plan:
     """Return the plan for a graph, with what annotations and keywords say of its tasks."""
-    plan = plan_graph(graph, keys, setting("order", kwargs.get("order")))
+    order = setting("order", kwargs.get("order"))
+    plan = plan_graph(graph, keys, order, finalize_here=finalize_here, kept=kept)
     if not setting("allow-disk-shuffle", kwargs.get("allow_disk_shuffle")):
         refuse_disk_shuffle(plan.keys)
     plan.restricted = restrictions(
@@ -64,13 +81,14 @@ def compute_graph(pool: Pool, names: Keys, dsk: Any, keys: Any, kwargs: dict[str
         graph = with_cached(graph, cache)
     callbacks = active_callbacks(kwargs.get("callbacks"))
     rerun = _rerun(graph) if _reruns(kwargs) else None
+    kept = find_part(pool, names)
     if not callbacks:
-        plan = plan_job(graph, keys, annotations, kwargs)
+        plan = plan_job(graph, keys, annotations, kwargs, kept)
         return assemble(keys, _values(pool, names, plan, options, rerun=rerun), plan.local)
     looks = looks_at_values(callbacks, setting("callback-values"))
     with Observer(callbacks, graph, keys, looks=looks) as observer:
         observer.start()
-        plan = plan_job(observer.dsk, keys, annotations, kwargs)
+        plan = plan_job(observer.dsk, keys, annotations, kwargs, kept)
         plan.every = looks
         observer.begin(plan)
         values = _values(pool, names, plan, options, observer, rerun)
@@ -98,23 +116,45 @@ def _values(
 ) -> dict[Key, Any]:
     """Return requested key -> value: of the constants, and of what workers compute."""
     values: dict[Key, Any] = dict(plan.constants)
+    if plan.fetched:
+        with pool.lend() as link:
+            values.update(fetch_parts(plan.fetched, link))
     if len(plan):
         signer = find_secret(pool.url)  # refused before anything is sent
         with pool.lend() as link:
+            wait_for_parts(plan, link)
             job = Job(link, names, plan, options, signer, observer=observer, rerun=rerun)
             values.update(job.compute())
     return values
 
 
-def submit_detached(
+class Submitted(NamedTuple):
+    """A job that was submitted and left.
+
+    Attributes
+    ----------
+    job : str
+        Its id.
+    kept : KeptJob, optional
+        What holds it, if it is not detached.
+    answer : Answer
+        The way from its outputs to what was asked for.
+    """
+
+    job: str
+    kept: KeptJob | None
+    answer: Answer
+
+
+def submit(
     pool: Pool,
     names: Keys,
     collections: tuple[Any, ...],
-    result_ttl: float,
+    result_ttl: float | None,
     dask_options: dict[str, Any],
     kwargs: dict[str, Any],
-) -> tuple[str, Answer]:
-    """Submit a job that does not need its client; return its id, and the way to its answer.
+) -> Submitted:
+    """Submit a job, and do not wait for it.
 
     Parameters
     ----------
@@ -124,8 +164,9 @@ def submit_detached(
         The queue.
     collections : tuple
         As `dask.compute` takes them.
-    result_ttl : float
-        Seconds for which the results are kept after the end of the job.
+    result_ttl : float or None
+        Seconds for which the results are kept after the end of the job, which does not need this
+        client then; None: they are kept as long as this client holds them.
     dask_options : dict
         ``traverse`` and ``optimize_graph`` of `dask.compute`.
     kwargs : dict
@@ -138,31 +179,92 @@ def submit_detached(
     ValueError
         If `result_ttl` is below a second.
     """
-    if not result_ttl >= 1:
+    if result_ttl is not None and not result_ttl >= 1:
         raise ValueError(f"result_ttl is at least 1 s, not {result_ttl!r}")
     traverse = dask_options["traverse"]
     found, repack = unpack_collections(*collections, traverse=traverse)
     if not found:
         raise TypeError("there is nothing to compute: none of the arguments is a Dask collection")
-    check_keywords(kwargs)
-    signer = find_secret(pool.url)
-    ambient = dask.get_annotations()
-    submitted: list[tuple[str, Answer]] = []
+    sender = _Sender(pool, names, kwargs)
+    submitted: list[Submitted] = []
 
-    def submit(dsk: Any, keys: Any, **_: Any) -> list[None]:
-        graph, keys, annotations, words = read_graph(dsk, keys, ambient, kwargs)
-        options = replace(job_options(words), result_ttl=float(result_ttl))
-        plan = plan_job(graph, keys, annotations, words)
-        single = len(collections) == 1
-        answer = Answer(keys, plan.outputs, plan.constants, plan.local, repack, single)
+    def schedule(dsk: Any, keys: Any, **_: Any) -> list[None]:
+        plan, keys, options = sender.plan(dsk, keys)
+        options = replace(options, result_ttl=float(result_ttl or 0))
+        plan.kept = result_ttl is None
         with pool.lend() as link:
-            job = Job(link, names, plan, options, signer, answer)
-            job.detach()
-        submitted.append((job.id, answer))
+            constants = plan.constants | fetch_parts(plan.fetched, link)
+            single = len(collections) == 1
+            answer = Answer(keys, plan.outputs, constants, plan.local, repack, single)
+            submitted.append(Submitted(*sender.send(link, plan, options, answer), answer))
         return [None] * len(keys)
 
     # Dask makes the graph: it knows best how, in each of its versions.
     dask.compute(
-        *found, traverse=False, optimize_graph=dask_options["optimize_graph"], scheduler=submit
+        *found, traverse=False, optimize_graph=dask_options["optimize_graph"], scheduler=schedule
     )
     return submitted[0]
+
+
+def persist_graphs(
+    pool: Pool,
+    names: Keys,
+    collections: Sequence[Any],
+    kwargs: dict[str, Any],
+    *,
+    optimize_graph: bool,
+) -> list[Any]:
+    """Do what `Queue.persist` promises for a list of collections."""
+    sender = _Sender(pool, names, kwargs)
+
+    def schedule(dsk: Any, given: Any, **_: Any) -> list[Any]:
+        plan, keys, options = sender.plan(dsk, given, finalize_here=False)
+        wanted = list(flatten(keys))
+        plan.kept = True
+        parts: dict[Key, Any] = {**plan.constants, **plan.fetched}
+        if len(plan):
+            with pool.lend() as link:
+                kept = sender.send(link, plan, options)[1]
+            parts |= {key: Part(kept, key, task) for key, task in plan.outputs.items()}
+        # A shuffle that was rewritten has other keys, and both may be asked for.
+        both = dict(zip(flatten(given), (parts[key] for key in wanted), strict=True)) | parts
+        enter_parts(pool, names, {k: p for k, p in both.items() if isinstance(p, Part)})
+        return [parts[key] for key in wanted]
+
+    # Dask makes the graph, and the collections of what is given for their keys.
+    done = dask.persist(
+        *collections, traverse=False, optimize_graph=optimize_graph, scheduler=schedule
+    )
+    return list(done)
+
+
+class _Sender:
+    """Submits jobs that nobody waits for here."""
+
+    def __init__(self, pool: Pool, names: Keys, kwargs: dict[str, Any]) -> None:
+        check_keywords(kwargs)
+        self.pool = pool
+        self.names = names
+        self.kwargs = kwargs
+        self.ambient = dask.get_annotations()
+        self.signer = find_secret(pool.url)
+
+    def plan(
+        self, dsk: Any, keys: Any, *, finalize_here: bool = True
+    ) -> tuple[Plan, Any, JobOptions]:
+        """Return the plan for what Dask passes, its keys, and the settings of the job."""
+        graph, keys, annotations, words = read_graph(dsk, keys, self.ambient, self.kwargs)
+        kept = find_part(self.pool, self.names)
+        plan = plan_job(graph, keys, annotations, words, kept, finalize_here=finalize_here)
+        return plan, keys, job_options(words)
+
+    def send(
+        self, link: Link, plan: Plan, options: JobOptions, answer: Answer | None = None
+    ) -> tuple[str, Any]:
+        """Submit a job; return its id, and what holds it if it is a kept one."""
+        wait_for_parts(plan, link)
+        job = Job(link, self.names, plan, options, self.signer, answer)
+        job.detach()
+        if not plan.kept:
+            return job.id, None
+        return job.id, KeptJob(self.pool, self.names, job.id, plan.keys, self.signer, options)

@@ -124,8 +124,9 @@ class Crew:
         queues = [keys.queue for keys in self.keys]
         opt = self.options
         child = start_slot(
-            slot, queues, self.tags, opt.name, opt.url, self.outputs, now, opt.environment
-        )
+            slot, queues, self.tags, opt.name, opt.url, self.outputs, now, opt.environment,
+            len(self.places),
+        )  # fmt: skip
         self.guard.watch(child.process.pid)
         return child
 

@@ -26,16 +26,19 @@ __all__ = ["Future", "attach", "cancel_job"]
 
 
 class Future:
-    """The answer of a detached job, now or later; `Queue.compute` and `Queue.attach` give it.
+    """The answer of a job, now or later; `Queue.compute` and `Queue.attach` give it.
 
-    Any number of processes may hold one for the same job. None of them is needed: the job goes
-    on without, and its results stay until they are older than its ``result_ttl``, or until
+    The job of a plain one ends, with its results, when this object is garbage, or its process
+    ends. Of a detached job any number of processes may hold one. None of them is needed: the job
+    goes on without, and its results stay until they are older than its ``result_ttl``, or until
     one of them calls `forget`.
 
     Attributes
     ----------
     id : str
-        The job's id, with which any process can attach to it.
+        The job's id, with which any process can attach to a detached one.
+    kept : KeptJob or None
+        What holds a plain one.
 
     Examples
     --------
@@ -46,8 +49,9 @@ class Future:
     1000000.0
     """
 
-    def __init__(self, pool: Pool, keys: Keys, job: str, answer: Answer) -> None:
+    def __init__(self, pool: Pool, keys: Keys, job: str, answer: Answer, kept: Any = None) -> None:
         self.id = job
+        self.kept = kept
         self._pool = pool
         self._keys = keys
         self._answer = answer

@@ -7,12 +7,13 @@ accepts as a key works: ``0``, ``""``, tuples; and ``1 == 1.0 == True`` are one 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from dask._task_spec import Alias, DataNode, GraphNode, Task, TaskRef, convert_legacy_task
 from dask.typing import Key
 
+from dask_redisq.codec import KeptValue
 from dask_redisq.order import depth_first
 from dask_redisq.plan import Plan
 
@@ -32,8 +33,11 @@ class _Reader:
     tuples, which hash anew at each look (planning took 9.5 us a task by key, 6 by place).
     """
 
-    def __init__(self, dsk: Mapping[Key, Any]) -> None:
+    def __init__(self, dsk: Mapping[Key, Any], kept: Callable[[Key], Any]) -> None:
         self.dsk = dsk
+        self.kept = kept
+        self.parts: dict[int, Any] = {}
+        self.outer: dict[int, list[int]] = {}
         self.places: dict[Key, int | None] = {}  # None for a constant
         self.data: dict[Key, Any] = {}
         self.keys: list[Key] = []
@@ -57,7 +61,11 @@ class _Reader:
         """Return the task behind `name`, through aliases; None if it is a constant."""
         if name in self.places:
             return self.places[name]
-        key, node = name, self.node(name, (dependent,))
+        key = name
+        try:
+            node: Any = self.node(name, (dependent,))
+        except ValueError as missing:
+            node = self._part(name, missing)
         if isinstance(node, Alias):
             key, node = self._behind(name, node, dependent)
         found: int | None = None
@@ -65,6 +73,9 @@ class _Reader:
             self.data[name] = node.value
         elif key in self.places:
             found = self.places[key]
+        elif not isinstance(node, GraphNode):
+            found = self.places[key] = -1 - len(self.parts)
+            self.parts[found] = node
         else:
             found = self.places[key] = len(self.nodes)
             self.keys.append(key)
@@ -73,8 +84,15 @@ class _Reader:
         self.places[name] = found
         return found
 
-    def _behind(self, name: Key, node: GraphNode, dependent: Key) -> tuple[Key, GraphNode]:
-        """Return the key and node that an alias stands for."""
+    def _part(self, key: Key, missing: ValueError) -> Any:
+        """Return the part of a persisted collection that is called `key`, or raise `missing`."""
+        part = self.kept(key)
+        if part is None:
+            raise missing
+        return part
+
+    def _behind(self, name: Key, node: Any, dependent: Key) -> tuple[Key, Any]:
+        """Return the key and node, or part, that an alias stands for."""
         key, seen = name, [name]
         while isinstance(node, Alias):
             key = node.target
@@ -83,11 +101,14 @@ class _Reader:
                     f"Cycle detected in Dask graph: {' -> '.join(map(repr, [*seen, key]))}"
                 )
             seen.append(key)
-            node = self.node(key, (dependent,))
+            try:
+                node = self.node(key, (dependent,))
+            except ValueError as missing:
+                node = self._part(key, missing)
         return key, node
 
     def inputs_of(self, task: int) -> list[int]:
-        """Return the tasks that a task needs, each once, in any order.
+        """Return the tasks that a task needs, each once, in any order; values of other jobs apart.
 
         It is the order of the arguments where each of them is another task: `Plan.block` then
         writes them once.
@@ -111,7 +132,11 @@ class _Reader:
             ]
             # Two names may mean one task (aliases), or a constant.
             distinct = dict.fromkeys(tasks) if count > 1 else tasks
-            found = self.inputs[task] = [k for k in distinct if k is not None]
+            found = [k for k in distinct if k is not None]
+            if self.parts and (outer := [k for k in found if k < 0]):
+                self.outer[task] = outer
+                found = [k for k in found if k >= 0]
+            self.inputs[task] = found
         return found
 
 
@@ -130,6 +155,7 @@ def plan_graph(
     order: str | None = None,
     *,
     finalize_here: bool = True,
+    kept: Callable[[Key], Any] = lambda _: None,
 ) -> Plan:
     """Number the tasks of `dsk` that `keys` need.
 
@@ -144,6 +170,9 @@ def plan_graph(
     finalize_here : bool, default True
         Leave the last step of an array or bag (its concatenation) to the client: a worker would
         receive, hold and send the whole result.
+    kept : callable, optional
+        Key -> the part of a persisted collection with that name, or None; asked for what the
+        graph lacks.
 
     Raises
     ------
@@ -154,25 +183,30 @@ def plan_graph(
     RuntimeError
         "Cycle detected", as `dask.order` says it.
     """
-    reader = _Reader(dsk)
+    reader = _Reader(dsk, kept)
     wanted = list(dict.fromkeys(flatten_keys(keys)))
     for key in wanted:
-        if key not in dsk:
+        if key not in dsk and kept(key) is None:
             raise KeyError(key)
     local = _local_nodes(reader, wanted) if finalize_here else {}
     for node in local.values():
         wanted.extend(k for k in node.dependencies if k not in wanted)
     outputs: dict[Key, int] = {}
     constants: dict[Key, Any] = {}
+    fetched: dict[Key, Any] = {}
     for key in wanted:
         if key in local:
             continue
         task = reader.place(key, key)
         if task is None:
             constants[key] = reader.data[key]
+        elif task < 0:
+            fetched[key] = reader.parts[task]
         else:
             outputs[key] = task
-    return _number(reader, outputs, constants, local, order)
+    plan = _number(reader, outputs, constants, local, order)
+    plan.fetched = fetched
+    return plan
 
 
 def _local_nodes(reader: _Reader, wanted: list[Key]) -> dict[Key, GraphNode]:
@@ -203,6 +237,12 @@ def _number(
     for task, its_inputs in enumerate(inputs):
         for i in its_inputs:
             users[i].append(task)
+    outer = {
+        number[place]: tuple(
+            [KeptValue(n, reader.parts[n].job, reader.parts[n].task) for n in numbers]
+        )
+        for place, numbers in reader.outer.items()
+    }
     return Plan(
         keys=[reader.keys[place] for place in places],
         nodes=[reader.nodes[place] for place in places],
@@ -211,8 +251,10 @@ def _number(
         outputs={key: number[place] for key, place in outputs.items()},
         constants=constants,
         local=local,
-        names={n: number[place] for n, place in reader.places.items() if place is not None},
+        names={n: number.get(p, p) for n, p in reader.places.items() if p is not None},
         data=reader.data,
+        outer=outer,
+        parts=reader.parts,
     )
 
 

@@ -18,7 +18,7 @@ from dask.typing import Key
 
 from dask_redisq.answer import Answer, pack_names
 from dask_redisq.callbacks import Observer
-from dask_redisq.codec import BlockEncoder, dumps, pack
+from dask_redisq.codec import Block, BlockEncoder, dumps, pack
 from dask_redisq.errors import (
     JobFailed,
     JobLost,
@@ -193,7 +193,10 @@ class Job(Follower):
         return {k: self.received[t] for k, t in self.plan.outputs.items() if t in self.received}
 
     def detach(self) -> None:
-        """Submit, and leave: once this returned, the job does not need its client."""
+        """Submit, and leave: once this returned, the job does not need its client.
+
+        One that is kept needs its client's lease, but nobody who waits for it.
+        """
         try:
             state = self.submit()
             if state in {"", "cancelled"}:
@@ -213,7 +216,9 @@ class Job(Follower):
             life = min(STAGED, LEASES * self._lease)
             self._staged.append(self.keys(name, self.id))
             self.link.send("SET", self._staged[-1], data, "PX", life)
-        self.link.send_call(
+        uses = sorted({kept.job for some in plan.outer.values() for kept in some})
+        create = self.link.call if uses else self.link.send_call
+        answer = create(
             "create",
             self.keys,
             job=self.id,
@@ -233,7 +238,14 @@ class Job(Follower):
             ttl=int(self.options.result_ttl * 1000),
             pure=int(self.options.pure),
             watched=int(self.observer is not None),
+            kept=int(plan.kept),
+            uses=pack(uses),
         )
+        if answer == b"gone":
+            raise JobLost(
+                f"a persisted collection that the graph uses is gone from queue "
+                f"{self.keys.queue!r} (one of the jobs {', '.join(uses)}): persist it again"
+            )
         return self._upload()
 
     def _stages(self, hard: list[tuple[str, ...]]) -> list[tuple[str, bytes]]:
@@ -294,6 +306,7 @@ class Job(Follower):
                 payload=self.seal.sign(A_BLOCK, b"", number, payload),
                 edges=pack([block.inputs, list(block.outputs)]),
                 consts=pack(digests),
+                near=pack(_near(block)),
             )
             replies = self.link.receive_all(but=AHEAD)
             if replies and replies[-1] in (b"failed", b"cancelled", b""):
@@ -352,3 +365,8 @@ class Job(Follower):
             logger.warning("job %s could not be removed, its keys expire: %s", self.id, error)
         finally:
             self.link.patience = patience
+
+
+def _near(block: Block) -> list[Any]:
+    """Return task, kept job and task there, for each value of such a job that the block reads."""
+    return [x for task, some in block.outer.items() for k in some for x in (task, k.job, k.task)]

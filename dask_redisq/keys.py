@@ -54,6 +54,8 @@ PATTERNS: dict[str, tuple[str, str]] = {
     "deaths": ("job:%s:deaths", "hash: task -> msgpack array, one record per death"),
     "tries": ("job:%s:tries", "hash: task -> failures and timeouts; unseen:task -> lost values"),
     "client": ("job:%s:client", "string with expiry: the lease of the job's client"),
+    "holders": ("job:%s:holders", "set: jobs that use values which this one keeps"),
+    "held": ("job:%s:held", "set: jobs whose values this one uses"),
     # one job: derived
     "wait": ("job:%s:wait", "u32 per task: unfinished inputs, + 1 until its block is there"),
     "consumers": ("job:%s:consumers", "u32 per task: unfinished users + 1 if undelivered output"),

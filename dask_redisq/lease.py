@@ -222,6 +222,9 @@ class LeaseRun:
         if self.lease.alone or len(self.made) >= self._most or task in self.made:
             return False
         size = self.lease.block
+        outer = self.blocks[task // size].outer
+        if outer and any(kept.number not in self.values for kept in outer.get(task, ())):
+            return False
         wanted = self.blocks[task // size].restricted.get(task)
         if wanted is not None and self.tags.isdisjoint(wanted):
             return False

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from dask_redisq.cache import ValueCache
-from dask_redisq.codec import Block, PackedBlock, loads
+from dask_redisq.codec import Block, KeptValue, PackedBlock, loads, pack, unpack
+from dask_redisq.errors import JobLost
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.record import read_record
@@ -23,6 +24,8 @@ MOST_BYTES = 2**30
 BLOCKS = 256
 #: Fields in one HMGET.
 FIELDS = 2000
+#: Seconds between two looks for kept jobs that are gone.
+TIDY = 2.0
 
 
 class JobEnded(Exception):
@@ -100,11 +103,14 @@ class JobMemory:
 class SlotMemory:
     """The jobs that a slot works for, and the values of the current one."""
 
-    def __init__(self, link: Link, signer: Signer = UNSIGNED) -> None:
+    def __init__(self, link: Link, signer: Signer = UNSIGNED, most_kept: int = 2**30) -> None:
         self._link = link
         self._signer = signer
         self._jobs: OrderedDict[str, JobMemory] = OrderedDict()
         self.values = ValueCache()
+        #: (job, task, attempt) -> a value of a kept job, whatever job this slot works for.
+        self.kept = ValueCache(most_kept)
+        self._tidy_at = 0.0
 
     def job(self, keys: Keys, job: str, epoch: str) -> JobMemory:
         """Turn to `job` and return what is known of it."""
@@ -156,6 +162,93 @@ class SlotMemory:
                 reading(task)
                 self._enter(values, task, data, attempt, seal)
         return values
+
+    def fetch_kept(
+        self, keys: Keys, wanted: Iterable[KeptValue], reading: Callable[[KeptValue], object]
+    ) -> dict[int, Any]:
+        """Return number -> value for those of some values of kept jobs that are there.
+
+        The server is asked which attempt counts; what this slot made, or read before, does not
+        move. One that was lost is asked for, so that it is made again.
+
+        Raises
+        ------
+        JobLost
+            If such a job is gone, failed, or made them again although they are others then.
+        """
+        jobs: dict[str, list[KeptValue]] = {}
+        for kept in wanted:
+            jobs.setdefault(kept.job, []).append(kept)
+        values: dict[int, Any] = {}
+        for job, those in jobs.items():
+            seal = self._signer.seal(keys.queue, job)
+            for first in range(0, len(those), FIELDS):
+                some = those[first : first + FIELDS]
+                records = self._look_kept(keys, job, some)
+                for kept in some:
+                    record = records.get(kept.task)
+                    if record is None:  # it is made, or made again
+                        continue
+                    found = self._read_kept(keys, kept, record, seal, reading)
+                    if found:
+                        values[kept.number] = found[0]
+                    else:
+                        self._link.call("report_missing", keys, job=job, task=-1, input=kept.task)
+        return values
+
+    def _look_kept(self, keys: Keys, job: str, some: list[KeptValue]) -> dict[int, bytes]:
+        """Return task -> the record of its value, empty if that is lost, for finished tasks."""
+        tasks = pack([kept.task for kept in some])
+        told = self._link.call("look_kept", keys, job=job, tasks=tasks, values=1)
+        state, _, epoch, _, *items = unpack(told)
+        if state not in (b"running", b"done"):
+            raise JobLost(
+                f"job {job} of queue {keys.queue!r} kept a value that this task uses, and it is "
+                f"{state.decode() or 'gone'}: persist the collection again"
+            )
+        if any(kept.epoch and kept.epoch != epoch.decode() for kept in some):
+            raise JobLost(
+                f"values of job {job} of queue {keys.queue!r} were lost and made again, and with "
+                "pure=False they are others now: submit what uses them again"
+            )
+        return dict(zip(items[::2], items[1::2], strict=True))
+
+    def _read_kept(
+        self,
+        keys: Keys,
+        kept: KeptValue,
+        record: bytes,
+        seal: Seal,
+        reading: Callable[[KeptValue], object],
+    ) -> tuple[Any, ...]:
+        """Return the value of a record as the one item of a tuple; an empty one if it is lost."""
+        data, attempt = read_record(record) if record else (None, "")
+        name = (kept.job, kept.task, attempt)
+        here = self.kept.found([name])
+        if here:
+            return (here[name],)
+        apart = data is None
+        if data is None:
+            data = self._link.command("GET", keys("value", kept.job, kept.task, attempt))
+        if data is None:
+            return ()
+        reading(kept)
+        value = loads(seal.open(VALUE, attempt.encode(), kept.task, data) if seal.signs else data)
+        if apart:
+            self.kept.put(name, value, len(data))
+        return (value,)
+
+    def tidy(self, keys: Keys, now: float) -> None:
+        """Forget values of kept jobs that are gone; an idle slot calls this."""
+        names: list[Any] = self.kept.keys()
+        if not names or now < self._tidy_at:
+            return
+        self._tidy_at = now + TIDY
+        jobs = sorted({job for job, *_ in names})
+        for job in jobs:
+            self._link.send("EXISTS", keys("job", job))
+        gone = {j for j, there in zip(jobs, self._link.receive_all(), strict=True) if not there}
+        self.kept.drop([name for name in names if name[0] in gone])
 
     def _enter(
         self, values: dict[int, Any], task: int, data: bytes, attempt: str, seal: Seal

@@ -10,7 +10,7 @@ from typing import Any
 from dask._task_spec import Alias, DataNode, GraphNode, Task, TaskRef
 from dask.typing import Key
 
-from dask_redisq.codec import Block
+from dask_redisq.codec import Block, KeptValue
 from dask_redisq.task import run_node
 
 __all__ = ["BLOCK", "Plan"]
@@ -49,6 +49,14 @@ class Plan:
         Task -> its timeout and retries; see `codec.Block`.
     every : bool
         Whether the client waits for the values of all tasks: a callback looks at them.
+    outer : dict of int to tuple of KeptValue
+        Task -> what it reads of kept jobs; `names` holds the numbers of these too, below 0.
+    parts : dict of int to object
+        Number of such a value -> its `dask_redisq.persist.Part`, held as long as this plan is.
+    fetched : dict of hashable to object
+        Requested key -> the part that already is its value.
+    kept : bool
+        Whether the job keeps its outputs, for later ones.
     """
 
     keys: list[Key]
@@ -63,6 +71,10 @@ class Plan:
     restricted: dict[int, tuple[str, ...]] = field(default_factory=dict)
     limits: dict[int, tuple[float, int]] = field(default_factory=dict)
     every: bool = False
+    outer: dict[int, tuple[KeptValue, ...]] = field(default_factory=dict)
+    parts: dict[int, Any] = field(default_factory=dict)
+    fetched: dict[Key, Any] = field(default_factory=dict)
+    kept: bool = False
 
     def __len__(self) -> int:
         return len(self.nodes)
@@ -89,6 +101,8 @@ class Plan:
             {i: self.limits[i] for i in range(first, last) if i in self.limits}
             if self.limits
             else {},
+            {i: self.outer[i] for i in range(first, last) if i in self.outer} if self.outer else {},
+            self.kept,
         )
 
     @cached_property
@@ -137,11 +151,14 @@ class Plan:
             outputs={key: number[task] for key, task in outputs.items()},
             constants={},
             local={},
-            names={n: number[task] for n, task in self.names.items() if task in number},
+            names={n: number.get(t, t) for n, t in self.names.items() if t in number or t < 0},
             data={**self.data, **found},
             restricted={number[t]: tags for t, tags in self.restricted.items() if t in number},
             limits={number[t]: limit for t, limit in self.limits.items() if t in number},
             every=self.every,
+            outer={number[t]: kept for t, kept in self.outer.items() if t in number},
+            parts=self.parts,
+            kept=self.kept,
         )
 
     def _packed(self, task: int) -> Any:

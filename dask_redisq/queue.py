@@ -6,11 +6,10 @@ import time
 from collections.abc import Callable
 from typing import Any, Self
 
-import dask
 from dask.utils import shorten_traceback
 
-from dask_redisq import status
-from dask_redisq.compute import compute_graph, submit_detached
+from dask_redisq import client_lease, status
+from dask_redisq.compute import compute_graph, persist_graphs, submit
 from dask_redisq.errors import NoServerError, NoWorkersError
 from dask_redisq.future import Future, attach, cancel_job
 from dask_redisq.keys import Keys, check_queue_name
@@ -136,8 +135,8 @@ class Queue:
         traverse: bool = True,
         optimize_graph: bool = True,
         **kwargs: Any,
-    ) -> Any:
-        """Compute Dask collections; with `detach` leave the job to the server and its workers.
+    ) -> Future:
+        """Submit Dask collections, and return a future without waiting.
 
         Parameters
         ----------
@@ -145,9 +144,9 @@ class Queue:
             Any number of them, also inside of lists, dicts and the like, as `dask.compute`
             takes them.
         detach : bool, default False
-            Return as soon as the whole graph is on the server. This process may end then; any
-            other one can `attach`. The job is as durable as the server is: kept over a restart
-            if that writes an append-only file, but for what it had not yet written.
+            Leave the job to the server and its workers: it does not need the future, nor this
+            process, and any other one can `attach`. It is as durable as the server is: kept over
+            a restart if that writes an append-only file, but for what it had not yet written.
         result_ttl : float, default 86400
             Seconds, counted from the end of a detached job, for which its results are kept.
         traverse, optimize_graph : bool, default True
@@ -157,28 +156,62 @@ class Queue:
 
         Returns
         -------
-        tuple or Future
-            What `dask.compute` returns; with `detach` a future, whose result for one collection
-            is the value alone.
+        Future
+            Its result is what `dask.compute` returns, for one collection the value alone.
 
         Raises
         ------
         TypeError
-            With `detach`, if there is no collection to compute.
+            If there is no collection to compute.
 
         Examples
         --------
-        >>> future = queue.compute(x.sum(), detach=True)  # doctest: +SKIP
+        >>> future = queue.compute(x.sum())  # doctest: +SKIP
         >>> future.result()  # doctest: +SKIP
         1000000.0
         """
         options = {"traverse": traverse, "optimize_graph": optimize_graph}
-        if not detach:
-            return dask.compute(*collections, scheduler=self.get, **options, **kwargs)
-        job, answer = submit_detached(
-            self.pool, self.keys, collections, result_ttl, options, kwargs
+        job, kept, answer = submit(
+            self.pool, self.keys, collections, result_ttl if detach else None, options, kwargs
         )
-        return Future(self.pool, self.keys, job, answer)
+        return Future(self.pool, self.keys, job, answer, kept)
+
+    def persist(self, collections: Any, *, optimize_graph: bool = True, **kwargs: Any) -> Any:
+        """Compute collections, and leave the values on the workers and the server.
+
+        ``x.persist(scheduler=queue.get)`` and `dask.persist` come here. It does not wait. Graphs
+        that use the new collections read the values where they are. They are freed when no
+        collection or future in this process, and no job, needs them.
+
+        Parameters
+        ----------
+        collections : collection, or list of such
+            What to compute.
+        optimize_graph : bool, default True
+            As for `dask.persist`.
+        **kwargs
+            Keywords of `get`.
+
+        Returns
+        -------
+        collection, or list of such
+            As `collections`. `dask_redisq.futures_of` gives what to wait for.
+
+        Examples
+        --------
+        >>> x = queue.persist(x)  # doctest: +SKIP
+        >>> x.sum().compute(scheduler=queue.get), x.max().compute(scheduler=queue.get)
+        ... # doctest: +SKIP
+        """
+        several = isinstance(collections, list | tuple)
+        done = persist_graphs(
+            self.pool,
+            self.keys,
+            collections if several else [collections],
+            kwargs,
+            optimize_graph=optimize_graph,
+        )
+        return done if several else done[0]
 
     def attach(self, job: str) -> Future:
         """Return the future of a detached job, in whatever process; its id is in `jobs`.
@@ -317,6 +350,7 @@ class Queue:
         >>> queue.close()
         """
         self.pool.close()
+        client_lease.settle()
 
     def __enter__(self) -> Self:
         return self

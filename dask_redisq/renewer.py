@@ -1,6 +1,7 @@
 """The helper process of a client: renews the leases of its jobs until the client is gone.
 
-Started by `client_lease`, which tells it by lines of JSON on stdin which jobs to hold and to drop.
+Started by `client_lease`, which tells it by lines of JSON on stdin which jobs to hold and to drop,
+and which kept ones nobody in the client wants any more: it lets go of these.
 The URL comes by environment. It ends with its stdin, and when its parent is another one: a forked
 child of the client may hold the other end of that pipe, long after the client was killed.
 
@@ -16,6 +17,7 @@ import os
 import sys
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass
 
 import psutil
@@ -23,12 +25,14 @@ import psutil
 from dask_redisq.errors import ServerRefused, ServerUnavailable
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
-from dask_redisq.monitor import renew_values
+from dask_redisq.monitor import renew_values, sweep
 
 __all__ = ["Held", "Renewer"]
 
 #: Seconds between two looks at who the parent is.
 LOOK = 0.5
+#: Seconds after the client's end in which kept jobs are let go.
+LAST = 5.0
 
 
 @dataclass
@@ -63,6 +67,8 @@ class Renewer:
     def __init__(self, link: Link) -> None:
         self.link = link
         self.jobs: dict[str, Held] = {}
+        #: Kept jobs that are to be let go.
+        self.released: deque[tuple[Keys, str]] = deque()
 
     def __repr__(self) -> str:
         return f"<Renewer of {len(self.jobs)} jobs>"
@@ -73,11 +79,20 @@ class Renewer:
         if verb == "hold":
             queue, job, lease = words
             self.jobs[job] = Held(Keys(queue), lease)
-        else:
+        elif verb == "drop":
             self.jobs.pop(words[0], None)
+        else:
+            queue, job = words
+            self.jobs.pop(job, None)
+            self.released.append((Keys(queue), job))
 
     def run(self, now: float) -> None:
-        """Renew what is due at `now`; a job that is gone is dropped."""
+        """Renew what is due at `now`, and let go; a job that is gone is dropped."""
+        while self.released:
+            keys, job = self.released[0]
+            if self.link.call("let_go", keys, job=job) == 1:
+                sweep(self.link, keys, job)
+            self.released.popleft()
         for job, held in list(self.jobs.items()):
             if now < held.due:
                 continue
@@ -97,24 +112,31 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--owner", type=int, required=True)
     owner = parser.parse_args(argv).owner
     renewer = Renewer(Link(os.environ["DASK_REDISQ__URL"], patience=1.0))
-    news = threading.Event()
+    news, over = threading.Event(), threading.Event()
 
     def listen() -> None:
         for line in sys.stdin:
             renewer.obey(line)
             news.set()
-        os._exit(0)  # a call that waits for the server must not keep us
+        if not renewer.released:
+            os._exit(0)  # a call that waits for the server must not keep us
+        over.set()
+        news.set()
+        time.sleep(LAST)
+        os._exit(0)
 
     threading.Thread(target=listen, daemon=True).start()
     client = psutil.Process(owner)
-    while os.getppid() == owner:
-        if client.status() != psutil.STATUS_STOPPED:
+    while os.getppid() == owner or over.is_set():
+        if over.is_set() or client.status() != psutil.STATUS_STOPPED:
             try:
                 renewer.run(time.monotonic())
             except ServerRefused:
                 return
             except ServerUnavailable:
                 pass  # the next turn tries again
+        if over.is_set() and not renewer.released:
+            os._exit(0)
         news.wait(min(LOOK, 0.2 * min((h.lease for h in list(renewer.jobs.values())), default=9)))
         news.clear()
 

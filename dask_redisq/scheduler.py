@@ -49,6 +49,18 @@ def get(dsk: Any, keys: Any, **kwargs: Any) -> Any:
     )
 
 
+def _persist(collections: Any, **kwargs: Any) -> Any:
+    """Persist collections on the queue of the settings; see `Queue.persist`.
+
+    Dask finds this as an attribute of the scheduler.
+    """
+    queue = default_queue(kwargs.pop("queue", None), kwargs.pop("url", None))
+    return queue.persist(collections, **kwargs)
+
+
+get.persist = _persist  # type: ignore[attr-defined]
+
+
 def enable(queue: str | None = None, url: str | None = None) -> Any:
     """Make dask-redisq the scheduler of this process: doRedis's registerDoRedis.
 

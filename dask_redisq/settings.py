@@ -40,6 +40,8 @@ def setting(name: str, given: Any = None) -> Any:
         value = float(value)
         if value < least:
             raise ValueError(f"redisq.{name} is at least {least:g} s{null}, not {value:g}")
+    if name == "kept-memory" and not (_is_number(value) and 0 <= value <= 1):
+        raise ValueError(f"redisq.kept-memory is a share, from 0 to 1, not {value!r}")
     if name == "allowed-failures":
         value = whole("redisq.allowed-failures", value, 1)
     elif name == "order" and value not in (None, "dask"):

@@ -18,6 +18,7 @@ from dask_redisq.link import Link
 from dask_redisq.page import Page
 from dask_redisq.secret import find_secret
 from dask_redisq.serving import serve
+from dask_redisq.settings import setting
 from dask_redisq.slot_loop import Slot
 
 __all__ = ["main"]
@@ -50,6 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--queue", action="append", required=True)
     parser.add_argument("--tag", action="append", default=[])
     parser.add_argument("--where", required=True)
+    parser.add_argument("--slots", type=int, default=1)
     options = parser.parse_args(argv)
     _die_with_parent(options.life)
     # What a task printed before it killed this process is told with its death.
@@ -64,7 +66,9 @@ def main(argv: list[str] | None = None) -> None:
     link = Link(os.environ["DASK_REDISQ__URL"], patience=None)
     page = Page(options.page)
     tags, signer = frozenset(options.tag), find_secret()
-    slot = Slot(link, options.slot, options.queue, tags, page, options.where, signer)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    keep = int(memory * setting("kept-memory") / options.slots)
+    slot = Slot(link, options.slot, options.queue, tags, page, options.where, signer, keep)
     slot.warnings.open()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, slot.stop)

@@ -15,6 +15,7 @@ from dask_redisq.errors import BadSignature, ServerFull, ValueTooLarge
 from dask_redisq.keys import Keys
 from dask_redisq.lease import Lease, LeaseRun
 from dask_redisq.link import Link
+from dask_redisq.loading import Loader
 from dask_redisq.memory import JobEnded, JobMemory, SlotMemory
 from dask_redisq.monitor import Monitor, try_rebuild
 from dask_redisq.pace import Pace
@@ -56,8 +57,11 @@ class _Report:
 
     job: str = ""
     epoch: str = ""
+    attempt: str = ""
     batch: Batch = field(default_factory=Batch)
     failure: bytes = b""
+    #: Tasks whose values later jobs may read: those that are not inside the call stay here.
+    kept: frozenset[int] = frozenset()
 
 
 class _Wake(BaseException):
@@ -83,6 +87,8 @@ class Slot:
         Name of its worker, for messages.
     signer : Signer
         Signs what it makes, and checks what it reads.
+    most_kept : int, default 1 GiB
+        Bytes of persisted values that stay in its memory.
     """
 
     def __init__(
@@ -94,6 +100,7 @@ class Slot:
         page: Page,
         where: str,
         signer: Signer = UNSIGNED,
+        most_kept: int = 2**30,
     ) -> None:
         self.link = link
         self.slot = slot
@@ -105,7 +112,7 @@ class Slot:
         self.page = page
         self.where = where
         self.pace = Pace()
-        self.memory = SlotMemory(link, signer)
+        self.memory = SlotMemory(link, signer, most_kept)
         self.warnings = WarningBox()
         self.stopping = False
         self._waiting = False
@@ -150,6 +157,7 @@ class Slot:
             if fruitless >= len(self.queues):
                 for monitor in self.monitors:
                     monitor.run(turned)
+                self.memory.tidy(queue.keys, turned)
                 self._wait(again)
                 fruitless, again = 0, RECHECK * 1000
 
@@ -237,20 +245,23 @@ class Slot:
         for task, value, data, _ in report.batch.published:
             if task not in dropped:
                 self.memory.values.put(task, value, len(data))
+                if task in report.kept:
+                    self.memory.kept.put((report.job, task, report.attempt), value, len(data))
 
     # -- one lease --------------------------------------------------------------------
 
     def _work(self, queue: _Queue, lease: Lease) -> _Report:
         """Run a lease and return what to report of it."""
-        report = _Report(lease.job, lease.epoch)
+        report = _Report(lease.job, lease.epoch, attempt=self._attempt(lease))
         self.page.hold(queue.index, lease.job, lease.seq, _now_ms(), len(lease.tasks))
         job = lease.job.encode()
         if self.page.stopped(job, lease.seq):
             return report  # it was cancelled while the answer was under way
         memory = self.memory.job(queue.keys, lease.job, lease.epoch)
         try:
-            self._load_blocks(lease, memory)
-            values, tasks = self._load_inputs(queue, lease, memory)
+            loader = Loader(self.link, queue.keys, self.memory, memory, self.page.begin)
+            loader.load_blocks(lease)
+            values, tasks = loader.load_inputs(lease)
         except JobEnded:
             return report
         except BaseException as error:  # a __setstate__ that calls exit is no word to the slot
@@ -279,6 +290,7 @@ class Slot:
         )
         run.run()
         report.batch = run.report()
+        report.kept = _kept(memory, lease, report.batch)
         if warned := self.warnings.take():
             self.link.send_call("warn", queue.keys, job=lease.job, entries=pack(warned))
         # No task is in hand any more: what kills this process from here on is charged to none.
@@ -293,44 +305,6 @@ class Slot:
             task, text = report.batch.unpublished
             report.failure = pack([task, "unpicklable", text, 0])
         return report
-
-    def _load_blocks(self, lease: Lease, memory: JobMemory) -> None:
-        """Fetch the lease's blocks; if unpickling one kills this process, a task is charged."""
-        first: dict[int, int] = {}
-        for task in lease.tasks:
-            first.setdefault(task // lease.block, task)
-        memory.load_blocks(sorted(first), lambda block: self.page.begin(first[block], -1))
-
-    def _load_inputs(
-        self, queue: _Queue, lease: Lease, memory: JobMemory
-    ) -> tuple[dict[int, Any], list[int]]:
-        """Return the inputs of the lease's tasks, and the tasks whose inputs were all there.
-
-        The others go back un-begun, and the server is asked about them: never is another task
-        waited for while a lease is held.
-        """
-        needs = {t: memory.blocks[t // lease.block].inputs[t % lease.block] for t in lease.tasks}
-        wanted: dict[int, int] = {}  # the first task that needs it
-        for task, inputs in needs.items():
-            for i in inputs:
-                wanted.setdefault(i, task)
-        if not wanted:
-            return {}, lease.tasks
-        values = self.memory.fetch_values(
-            queue.keys, lease.job, wanted, lambda i: self.page.begin(wanted[i], -1)
-        )
-        if len(values) == len(wanted):
-            return values, lease.tasks
-        runnable = []
-        for task, inputs in needs.items():
-            missing = [i for i in inputs if i not in values]
-            if not missing:
-                runnable.append(task)
-            else:
-                self.link.call(
-                    "report_missing", queue.keys, job=lease.job, task=task, input=missing[0]
-                )
-        return values, runnable
 
     def _store_apart(self, queue: _Queue, lease: Lease, batch: Batch) -> None:
         """Write large values before the call that makes them count; each is born with an expiry."""
@@ -364,6 +338,15 @@ class Slot:
 
 def _now_ms() -> int:
     return time.monotonic_ns() // 1_000_000
+
+
+def _kept(memory: JobMemory, lease: Lease, batch: Batch) -> frozenset[int]:
+    """Return the tasks of a batch whose values later jobs may read from here."""
+    blocks, size = memory.blocks, lease.block
+    if not any(block.kept for block in blocks.values()):
+        return frozenset()
+    large = [p.task for p in batch.published if not p.inline]
+    return frozenset([t for t in large if t in blocks[t // size].outputs])
 
 
 def _own_retries(memory: JobMemory, lease: Lease, task: int) -> int:

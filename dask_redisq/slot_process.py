@@ -138,8 +138,9 @@ def start_slot(
     outputs: Outputs,
     now: float,
     environment: Mapping[str, str],
+    slots: int,
 ) -> SlotProcess:
-    """Start the process of a registered slot.
+    """Start the process of a registered slot, one of `slots` that share the host's memory.
 
     It inherits this process's directory and environment, with `environment` on top, and gets the
     URL, which may hold a password, there too: `ps` shows a command line to everybody.
@@ -152,6 +153,7 @@ def start_slot(
     safe = ["-P"] if sys.flags.safe_path else []
     command = [sys.executable, *safe, "-m", "dask_redisq.slot", "--slot", slot]
     command += ["--page", str(page.fd), "--life", str(life_read), "--where", where]
+    command += ["--slots", str(slots)]
     command += [word for queue in queues for word in ("--queue", queue)]
     command += [word for tag in tags for word in ("--tag", tag)]
     process = subprocess.Popen(

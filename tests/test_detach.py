@@ -59,12 +59,15 @@ def gated(tmp_path: Path) -> tuple[Any, Path, Path]:
 # compute.
 
 
-def test_without_detach_it_is_dask_compute(queue: Queue, workers: WorkerProcess) -> None:
-    """The same arguments, the same tuple."""
+def test_without_detach_the_same_is_kept_for_its_future(
+    queue: Queue, workers: WorkerProcess
+) -> None:
+    """The arguments of `dask.compute`, and its tuple; of one collection the value alone."""
     x = dask.delayed(inc)(1)
-    assert queue.compute(x) == (2,)
-    assert queue.compute(x, {"a": [x, 5]}, 7) == (2, {"a": [2, 5]}, 7)
-    assert queue.compute(1) == (1,)
+    assert queue.compute(x).result() == 2
+    assert queue.compute(x, {"a": [x, 5]}, 7).result() == (2, {"a": [2, 5]}, 7)
+    with pytest.raises(TypeError, match="nothing to compute"):
+        queue.compute(1)
 
 
 def test_a_detached_job_gives_the_value_of_any_collection(

@@ -39,10 +39,14 @@ LAYERS: list[tuple[str, ...]] = [
     ("crew",),
     # the roles: a job's client, a slot, a worker
     ("follow",),
-    ("job", "slot_loop", "supervisor", "renewer"),
+    ("kept",),
+    ("job", "loading", "supervisor", "renewer"),
+    ("slot_loop",),
     ("slot",),
     # the doors
-    ("compute", "future"),
+    ("future",),
+    ("persist",),
+    ("compute", "waiting"),
     ("queue",),
     ("scheduler",),
     ("lock",),

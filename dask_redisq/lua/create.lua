@@ -1,12 +1,16 @@
 -- Make a job: its counters, settings and state; blocks follow, then seal.
--- keys: queue jobs job answer names wait consumers restrict new_wait new_consumers new_restrict new_answer new_names client tomb
--- args: job n block blocks epoch chunk priority python allowed retries retry_delay patience client_lease hard ttl pure watched
--- returns: 'created', 'exists' (a replay), 'over' (it was, and is removed), or 'unstaged' (what was staged is not there: the server lost it)
+-- keys: queue jobs job answer names holders held wait consumers restrict new_wait new_consumers new_restrict new_answer new_names client tomb
+-- args: job n block blocks epoch chunk priority python allowed retries retry_delay patience client_lease hard ttl pure watched kept uses
+-- returns: 'created', 'exists' (a replay), 'over' (it was, and is removed), or 'unstaged' (what was staged is not there: the server lost it), or 'gone' (so is a job whose values this one uses)
 --@include expire
 --
 -- Only here are a job's keys made. The counters were staged by plain SETs, because megabytes
 -- in ARGV stall everyone; a SET that is sent twice then only fills a staging key, which expires,
 -- and never resets the counters of a job that runs.
+--
+-- `kept`: its values stay for others, until nobody holds it. `uses`: kept jobs whose values it reads.
+-- It is entered among their holders here, or not made: else C drops x while a job that reads x is
+-- on its way.
 --
 -- The epoch is of this run of the server too: the server lost the job, its client lost the connection
 -- and sends all of it again, and a slot still keeps values that it made in the first one.
@@ -20,6 +24,11 @@ local hard = cmsgpack.unpack(arg.hard)
 if redis.call('EXISTS', key.new_wait(arg.job), key.new_consumers(arg.job)) < 2
     or #hard > 0 and redis.call('EXISTS', key.new_restrict(arg.job)) == 0 then
   return 'unstaged'
+end
+local uses = cmsgpack.unpack(arg.uses)
+for _, other in ipairs(uses) do
+  local meta = redis.call('HMGET', key.job(other), 'state', 'kept')
+  if not meta[2] or meta[1] ~= 'running' and meta[1] ~= 'done' then return 'gone' end
 end
 local run = redis.call('HGET', key.queue(), 'run') or ''
 local epoch = string.sub(redis.sha1hex(arg.epoch .. ' ' .. run), 1, 16)
@@ -37,6 +46,12 @@ redis.call('HSET', key.job(arg.job),
   'lease', arg.client_lease, 'ttl', arg.ttl,
   'life', first_life(tonumber(arg.client_lease), tonumber(arg.ttl)))
 if arg.watched == '1' then redis.call('HSET', key.job(arg.job), 'watched', '1') end
+if arg.kept == '1' then redis.call('HSET', key.job(arg.job), 'kept', '1') end
+for _, other in ipairs(uses) do
+  redis.call('SADD', key.held(arg.job), other)
+  redis.call('SADD', key.holders(other), arg.job)
+  redis.call('PEXPIRE', key.holders(other), life_of(other))
+end
 if #hard > 0 then
   redis.call('RENAME', key.new_restrict(arg.job), key.restrict(arg.job))
   for number, tags in ipairs(hard) do

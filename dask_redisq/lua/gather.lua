@@ -11,10 +11,10 @@
 -- Sending is not freeing: the reply may be lost. Entries before `cursor` have arrived, so their
 -- values go now. A client that gets nothing is entered as waiting; whoever appends wakes it. A rebuild
 -- writes another log, under another generation: then the cursor, which is of the old one, begins anew.
--- Of a detached job nothing is freed here: another reader may not have had it yet.
+-- Of a detached or kept job nothing is freed here: another reader may not have had it yet.
 -- Of a job that is gone, the error is what `lib/tomb.lua` left, or ''.
 local job, cursor = arg.job, tonumber(arg.cursor)
-local meta = redis.call('HMGET', key.job(job), 'state', 'error', 'acked', 'frozen', 'finished', 'gen', 'sealed', 'ttl')
+local meta = redis.call('HMGET', key.job(job), 'state', 'error', 'acked', 'frozen', 'finished', 'gen', 'sealed', 'ttl', 'kept')
 if not meta[1] then return cmsgpack.pack({'', redis.call('GET', key.tomb(job)) or '', 0, cursor, '', 0}) end
 write_when_full()
 hear_client(job)
@@ -28,7 +28,7 @@ end
 local acked = tonumber(meta[3])
 if cursor > redis.call('LLEN', key.log(job)) then
   mark_damaged(job, true) -- it was told more than there is: the server came back older
-elseif cursor > acked and tonumber(meta[8]) == 0 then
+elseif cursor > acked and tonumber(meta[8]) == 0 and not meta[9] then
   local delivered = {}
   for _, entry in ipairs(redis.call('LRANGE', key.log(job), acked, cursor - 1)) do
     delivered[#delivered + 1] = cmsgpack.unpack(entry)

@@ -1,6 +1,6 @@
 -- Store a block of pickled tasks; those that waited only for it become ready.
--- keys: job blocks edges wait finished consts const
--- args: job number first count payload edges consts
+-- keys: job slots blocks edges wait finished values consts const
+-- args: job number first count payload edges consts near
 -- returns: the state of the job ('' when it is gone)
 --@include numbers
 --@include damage
@@ -9,6 +9,9 @@
 --
 -- The block is one more dependency of each of its tasks. Without that, a task whose inputs are
 -- finished could be leased while its client still pickles it, or died pickling it.
+--
+-- `near`: msgpack {task, job, its task, ...}: values of kept jobs that tasks of the block read. Such a
+-- task is first offered to the slot that made, and has, the large one.
 local state = redis.call('HGET', key.job(arg.job), 'state') or ''
 if state ~= 'running' then return state end
 hear_client(arg.job)
@@ -34,6 +37,19 @@ local finished, ready = read_bits(key.finished(arg.job), waits.zero), {}
 for _, task in ipairs(waits.zero) do
   if not finished[task] then ready[#ready + 1] = task end
 end
-make_ready(arg.job, ready, '')
+local owners, near, free, sets = {}, cmsgpack.unpack(arg.near), {}, {}
+for i = 1, #near, 3 do
+  local record = not owners[near[i]] and redis.call('HGET', key.values(near[i + 1]), near[i + 2])
+  local owner = record and string.sub(record, 1, 1) == 'e' and string.sub(record, 2, 17)
+  if owner and redis.call('SISMEMBER', key.slots(), owner) == 1 then owners[near[i]] = owner end
+end
+for _, task in ipairs(ready) do
+  local owner = owners[task]
+  local some = owner and (sets[owner] or {}) or free
+  some[#some + 1] = task
+  if owner then sets[owner] = some end
+end
+for owner, some in pairs(sets) do make_ready(arg.job, some, owner) end
+make_ready(arg.job, free, '')
 renew_job(arg.job)
 return state

@@ -1,5 +1,5 @@
 -- Look after the dead: workers without a beat lose their leases, jobs without a client end.
--- keys: queue workers alive worker_slots slots slot control monitor jobs job client leases ready sets delayed settle parked tomb
+-- keys: queue workers alive worker_slots slots slot control monitor jobs job client leases ready sets delayed settle parked tomb holders
 -- args: who interval deadline
 -- returns: msgpack {looked (0 or 1), workers found dead, jobs to remove, jobs to rebuild, jobs whose values are to be renewed}
 --@include full
@@ -11,12 +11,14 @@
 --@include tomb
 --@include retry
 --@include settle
+--@include holders
 --
 -- One look per interval for the whole queue (lib/look.lua). It starts from the authoritative
 -- registrations, never from an index. A vanished host charges nobody for its deaths.
 --
 -- A detached job needs its client until it is sealed: nobody else has the graph. After that it is
 -- renewed here, since its tasks may wait or run for days, and goes when its results are too old.
+-- A kept one without its client is renewed here while another job uses it.
 --
 -- Who looks found that all is well, and was stopped before it called, with its whole host: then the
 -- beats of the others are missing too. So nothing is looked at when it is later than `deadline`, in ms.
@@ -59,17 +61,19 @@ pass_on(tokens)
 local jobs = math.max(1, redis.call('ZCARD', key.jobs()))
 local first = math.floor(now_ms() / tonumber(arg.interval)) * 100 % jobs
 for _, job in ipairs(redis.call('ZRANGE', key.jobs(), first, first + 99)) do
-  local meta = redis.call('HMGET', key.job(job), 'state', 'ttl', 'sealed', 'ended', 'renewed')
-  local kept = tonumber(meta[2] or 0) > 0 and meta[3] and meta[1] ~= 'cancelled'
-  if kept and meta[1] == 'running' then
+  local meta = redis.call('HMGET', key.job(job), 'state', 'ttl', 'sealed', 'ended', 'renewed', 'kept', 'life')
+  local whole = meta[3] and meta[1] ~= 'cancelled'
+  local kept = whole and tonumber(meta[2] or 0) > 0
+  local used = whole and meta[6] and redis.call('EXISTS', key.client(job)) == 0 and is_held(job)
+  if used or kept and meta[1] == 'running' then
     renew_all(job)
-    if now_ms() - tonumber(meta[5] or 0) > RENEW then
+    if now_ms() - tonumber(meta[5] or 0) > math.min(RENEW, tonumber(meta[7]) / 4) then
       redis.call('HSET', key.job(job), 'renewed', now_ms())
       values[#values + 1] = job
     end
     if is_damaged(job) then
       damaged[#damaged + 1] = job
-    else
+    elseif meta[1] == 'running' then
       go_on(job)
     end
   elseif kept and now_ms() >= tonumber(meta[4]) + tonumber(meta[2]) then

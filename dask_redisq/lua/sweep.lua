@@ -1,7 +1,9 @@
 -- Remove a slice of an ended job; call until it answers 1.
--- keys: jobs active job answer names blocks edges consts const parked finished values value log alone deaths tries client wait consumers ready tagged sets delayed restrict leases settle news events warnings new_wait new_consumers new_restrict new_answer new_names
+-- keys: jobs active job answer names blocks edges consts const parked finished values value log alone deaths tries client wait consumers ready tagged sets delayed restrict leases settle news events warnings holders held new_wait new_consumers new_restrict new_answer new_names
 -- args: job
 -- returns: 1 when nothing of the job is left, 0 to call again, -1 while the job runs
+--
+-- What it used of other jobs it holds no longer; who looks finds those that nobody holds.
 --
 -- 100,000 keys deleted in one script stall everyone, so values stored apart go 200 a call. The
 -- job's own hash goes last: while it is there, whoever has time can go on with the removal.
@@ -30,13 +32,17 @@ end
 for _, set in ipairs(redis.call('ZRANGE', key.sets(job), 0, -1)) do
   redis.call('UNLINK', key.tagged(job, set))
 end
+for _, other in ipairs(redis.call('SMEMBERS', key.held(job))) do
+  redis.call('SREM', key.holders(other), job)
+end
 redis.call('ZREM', key.active(), job)
 redis.call('ZREM', key.jobs(), job)
 redis.call('UNLINK', key.job(job), key.answer(job), key.names(job), key.blocks(job), key.edges(job),
   key.consts(job), key.parked(job), key.finished(job),
   key.values(job), key.log(job), key.alone(job), key.deaths(job), key.client(job), key.wait(job),
   key.consumers(job), key.ready(job), key.sets(job), key.restrict(job), key.leases(job),
-  key.settle(job), key.news(job), key.events(job), key.warnings(job), key.tries(job), key.delayed(job))
+  key.settle(job), key.news(job), key.events(job), key.warnings(job), key.tries(job), key.delayed(job),
+  key.holders(job), key.held(job))
 -- A client that lost its connection staged again what create takes. With that, a late copy of create
 -- would bring the job back.
 redis.call('UNLINK', key.new_wait(job), key.new_consumers(job), key.new_restrict(job), key.new_answer(job),

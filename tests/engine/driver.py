@@ -168,6 +168,8 @@ class Engine:
         ttl: int = 0,
         lease: int = LONG,
         pure: int = 1,
+        kept: int = 0,
+        uses: Sequence[str] = (),
     ) -> str:
         """Create a job of tasks 0..n-1, none of whose blocks is there yet; return its id."""
         tasks = tuple(tuple(inputs[t]) for t in range(len(inputs)))
@@ -178,6 +180,7 @@ class Engine:
             "job": job, "n": n, "block": block, "blocks": self._blocks(job), "epoch": self._new_id(8), "chunk": chunk,
             "priority": priority, "python": python, "allowed": allowed, "retries": retries, "retry_delay": retry_delay,
             "patience": patience, "client_lease": lease, "ttl": ttl, "pure": pure, "watched": 0,
+            "kept": kept, "uses": pack(list(uses)),
             "hard": pack([list(tags) for tags in graph.restrictions]),
         }  # fmt: skip
         self.create_again(job)
@@ -205,15 +208,15 @@ class Engine:
             data = struct.pack(f">{n}{code}", *numbers_)
             self.link.command("SET", self.keys(name, job), data, "PX", UNSEEN)
 
-    def put_block(self, job: str, number: int) -> bytes:
-        """Upload one block."""
+    def put_block(self, job: str, number: int, near: Sequence[object] = ()) -> bytes:
+        """Upload one block; `near`: task, kept job and task there, for values that it reads."""
         size, n = self.graphs[job].block, len(self.graphs[job])
         first, graph = number * size, self.graphs[job]
         tasks = range(first, min(first + size, n))
         edges = [[graph.inputs[t] for t in tasks], [t for t in tasks if t in graph.outputs]]
         state: bytes = self.call(
             "put_block", job=job, number=number, first=first, count=min(size, n - first), payload=b"tasks",
-            edges=pack(edges), consts=pack([]),
+            edges=pack(edges), consts=pack([]), near=pack(list(near)),
         )  # fmt: skip
         return state
 

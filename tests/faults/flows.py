@@ -138,6 +138,25 @@ def the_server_came_back(engine: Engine) -> None:
     engine.sweep(job)
 
 
+def a_kept_job_is_used(engine: Engine) -> None:
+    """Another job reads its values; its client lets go, and the other one holds it, until its end."""
+    job, w1, w2, w3 = begin(engine, kept=1)
+    work(engine, w1, w2, w3)
+    user = engine.create({A: (), B: (A,)}, {B}, uses=[job])
+    engine.put_block(user, 0, near=(A, job, E))
+    engine.seal(user)
+    state, _, _, again, *found = unpack(
+        engine.call("look_kept", job=job, tasks=pack([D, G]), values=0)
+    )
+    assert (state, again, found) == (b"done", 0, [D, 0, G, 0])
+    assert engine.call("let_go", job=job) == 0
+    work(engine, w1, w2, w3)
+    deliver(engine, user)
+    engine.sweep(user)
+    assert engine.call("let_go", job=job) == 1
+    engine.sweep(job)
+
+
 def tasks_warn(engine: Engine) -> None:
     """Two slots warn of the same, and of something else."""
     job, w1, w2, w3 = begin(engine)
@@ -183,5 +202,6 @@ FLOWS: list[Callable[[Engine], None]] = [
     the_server_came_back,
     the_graph_is_gone,
     tasks_warn,
+    a_kept_job_is_used,
     a_lock_is_passed_on,
 ]

@@ -23,10 +23,10 @@ local function reopen(job)
   redis.call('HDEL', key.job(job), 'ended', 'expiring')
 end
 
--- Its client was heard of. A detached job that is sealed has none.
+-- Its client was heard of. A detached job that is sealed has none, nor has a kept one that it let go.
 local function hear_client(job)
-  local meta = redis.call('HMGET', key.job(job), 'lease', 'ttl', 'sealed')
-  if meta[1] and not (tonumber(meta[2]) > 0 and meta[3]) then
+  local meta = redis.call('HMGET', key.job(job), 'lease', 'ttl', 'sealed', 'let_go')
+  if meta[1] and not meta[4] and not (tonumber(meta[2]) > 0 and meta[3]) then
     redis.call('SET', key.client(job), '1', 'PX', meta[1])
   end
 end

@@ -42,6 +42,15 @@ local function wake(tag, python, count)
   return woken
 end
 
+-- Wake this very slot, if it is idle; return how many were woken.
+local function wake_slot(slot)
+  if not redis.call('HGET', key.slot(slot), 'idle') then return 0 end
+  leave_idle(slot)
+  redis.call('RPUSH', key.wake(slot), '1')
+  redis.call('PEXPIRE', key.wake(slot), TOKEN_LIFE)
+  return 1
+end
+
 -- Wake a slot for each of `count` tasks under restriction `number` (0: none) of a job.
 local function wake_for(job, number, count)
   local python = redis.call('HGET', key.job(job), 'python')
@@ -131,7 +140,7 @@ local function make_ready(job, tasks, tag)
     end
   else
     add_to_set(job, tag, tasks)
-    wake_for(job, 0, #tasks)
+    wake_for(job, 0, #tasks - (tag ~= '' and wake_slot(tag) or 0))
   end
   activate(job)
 end

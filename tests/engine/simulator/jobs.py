@@ -125,6 +125,8 @@ class Job:
                 graph.outputs.intersection(tasks),
                 {t: graph.hard[t] for t in tasks if t in graph.hard},
                 {t: (self.settings["timeout"], -1) for t in tasks if self.settings["timeout"]},
+                {},
+                kept=False,
             )
 
     # -- what its client sends ---------------------------------------------------------
@@ -159,6 +161,7 @@ class Job:
         return {
             "job": self.id, "n": len(self.graph), "block": self.graph.block, "blocks": self.block_count,
             "epoch": self.epoch, "python": PYTHON, "client_lease": LEASE, "watched": 0,
+            "kept": 0, "uses": pack([]),
             "hard": pack([list(tags) for tags in self.graph.restrictions]),
         } | {name: self.settings[name] for name in names}  # fmt: skip
 
@@ -168,6 +171,7 @@ class Job:
         return {
             "job": self.id, "number": number, "first": number * self.graph.block, "count": len(block.tasks),
             "payload": b"tasks", "edges": pack([block.inputs, sorted(block.outputs)]), "consts": pack([]),
+            "near": pack([]),
         }  # fmt: skip
 
     # -- what may be missing -----------------------------------------------------------

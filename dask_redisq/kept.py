@@ -1,0 +1,121 @@
+"""Reads the values of a kept job: one that is neither read at once nor forgotten.
+
+Its outputs stay until nobody holds it: neither this client, nor a job that uses them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from dask.typing import Key
+
+from dask_redisq.codec import pack, unpack
+from dask_redisq.follow import QUIET, Follower
+from dask_redisq.keys import Keys
+from dask_redisq.link import Link
+from dask_redisq.monitor import Monitor
+from dask_redisq.options import JobOptions
+from dask_redisq.trust import Seal
+
+__all__ = ["KeptReader"]
+
+#: Tasks that one call looks at.
+LOOK = 2000
+#: Longest pause between two looks, in seconds.
+PAUSE = 0.1
+
+
+class KeptReader(Follower):
+    """Reads some values of a kept job, over `link`; see `Follower`."""
+
+    def __init__(
+        self,
+        link: Link,
+        keys: Keys,
+        job: str,
+        names: Sequence[Key],
+        seal: Seal,
+        options: JobOptions,
+    ) -> None:
+        super().__init__(link, keys, job, (), names, seal, options)
+        #: The epoch of the job, by the last look.
+        self.epoch = ""
+        self._seen = 0
+
+    @property
+    def detached(self) -> bool:
+        """True: others may read it too, and its lease is kept by who holds it."""
+        return True
+
+    def look(self, tasks: Collection[int], *, values: bool = False) -> dict[int, Any]:
+        """Return those of up to 2,000 tasks that are finished, with the records of their values.
+
+        Raises
+        ------
+        BaseException
+            What a task raised, or why the job is gone.
+        """
+        told = self.link.call(
+            "look_kept",
+            self.keys,
+            job=self.id,
+            tasks=pack(list(tasks)),
+            values=int(values),
+        )
+        state, reason, epoch, wait, *items = unpack(told)
+        if state not in (b"running", b"done"):
+            self.ended = state.decode()
+            raise self._verdict(self.ended, reason)
+        self.epoch = epoch.decode()
+        self._seen += len(items)
+        if wait:
+            self._repair(self._seen)
+        return dict(zip(items[::2], items[1::2], strict=True))
+
+    def finished(self, tasks: Iterable[int], deadline: float | None = None) -> Iterator[int]:
+        """Yield the tasks as they are finished; look after dead workers meanwhile.
+
+        Parameters
+        ----------
+        tasks : iterable of int
+            Outputs of the job.
+        deadline : float, optional
+            When to give up with a `TimeoutError`; by `time.monotonic`.
+        """
+        left = dict.fromkeys(tasks)
+        options = self.options
+        monitor = Monitor(self.link, self.keys, self.id, options.ft_interval, options.alive_expiry)
+        pause, heard = PAUSE / 50, time.monotonic()
+        while left:
+            some = list(islice(left, LOOK))
+            done = self.look(some)
+            for task in some:
+                del left[task]
+                if task not in done:
+                    left[task] = None  # to the end: with many, each slice has its turn
+            yield from done
+            now = time.monotonic()
+            if done:
+                pause, heard = PAUSE / 50, now
+                continue
+            if deadline is not None and now >= deadline:
+                raise TimeoutError(f"job {self.id} has no answer yet")
+            time.sleep(pause if deadline is None else max(0.0, min(pause, deadline - now)))
+            pause = min(1.5 * pause, PAUSE)
+            monitor.run(time.monotonic())
+            if now - heard >= min(QUIET, options.no_workers_timeout or QUIET):
+                self._look_for_workers(now - heard)
+
+    def read(self, tasks: Collection[int], deadline: float | None = None) -> dict[int, Any]:
+        """Return task -> value; wait until they are finished."""
+        self.received.clear()
+        while missing := [task for task in tasks if task not in self.received]:
+            some = missing[:LOOK]
+            for _ in self.finished(some, deadline):
+                pass
+            for task, record in self.look(some, values=True).items():
+                self._read_items([task, record])  # one that is lost is made again
+        return dict(self.received)

@@ -1,0 +1,260 @@
+"""Persisted collections: their values stay on the workers and the server, by key, for later graphs.
+
+Dask calls `Queue.persist` since 2026.1 (section 1.4 of Dask's contract). What a persisted
+collection holds in place of its values are parts: each names a task of a kept job. Later graphs
+reach a scheduler with the keys alone, so a table tells which part has which name; it forgets those
+that nobody holds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NoReturn
+from weakref import WeakValueDictionary
+
+from dask.typing import Key
+
+from dask_redisq.client_lease import Hold
+from dask_redisq.future import cancel_job
+from dask_redisq.kept import LOOK, KeptReader
+from dask_redisq.keys import Keys
+from dask_redisq.link import Link
+from dask_redisq.options import JobOptions
+from dask_redisq.plan import Plan
+from dask_redisq.pool import Pool
+from dask_redisq.trust import Signer
+
+__all__ = [
+    "KeptJob",
+    "Part",
+    "enter_parts",
+    "fetch_parts",
+    "find_part",
+    "futures_of",
+    "wait_for_parts",
+]
+
+
+class KeptJob:
+    """A job whose values this client holds; it ends when the last part of it is garbage.
+
+    Parameters
+    ----------
+    pool : Pool
+        The server.
+    keys : Keys
+        The queue.
+    job : str
+        Its id.
+    names : list of hashable
+        The graph key of each task.
+    signer : Signer
+        Checks what is read.
+    options : JobOptions
+        Its settings.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        keys: Keys,
+        job: str,
+        names: list[Key],
+        signer: Signer,
+        options: JobOptions,
+    ) -> None:
+        self.pool = pool
+        self.keys = keys
+        self.id = job
+        self.options = options
+        self._names = names
+        self._seal = signer.seal(keys.queue, job)
+        self._hold = Hold(pool.url, keys.queue, job, options.client_lease)
+
+    def __repr__(self) -> str:
+        return f"<KeptJob {self.id} of queue {self.keys.queue}>"
+
+    def reader(self, link: Link) -> KeptReader:
+        """Return what reads its values over `link`."""
+        return KeptReader(link, self.keys, self.id, self._names, self._seal, self.options)
+
+    def done(self, tasks: list[int]) -> list[int]:
+        """Return those of some tasks that are finished, or never will be, without waiting."""
+        found: list[int] = []
+        with self.pool.lend() as link:
+            reader = self.reader(link)
+            for first in range(0, len(tasks), LOOK):
+                try:
+                    found += reader.look(tasks[first : first + LOOK])
+                except BaseException:
+                    if reader.ended is None:
+                        raise
+                    return tasks
+        return found
+
+
+class Part:
+    """One value of a persisted collection, now or later: a future, in Dask's words.
+
+    Attributes
+    ----------
+    key : hashable
+        Its name in graphs.
+    job : str
+        The kept job that makes it.
+    task : int
+        Its number there.
+
+    Examples
+    --------
+    >>> x = x.persist(scheduler=queue.get)  # doctest: +SKIP
+    >>> for part in redisq.as_completed(redisq.futures_of(x)):  # doctest: +SKIP
+    ...     print(part.key, part.result().sum())
+    """
+
+    __dask_future__ = True
+
+    def __init__(self, kept: KeptJob, key: Key, task: int) -> None:
+        self.kept = kept
+        self.key = key
+        self.task = task
+
+    def __repr__(self) -> str:
+        return f"<Part {self.key!r} of job {self.job}>"
+
+    def __dask_tokenize__(self) -> tuple[str, str, int]:
+        return ("redisq-part", self.job, self.task)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"{self!r} cannot be pickled: this process holds it. Pass the collection to a graph, "
+            "or compute it"
+        )
+
+    @property
+    def job(self) -> str:
+        """The kept job that makes it."""
+        return self.kept.id
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Return the value; wait for it if need be.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds; by default for ever.
+
+        Raises
+        ------
+        TimeoutError
+            If it is not there in time; the job goes on.
+        BaseException
+            What a task raised, as its own type.
+        JobCancelled, JobLost, RedisqError
+            What went wrong otherwise.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self.kept.pool.lend() as link:
+            return self.kept.reader(link).read([self.task], deadline)[self.task]
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return what `result` would raise, None if it would not; waits as that does."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self.kept.pool.lend() as link:
+            reader = self.kept.reader(link)
+            try:
+                for _ in reader.finished([self.task], deadline):
+                    pass
+            except BaseException as error:
+                if reader.ended is None:
+                    raise
+                return error
+        return None
+
+    def done(self) -> bool:
+        """Tell, without waiting, whether it is there, or never will be."""
+        return bool(self.kept.done([self.task]))
+
+    def cancel(self, reason: str | None = None) -> bool:
+        """Cancel the job that makes it, with all its other parts; see `Queue.cancel`."""
+        with self.kept.pool.lend() as link:
+            return cancel_job(link, self.kept.keys, self.job, reason)
+
+
+_tables: dict[tuple[str, str], WeakValueDictionary[Key, Part]] = {}
+
+
+def enter_parts(pool: Pool, keys: Keys, parts: Mapping[Key, Part]) -> None:
+    """Let later graphs on this queue find parts by these names."""
+    table = _tables.setdefault((pool.url, keys.queue), WeakValueDictionary())
+    table.update(parts)
+
+
+def find_part(pool: Pool, keys: Keys) -> Callable[[Key], Part | None]:
+    """Return a function that finds the part with a name."""
+
+    def find(key: Key) -> Part | None:
+        if not _tables:  # or a missing key would start a private server
+            return None
+        table = _tables.get((pool.url, keys.queue))
+        return None if table is None else table.get(key)
+
+    return find
+
+
+def wait_for_parts(plan: Plan, link: Link) -> None:
+    """Wait until what a plan uses of kept jobs is there; raise what ended them otherwise.
+
+    Those who wait are here, in the client: a task never waits for another one.
+    """
+    if not plan.parts:
+        return
+    for kept, tasks in _by_job([*plan.parts.values(), *plan.fetched.values()]):
+        reader = kept.reader(link)
+        for _ in reader.finished(tasks):
+            pass
+        if not kept.options.pure:
+            plan.outer = {
+                task: tuple(
+                    [k._replace(epoch=reader.epoch) if k.job == kept.id else k for k in some]
+                )
+                for task, some in plan.outer.items()
+            }
+
+
+def fetch_parts(parts: Mapping[Key, Part], link: Link) -> dict[Key, Any]:
+    """Return key -> value for requested keys that parts are the values of."""
+    values: dict[tuple[str, int], Any] = {}
+    for kept, tasks in _by_job(parts.values()):
+        found = kept.reader(link).read(tasks)
+        values |= {(kept.id, task): value for task, value in found.items()}
+    return {key: values[part.job, part.task] for key, part in parts.items()}
+
+
+def _by_job(parts: Iterable[Part]) -> list[tuple[KeptJob, list[int]]]:
+    jobs: dict[str, tuple[KeptJob, dict[int, None]]] = {}
+    for part in parts:
+        jobs.setdefault(part.job, (part.kept, {}))[1][part.task] = None
+    return [(kept, list(tasks)) for kept, tasks in jobs.values()]
+
+
+def futures_of(*collections: Any) -> list[Part]:
+    """Return the parts that persisted collections hold, in the order of their keys.
+
+    As in distributed; see `as_completed` and `wait`.
+
+    Examples
+    --------
+    >>> import dask_redisq as redisq
+    >>> redisq.futures_of(1)
+    []
+    """
+    from dask.base import unpack_collections
+
+    found: dict[int, Part] = {}
+    for collection in unpack_collections(*collections)[0]:
+        for value in dict(collection.__dask_graph__()).values():
+            if isinstance(value, Part):
+                found[id(value)] = value
+    return list(found.values())

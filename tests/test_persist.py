@@ -1,0 +1,362 @@
+"""What stays on the workers: persisted collections, futures of jobs, and who holds them."""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dask
+import dask.array as da
+import dask.bag as db
+import dask.dataframe as dd
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import WorkerProcess, looked, wait_until
+from dask.utils_test import inc
+from test_detach import job_keys, run_python
+
+import dask_redisq as redisq
+from dask_redisq.codec import unpack
+from dask_redisq.link import Link
+from dask_redisq.queue import Queue
+
+
+def chunks(rows: int = 800) -> Any:
+    """Return an array of four chunks of 100 kB each at least, which is stored apart."""
+    return da.arange(rows * 100, chunks=rows * 25).astype("f8")
+
+
+def wait_file(path: Path, value: Any = 7) -> Any:
+    """Return once a file is there."""
+    while not path.exists():
+        time.sleep(0.005)
+    return value
+
+
+def boom() -> None:
+    """Raise."""
+    raise OSError(5, "the disk is on fire")
+
+
+def draw() -> bytes:
+    """Return 100 kB that no second call returns."""
+    return secrets.token_bytes(100_000)
+
+
+def first(data: bytes) -> bytes:
+    """Return the first bytes."""
+    return data[:8]
+
+
+def bytes_out(link: Link) -> int:
+    """Return how many bytes the server has sent, to anybody."""
+    info: bytes = link.command("INFO", "stats")
+    return int(info.split(b"total_net_output_bytes:")[1].split()[0])
+
+
+# persist.
+
+
+def test_a_persisted_array_is_reduced_where_it_is(
+    queue: Queue, link: Link, workers: WorkerProcess
+) -> None:
+    """Its chunks are read by the slots that made them; none goes over the wire again."""
+    x = chunks(4000).persist(scheduler=queue.get)
+    assert redisq.wait(redisq.futures_of(x), 20).not_done == set()
+    expected = chunks(4000)
+    for reduce in ("sum", "max", "mean", "min", "std"):
+        before = bytes_out(link)
+        got = getattr(x, reduce)().compute(scheduler=queue.get)
+        assert got == pytest.approx(getattr(expected, reduce)().compute(scheduler="sync"))
+        assert bytes_out(link) - before < 100_000, "a chunk of 800 kB moved"
+
+
+@pytest.mark.parametrize("how", ["method", "function", "queue", "module", "name"])
+def test_all_ways_to_persist_are_one(
+    queue: Queue, workers: WorkerProcess, how: str, link: Link
+) -> None:
+    """By the collection, by dask, by the queue, by the default scheduler or its name."""
+    x = chunks()
+    with dask.config.set({"redisq.url": queue.url, "redisq.queue": queue.name}):
+        if how == "method":
+            y = x.persist(scheduler=queue.get)
+        elif how == "function":
+            (y,) = dask.persist(x, scheduler=queue.get)
+        elif how == "queue":
+            y = queue.persist(x)
+        else:
+            y = x.persist(scheduler=redisq.get if how == "module" else "redisq")
+    assert len(redisq.futures_of(y)) == 4
+    assert np.array_equal(y.compute(scheduler=queue.get), x.compute(scheduler="sync"))
+
+
+def test_collections_of_all_kinds_are_persisted(queue: Queue, workers: WorkerProcess) -> None:
+    """And used by later graphs: array, dataframe, bag, delayed."""
+    frame = pd.DataFrame({"a": range(100), "b": [i % 7 for i in range(100)]})
+    d = dd.from_pandas(frame, npartitions=5).persist(scheduler=queue.get)
+    a, b, v = dask.persist(chunks(), db.range(20, 4), dask.delayed(inc)(4), scheduler=queue.get)
+    assert (a + 1).sum().compute(scheduler=queue.get) == np.arange(80_000).sum() + 80_000
+    got = d.groupby("b").a.sum().compute(scheduler=queue.get)
+    assert got.sort_index().to_dict() == frame.groupby("b").a.sum().to_dict()
+    assert len(d.shuffle("b").compute(scheduler=queue.get)) == 100
+    assert b.map(inc).sum().compute(scheduler=queue.get) == 210
+    assert v.compute(scheduler=queue.get) == 5  # its very key is asked for again
+    assert dask.delayed(inc)(v).compute(scheduler=queue.get) == 6
+    assert v.persist(scheduler=queue.get).compute(scheduler=queue.get) == 5
+    expected = (np.arange(80_000).sum(), 20, 5)
+    assert dask.compute(a.sum(), b.count(), v, scheduler=queue.get) == expected
+
+
+def test_persist_does_not_wait_and_its_user_does(
+    queue: Queue, workers: WorkerProcess, tmp_path: Path
+) -> None:
+    """The collection is there at once; a graph that uses it begins when it is there."""
+    gate = tmp_path / "gate"
+    x = dask.delayed(wait_file)(gate).persist(scheduler=queue.get)
+    (part,) = redisq.futures_of(x)
+    assert not part.done()
+    with pytest.raises(TimeoutError):
+        part.result(timeout=0.1)
+    later = queue.persist(dask.delayed(inc)(5))
+    gate.touch()
+    assert dask.delayed(inc)(x).compute(scheduler=queue.get) == 8
+    assert part.done()
+    assert part.result() == 7
+    assert part.exception() is None
+    assert later.compute(scheduler=queue.get) == 6
+
+
+def test_values_go_when_the_last_collection_that_needs_them_goes(
+    queue: Queue, link: Link, workers: WorkerProcess
+) -> None:
+    """They stay for another collection that is made of them, and no longer."""
+    x = chunks().persist(scheduler=queue.get)
+    y = (x + 1).persist(scheduler=queue.get)
+    redisq.wait(redisq.futures_of(y))
+    first_job = redisq.futures_of(x)[0].job
+    del x
+    gc.collect()
+    assert y.sum().compute(scheduler=queue.get) == np.arange(80_000).sum() + 80_000
+    del y
+    gc.collect()
+    wait_until(lambda: not link.command("EXISTS", queue.keys("client", first_job)))
+    wait_until(lambda: looked(link, queue.keys) or not job_keys(link))
+    wait_until(lambda: not job_keys(link))
+
+
+def test_a_job_holds_what_it_uses_when_its_client_lets_go(
+    queue: Queue, link: Link, workers: WorkerProcess, tmp_path: Path
+) -> None:
+    """C drops x while a detached job that reads x is on its way."""
+    x = chunks().persist(scheduler=queue.get)
+    (used,) = {part.job for part in redisq.futures_of(x)}
+    gate = tmp_path / "gate"
+    slow = dask.delayed(wait_file)(gate, 1)
+    future = queue.compute(dask.delayed(lambda a, b: float(a.sum()) + b)(x, slow), detach=True)
+    del x
+    gc.collect()
+    wait_until(lambda: not link.command("EXISTS", queue.keys("client", used)))
+    assert looked(link, queue.keys)
+    assert looked_again(link, queue)
+    gate.touch()
+    assert future.result(20) == np.arange(80_000).sum() + 1
+    future.forget()
+    assert looked_again(link, queue)
+    wait_until(lambda: not job_keys(link))
+
+
+def looked_again(link: Link, queue: Queue) -> bool:
+    """Have a monitor look, whenever the last look was."""
+    link.command("DEL", queue.keys("monitor"))
+    return looked(link, queue.keys)
+
+
+def test_a_persisted_value_that_is_lost_is_made_again(
+    queue: Queue, link: Link, start_worker: Callable[..., WorkerProcess]
+) -> None:
+    """Its graph stays as long as it does."""
+    worker = start_worker("test", "--nworkers", "2", "--alive-expiry", "2")
+    queue.wait_for_workers(2, timeout=20)
+    x = chunks().persist(scheduler=queue.get, ft_interval=1)
+    redisq.wait(redisq.futures_of(x))
+    for name in job_keys(link):
+        if b":value:" in name:
+            link.command("DEL", name)
+    for slot in worker.slots():
+        slot.kill()  # what they have in memory goes too
+    assert x.sum().compute(scheduler=queue.get, ft_interval=1) == np.arange(80_000).sum()
+    assert np.array_equal(x.compute(scheduler=queue.get), np.arange(80_000))
+
+
+def test_values_of_an_impure_graph_that_were_made_again_fail_their_user(
+    queue: Queue, link: Link, workers: WorkerProcess, tmp_path: Path
+) -> None:
+    """One answer would hold both: the value that was, and the one that is."""
+    gate = tmp_path / "gate"
+    x = dask.delayed(draw)()
+    y = x.persist(scheduler=queue.get, pure=False)
+    (part,) = redisq.futures_of(y)
+    part.result()
+    one = dask.delayed(first)(y)
+    two = dask.delayed(lambda a, _: a)(one, dask.delayed(wait_file)(gate))
+    three = dask.delayed(lambda a, b: (a, b[:8]))(two, y)
+    future = queue.compute(three)
+    wait_until(lambda: link.command("HGET", queue.keys("job", future.id), "finished") == b"1")
+    epoch = link.command("HGET", queue.keys("job", part.job), "epoch")
+    for name in job_keys(link, part.job):
+        if b":value:" in name:
+            link.command("DEL", name)
+    link.call("report_missing", queue.keys, job=part.job, task=-1, input=part.task)
+    part.result()  # it is made again
+    assert link.command("HGET", queue.keys("job", part.job), "epoch") != epoch
+    gate.touch()
+    with pytest.raises(redisq.JobLost, match="pure=False"):
+        future.result(20)
+
+
+def test_a_persisted_collection_that_is_gone_says_what_to_do(
+    queue: Queue, link: Link, workers: WorkerProcess
+) -> None:
+    """The server lost it, or it was cancelled."""
+    x = chunks().persist(scheduler=queue.get)
+    redisq.wait(redisq.futures_of(x))
+    part = redisq.futures_of(x)[0]
+    for name in job_keys(link):
+        link.command("DEL", name)
+    with pytest.raises(redisq.JobLost, match="gone"):
+        x.sum().compute(scheduler=queue.get)
+    assert isinstance(part.exception(), redisq.JobLost)
+
+
+def test_a_persisted_task_that_raises_raises_where_it_is_used(
+    queue: Queue, workers: WorkerProcess
+) -> None:
+    """With its own type; its future is done, with that exception."""
+    x = dask.delayed(boom)().persist(scheduler=queue.get)
+    with pytest.raises(OSError, match="on fire"):
+        dask.delayed(inc)(x).compute(scheduler=queue.get)
+    (part,) = redisq.futures_of(x)
+    assert part.done()
+    assert isinstance(part.exception(), OSError)
+
+
+def test_cancelling_a_part_cancels_its_collection(
+    queue: Queue, workers: WorkerProcess, tmp_path: Path
+) -> None:
+    """Who waits for it hears why."""
+    x = dask.delayed(wait_file)(tmp_path / "never").persist(scheduler=queue.get)
+    (part,) = redisq.futures_of(x)
+    assert part.cancel("enough")
+    with pytest.raises(redisq.JobCancelled, match="enough"):
+        x.compute(scheduler=queue.get)
+
+
+def test_a_part_is_not_pickled(queue: Queue, workers: WorkerProcess) -> None:
+    """Its process holds it; elsewhere it would be a name for nothing."""
+    x = chunks().persist(scheduler=queue.get)
+    with pytest.raises(TypeError, match="this process holds it"):
+        pickle.dumps(redisq.futures_of(x)[0])
+
+
+def test_a_forked_child_lets_go_of_nothing(queue: Queue, workers: WorkerProcess) -> None:
+    """Its copies of the collections end with it."""
+    x = chunks().persist(scheduler=queue.get)
+    redisq.wait(redisq.futures_of(x))
+    pid = os.fork()
+    if pid == 0:
+        del x
+        gc.collect()
+        os._exit(0)
+    os.waitpid(pid, 0)
+    time.sleep(0.3)
+    assert x.sum().compute(scheduler=queue.get) == np.arange(80_000).sum()
+
+
+def test_a_client_that_ends_leaves_nothing(
+    queue: Queue, link: Link, workers: WorkerProcess
+) -> None:
+    """In good order at once; one that is killed, by the end of its lease."""
+    code = (
+        "import os, dask, sys; import dask_redisq as redisq; import dask.array as da\n"
+        f"queue = redisq.Queue('test', {queue.url!r})\n"
+        "x = queue.persist(da.ones(80_000, chunks=20_000))\n"
+        "redisq.wait(redisq.futures_of(x))\n"
+        "print(x.sum().compute(scheduler=queue.get))\n"
+    )
+    assert run_python(code) == "80000.0"
+    wait_until(lambda: not job_keys(link))
+    killed = f"{code}sys.stdout.flush()\nos._exit(0)\n"
+    assert run_python(killed, DASK_REDISQ__CLIENT_LEASE="1") == "80000.0"
+    wait_until(lambda: not link.command("KEYS", "*:client"))
+    assert looked_again(link, queue)
+    wait_until(lambda: not job_keys(link))
+
+
+# Futures.
+
+
+def test_a_future_that_is_dropped_cancels_its_job(
+    queue: Queue, link: Link, workers: WorkerProcess, tmp_path: Path
+) -> None:
+    """Nobody could ever read it."""
+    future = queue.compute(dask.delayed(wait_file)(tmp_path / "never"))
+    wait_until(lambda: queue.stats()["running"] == 1)
+    assert not future.done()
+    del future
+    gc.collect()
+    wait_until(lambda: not job_keys(link))
+
+
+def test_futures_come_as_they_are_done(
+    queue: Queue, workers: WorkerProcess, tmp_path: Path
+) -> None:
+    """Parts and futures of jobs, mixed; the others can be waited for with a time."""
+    gates = [tmp_path / str(i) for i in range(2)]
+    whole = queue.compute(dask.delayed(wait_file)(gates[1], "whole"))
+    parts = redisq.futures_of(
+        dask.persist(*[dask.delayed(wait_file)(gates[0], i) for i in range(3)], scheduler=queue.get)
+    )
+    with pytest.raises(TimeoutError, match="4 futures"):
+        list(redisq.as_completed([whole, *parts], timeout=0.1))
+    assert redisq.wait([whole, *parts], timeout=0.1).done == set()
+    gates[0].touch()
+    done = redisq.as_completed([whole, *parts])
+    assert sorted(next(done).result() for _ in parts) == [0, 1, 2]
+    gates[1].touch()
+    assert next(done) is whole
+    assert whole.result() == "whole"
+    first_done = redisq.wait([whole, *parts], return_when="FIRST_COMPLETED")
+    assert len(first_done.done) == 1
+    failed = queue.compute(dask.delayed(boom)())
+    assert failed in redisq.wait([failed], return_when="FIRST_EXCEPTION").done
+    with pytest.raises(ValueError, match="FIRST_COMPLETED"):
+        redisq.wait([], return_when="SOMETIMES")
+
+
+def test_the_result_of_a_future_can_be_read_twice(queue: Queue, workers: WorkerProcess) -> None:
+    """By two objects too: nothing is freed by reading."""
+    future = queue.compute(chunks().sum(), chunks())
+    again = redisq.Future(queue.pool, queue.keys, future.id, future._answer, future.kept)
+    assert future.result()[0] == again.result()[0] == np.arange(80_000).sum()
+    assert np.array_equal(again.result()[1], np.arange(80_000))
+
+
+def test_what_a_kept_value_is_called_says_who_made_it(
+    queue: Queue, link: Link, workers: WorkerProcess
+) -> None:
+    """So that a task that reads it is offered to that slot first."""
+    x = chunks().persist(scheduler=queue.get)
+    parts = redisq.futures_of(x)
+    redisq.wait(parts)
+    slots = {slot.encode() for row in queue.workers() for slot in row["slots"]}
+    made = link.command("HMGET", queue.keys("values", parts[0].job), *[p.task for p in parts])
+    assert {record[1:17] for record in made} <= slots
+    leased = link.command("HGETALL", queue.keys("leases", parts[0].job))
+    assert [unpack(lease)[1] for lease in leased[1::2]] == []
