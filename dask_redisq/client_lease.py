@@ -132,15 +132,14 @@ class Hold:
     def __init__(self, url: str, queue: str, job: str, lease: float) -> None:
         self.job = job
         helper = _hold(url, queue, job, lease)
-        weakref.finalize(self, _release, helper, queue, job, os.getpid())
+        weakref.finalize(self, _release, helper, queue, job)
 
     def __repr__(self) -> str:
         return f"<Hold on job {self.job}>"
 
 
-def _release(helper: _Helper, queue: str, job: str, owner: int) -> None:
-    if os.getpid() != owner:
-        return  # a forked child's copy is not the last one
+def _release(helper: _Helper, queue: str, job: str) -> None:
+    # In a forked child, whose copy is not the last one, the line is closed.
     helper.tell("release", queue, job)
     helper.released.append(job)
     # Garbage is found anywhere, by a thread that holds the lock, too: then it ends the helper, or
