@@ -170,6 +170,35 @@ def locality(*, path: Path | None) -> None:
 
 
 @main.command()
+@click.option("--quick", is_flag=True, help="A hundredth of the bytes.")
+@json_option
+def persist(*, quick: bool, path: Path | None) -> None:
+    """A persisted array of 1 GB, reduced five times: how many bytes had to move."""
+    from benchmarks.cluster import open_queue, server_version
+    from benchmarks.persist import persist as measure
+
+    with open_queue() as (queue, server):
+        _warm({"redisq": queue.get})
+        figures = measure(queue, server, chunks=125, size=80_000 if quick else 8_000_000)
+        _finish(figures, {"redisq": server_version(server)}, path)
+
+
+@main.command()
+@click.option("--quick", is_flag=True, help="A hundredth of the tasks.")
+@repeat_option
+@json_option
+def client(*, quick: bool, repeat: int, path: Path | None) -> None:
+    """The client's own time for an array of 50,000 tasks."""
+    from benchmarks.client import client as measure
+    from benchmarks.cluster import open_queue, server_version
+
+    with open_queue() as (queue, server):
+        _warm({"redisq": queue.get})
+        figures = measure(queue, 12 if quick else 120, repeat)
+        _finish(figures, {"redisq": server_version(server)}, path)
+
+
+@main.command()
 @click.option("--seconds", type=float, default=20.0, show_default=True)
 @json_option
 def idle(*, seconds: float, path: Path | None) -> None:

@@ -21,6 +21,7 @@ from dask_redisq.dask_input import (
     restrictions,
     with_cached,
 )
+from dask_redisq.garbage import collector_paused
 from dask_redisq.graph import plan_graph
 from dask_redisq.job import Job
 from dask_redisq.keys import Keys
@@ -54,7 +55,8 @@ def plan_job(
 ) -> Plan:
     """Return the plan for a graph, with what annotations and keywords say of its tasks."""
     order = setting("order", kwargs.get("order"))
-    plan = plan_graph(graph, keys, order, finalize_here=finalize_here, kept=kept)
+    with collector_paused():
+        plan = plan_graph(graph, keys, order, finalize_here=finalize_here, kept=kept)
     if not setting("allow-disk-shuffle", kwargs.get("allow_disk_shuffle")):
         refuse_disk_shuffle(plan.keys)
     plan.restricted = restrictions(

@@ -189,8 +189,7 @@ def plan_graph(
         if key not in dsk and kept(key) is None:
             raise KeyError(key)
     local = _local_nodes(reader, wanted) if finalize_here else {}
-    for node in local.values():
-        wanted.extend(k for k in node.dependencies if k not in wanted)
+    wanted = list(dict.fromkeys([*wanted, *(k for n in local.values() for k in n.dependencies)]))
     outputs: dict[Key, int] = {}
     constants: dict[Key, Any] = {}
     fetched: dict[Key, Any] = {}
