@@ -38,7 +38,7 @@ from dask_redisq.persist import (
 from dask_redisq.plan import Plan
 from dask_redisq.pool import Pool
 from dask_redisq.secret import find_secret
-from dask_redisq.serving import serves
+from dask_redisq.serving import in_slot, serves, stand_in
 from dask_redisq.settings import setting
 
 __all__ = ["Submitted", "compute_graph", "persist_graphs", "submit"]
@@ -71,10 +71,18 @@ def plan_job(
 
 def compute_graph(pool: Pool, names: Keys, dsk: Any, keys: Any, kwargs: dict[str, Any]) -> Any:
     """Do what `Queue.get` promises."""
-    if serves(pool.url, names):
-        # A task waits for tasks of its own queue: with one slot for ever, and with more as soon
-        # as as many tasks do so. It holds a slot, so it may as well do the work.
-        return get_sync(dsk, keys)
+    if not in_slot():
+        return _compute(pool, names, dsk, keys, kwargs)
+    with stand_in(pool.url, names) as free:
+        if not free:  # this slot may as well do the work
+            return get_sync(dsk, keys)
+        if serves(pool.url, names):
+            # Before other tasks of its queue, which would wait in the stand-in for others again.
+            kwargs["priority"] = (kwargs.get("priority") or 0) + 1
+        return _compute(pool, names, dsk, keys, kwargs)
+
+
+def _compute(pool: Pool, names: Keys, dsk: Any, keys: Any, kwargs: dict[str, Any]) -> Any:
     check_keywords(kwargs)
     graph, keys, annotations, kwargs = read_graph(dsk, keys, dask.get_annotations(), kwargs)
     options = job_options(kwargs)

@@ -25,6 +25,9 @@ logger = logging.getLogger("dask_redisq.worker")
 GRACE = 1.0
 #: Seconds between two questions whether a slot is idle, while one holds tasks up.
 ASK_AGAIN = 1.0
+#: Stand-ins for slots whose tasks wait for tasks: so many at least may be, and so many seconds they
+#: stay when none waits, since the next task may well wait too.
+LEAST_STAND_INS, STAY = 4, 2.0
 #: Slots that die young are started again with a growing pause, in seconds.
 YOUNG, MOST_PAUSE = 5.0, 10.0
 
@@ -101,6 +104,7 @@ class Crew:
         self.outputs = Outputs()
         self.guard = Guard()
         self.places = [_Place() for _ in range(options.nworkers)]
+        self._surplus_at = 0.0
 
     def __repr__(self) -> str:
         return f"<Crew of {self.options.name}, {len(list(self))} of {len(self.places)} slots>"
@@ -112,9 +116,37 @@ class Crew:
 
     def fill(self, now: float) -> None:
         """Start a slot in each place that is free, and not only since a moment ago."""
+        self._make_places(now)
         for place in self.places:
             if place.child is None and now >= place.start_at:
                 place.child = self._start(now)
+
+    def _make_places(self, now: float) -> None:
+        """Have a place more for each slot whose task waits for tasks, as long as it does."""
+        waiting = [child for child in self if child.page.waits()]
+        most = self.options.nworkers + max(LEAST_STAND_INS, self.options.nworkers)
+        wanted = self.options.nworkers
+        for child in waiting:
+            granted = bool(child.page.stand_in()) or wanted < most
+            if child.page.stand_in() is None:
+                child.page.answer_wait(granted=granted)
+            wanted += granted
+        if wanted >= len(self.places):
+            self._surplus_at = now + STAY
+            self.places += [_Place() for _ in range(wanted - len(self.places))]
+        elif now >= self._surplus_at:
+            self._leave_place(len(self.places) - wanted)
+
+    def _leave_place(self, count: int) -> None:
+        """Give up places that are not needed any more: empty ones, or those of idle slots."""
+        for place in [place for place in self.places if place.child is None][:count]:
+            self.places.remove(place)
+            count -= 1
+        ending = sum(child.stopping for child in self)
+        free = [c for c in self if not (c.stopping or c.page.waits())]
+        free.sort(key=lambda child: (child.page.read().seq > 0, -child.started))
+        for child in free[: max(0, count - ending)]:
+            child.stop()
 
     def _start(self, now: float) -> SlotProcess:
         """Register a slot and start its process; in this order: only the registered may lease."""
@@ -125,7 +157,7 @@ class Crew:
         opt = self.options
         child = start_slot(
             slot, queues, self.tags, opt.name, opt.url, self.outputs, now, opt.environment,
-            len(self.places),
+            opt.nworkers,
         )  # fmt: skip
         self.guard.watch(child.process.pid)
         return child

@@ -18,6 +18,7 @@ from dask_redisq.monitor import sweep
 from dask_redisq.options import job_options
 from dask_redisq.pool import Pool
 from dask_redisq.secret import find_secret
+from dask_redisq.serving import stand_in
 from dask_redisq.task_warnings import issue_warnings
 from dask_redisq.trust import Seal
 from dask_redisq.verdict import why_gone
@@ -133,7 +134,8 @@ class Future:
             seal = _seal(self._pool, self._keys, self.id)
             job = _reader(link, self._keys, self.id, self._answer, seal)
             try:
-                job.gather(deadline)
+                with stand_in(self._pool.url, self._keys):
+                    job.gather(deadline)
             except BaseException as error:
                 if job.ended is None:
                     job.count_refused(secrets.token_hex(8))

@@ -18,6 +18,7 @@ from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.monitor import Monitor
 from dask_redisq.options import JobOptions
+from dask_redisq.serving import stand_in
 from dask_redisq.trust import Seal
 
 __all__ = ["KeptReader"]
@@ -85,6 +86,10 @@ class KeptReader(Follower):
         deadline : float, optional
             When to give up with a `TimeoutError`; by `time.monotonic`.
         """
+        with stand_in(self.link.url, self.keys):
+            yield from self._finished(tasks, deadline)
+
+    def _finished(self, tasks: Iterable[int], deadline: float | None) -> Iterator[int]:
         left = dict.fromkeys(tasks)
         options = self.options
         monitor = Monitor(self.link, self.keys, self.id, options.ft_interval, options.alive_expiry)

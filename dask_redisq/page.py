@@ -22,6 +22,9 @@ _LIMIT_AT = 256
 _CALLS_AT = 512
 _GIVEN = struct.Struct("<q")
 _TOLD_AT, _STOP_AT, _GIVEN_AT = 1023, 1024, 1088
+#: Whether the task in hand waits for other tasks, and what the supervisor says to that.
+_WAITS_AT, _STAND_IN_AT = 1100, 1101
+_UNANSWERED, _GRANTED, _REFUSED = 0, 1, 2
 #: Queues that one worker may serve.
 MOST_QUEUES = (_TOLD_AT - _CALLS_AT) // 8
 
@@ -162,6 +165,30 @@ class Page:
             return False
         given = _GIVEN.unpack_from(self._memory, _GIVEN_AT)[0]
         return given == seq or self._memory[_STOP_AT : _STOP_AT + 32] == job.ljust(32, b"\0")
+
+    # -- a task that waits for tasks; see `dask_redisq.serving`
+
+    def wait_for_tasks(self) -> None:
+        """Write that the task in hand waits for others, and asks for a slot in its place."""
+        self._memory[_STAND_IN_AT] = _UNANSWERED
+        self._memory[_WAITS_AT] = 1
+
+    def wait_no_more(self) -> None:
+        """Write that it goes on."""
+        self._memory[_WAITS_AT] = 0
+
+    def waits(self) -> bool:
+        """Tell whether the task in hand waits, and was not refused."""
+        return bool(self._memory[_WAITS_AT] and self._memory[_STAND_IN_AT] != _REFUSED)
+
+    def answer_wait(self, *, granted: bool) -> None:
+        """Say whether there will be another slot meanwhile."""
+        self._memory[_STAND_IN_AT] = _GRANTED if granted else _REFUSED
+
+    def stand_in(self) -> bool | None:
+        """Return the answer; None as long as there is none."""
+        said = self._memory[_STAND_IN_AT]
+        return None if said == _UNANSWERED else said == _GRANTED
 
     def close(self) -> None:
         """Unmap the page and close its descriptor."""

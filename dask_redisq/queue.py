@@ -72,7 +72,8 @@ class Queue:
     def get(self, dsk: Any, keys: Any, **kwargs: Any) -> Any:
         """Compute `keys` of the graph `dsk` on the workers of this queue: a Dask scheduler.
 
-        Inside a task of this queue it computes right there: to wait would keep a slot from others.
+        Inside a task of this queue another slot works in its place while it waits. There is a most
+        of those: beyond it the task computes right there.
 
         Parameters
         ----------

@@ -1,21 +1,80 @@
-"""Which queues this process serves: a slot that waited for its own queue could wait for ever."""
+"""Which queues this process serves; and who takes its place while a task of theirs waits for tasks.
+
+A slot whose task computes on its own queue would wait for itself, with one slot for ever, and with
+more as soon as as many tasks do so. So its supervisor starts a stand-in for that time: the secede
+of distributed, with processes. There is a most of those; beyond it the task does the work itself.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from dask_redisq.keys import Keys
+from dask_redisq.page import Page
 
-__all__ = ["serve", "serves"]
+__all__ = ["in_slot", "serve", "serves", "stand_in"]
+
+#: Seconds for which an answer of the supervisor is waited for.
+PATIENCE = 2.0
 
 _served: set[tuple[str, str]] = set()
+_page: Page | None = None
+_supervisor = 0
+_lock = threading.Lock()
+#: How many calls in this process wait now.
+_waiting = 0
 
 
-def serve(url: str, queues: Iterable[str]) -> None:
+def serve(url: str, queues: Iterable[str], page: Page | None = None) -> None:
     """Note that this process is a slot of `queues` on the server at `url`."""
+    global _page, _supervisor  # noqa: PLW0603
+    _supervisor = os.getppid()  # now: a process that a task forks has another parent
     _served.update((url, queue) for queue in queues)
+    _page = page
+
+
+def in_slot() -> bool:
+    """Tell whether this process is a slot."""
+    return bool(_served)
 
 
 def serves(url: str, keys: Keys) -> bool:
     """Tell whether tasks of a queue run in this process."""
     return (url, keys.queue) in _served
+
+
+@contextmanager
+def stand_in(url: str, keys: Keys) -> Iterator[bool]:
+    """Have another slot work in this one's place while the block waits for tasks of a queue.
+
+    Gives false if there is none: to wait may be for ever then. Outside of that queue's slots there
+    is nothing to do.
+    """
+    global _waiting  # noqa: PLW0603
+    if not serves(url, keys):
+        yield True
+        return
+    with _lock:  # a second call waits for the answer to the first one
+        granted = _page is not None and (_waiting > 0 or _ask(_page))
+        _waiting += granted
+    try:
+        yield granted
+    finally:
+        with _lock:
+            _waiting -= granted
+            if _page is not None and not _waiting:
+                _page.wait_no_more()
+
+
+def _ask(page: Page) -> bool:
+    page.wait_for_tasks()
+    os.kill(_supervisor, signal.SIGCHLD)  # it looks at its pages at once
+    deadline = time.monotonic() + PATIENCE
+    while (answer := page.stand_in()) is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return bool(answer)

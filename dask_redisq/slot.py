@@ -60,11 +60,12 @@ def main(argv: list[str] | None = None) -> None:
             stream.reconfigure(line_buffering=True)
     import dask
 
-    # A compute inside a task runs right there: waiting for other slots could wait for ever.
-    dask.config.set(scheduler="sync")
-    serve(os.environ["DASK_REDISQ__URL"], options.queue)
+    # As in Dask's own processes, a compute inside a task takes threads unless it is told otherwise.
+    # And one on redisq.get goes to the queue that this slot serves first.
+    dask.config.set({"scheduler": "threads", "redisq.queue": options.queue[0]})
     link = Link(os.environ["DASK_REDISQ__URL"], patience=None)
     page = Page(options.page)
+    serve(os.environ["DASK_REDISQ__URL"], options.queue, page)
     tags, signer = frozenset(options.tag), find_secret()
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     keep = int(memory * setting("kept-memory") / options.slots)

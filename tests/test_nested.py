@@ -1,0 +1,180 @@
+"""A task that computes, on threads or on its queue; computing from threads, and after a fork."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dask
+import psutil
+from conftest import WorkerProcess, wait_until
+from dask.utils_test import inc
+
+import dask_redisq as redisq
+from dask_redisq.queue import Queue
+
+
+def deep(levels: int) -> list[int]:
+    """Return the process of this task, and of a task within it, and so on."""
+    here = [os.getpid()]
+    if levels == 0:
+        return here
+    inner: tuple[list[int]] = dask.compute(dask.delayed(deep)(levels - 1), scheduler=redisq.get)
+    return here + inner[0]
+
+
+def by_default() -> tuple[int, int, bool]:
+    """Compute inside a task, and tell where that ran."""
+    where = dask.delayed(lambda: (os.getpid(), threading.get_ident()))()
+    (pid, thread), _ = dask.compute(where, dask.delayed(inc)(1))
+    return os.getpid(), pid, thread != threading.get_ident()
+
+
+def wait_within(gate: Path) -> int:
+    """Wait in a nested job for a file."""
+    from test_persist import wait_file
+
+    return int(dask.delayed(wait_file)(gate, 3).compute(scheduler=redisq.get))
+
+
+def open_gate(gate: Path) -> int:
+    """Make the file."""
+    gate.touch()
+    return 4
+
+
+def add_up(n: int) -> int:
+    """Sum numbers by a nested job."""
+    parts = [dask.delayed(inc)(i) for i in range(n)]
+    return int(dask.delayed(sum)(parts).compute(scheduler=redisq.get))
+
+
+def one_slot(queue: Queue, start_worker: Callable[..., WorkerProcess]) -> WorkerProcess:
+    """Start a worker with one slot."""
+    worker = start_worker("test", "--nworkers", "1")
+    queue.wait_for_workers(1, timeout=20)
+    return worker
+
+
+def test_depth_three_on_one_slot_ends(
+    queue: Queue, start_worker: Callable[..., WorkerProcess]
+) -> None:
+    """Each level waits for the next one, which a stand-in runs."""
+    worker = one_slot(queue, start_worker)
+    (pids,) = dask.compute(dask.delayed(deep)(3), scheduler=queue.get)
+    assert len(set(pids)) == 4, "they ran in one process"
+    wait_until(lambda: len(worker.slots()) == 1)
+    assert dask.compute(dask.delayed(inc)(1), scheduler=queue.get) == (2,)
+
+
+def test_beyond_the_most_of_stand_ins_a_task_does_the_work_itself(
+    queue: Queue, start_worker: Callable[..., WorkerProcess]
+) -> None:
+    """Nine levels on one slot: five processes, and the rest in the last of them."""
+    one_slot(queue, start_worker)
+    (pids,) = dask.compute(dask.delayed(deep)(9), scheduler=queue.get)
+    assert len(pids) == 10
+    assert len(set(pids)) == 5
+
+
+def test_what_waits_behind_a_nested_compute_is_given_back(
+    queue: Queue, workers: WorkerProcess, tmp_path: Path
+) -> None:
+    """The one waits for the other, in one lease, and the nested task has the other slot."""
+    gate = tmp_path / "gate"
+    first, second = dask.delayed(wait_within)(gate), dask.delayed(open_gate)(gate)
+    done = dask.compute(first, second, scheduler=queue.get, chunk_size=2)
+    assert done == (3, 4)
+
+
+def test_many_nested_computes_take_few_processes(queue: Queue, workers: WorkerProcess) -> None:
+    """Twenty tasks that wait, on two slots: at most four stand-ins."""
+    most = 0
+
+    def look() -> None:
+        nonlocal most
+        while not over.wait(0.02):
+            most = max(most, len(workers.slots()))
+
+    over = threading.Event()
+    watch = threading.Thread(target=look)
+    watch.start()
+    try:
+        done = dask.compute(*[dask.delayed(add_up)(n) for n in range(20)], scheduler=queue.get)
+    finally:
+        over.set()
+        watch.join()
+    assert done == tuple(sum(range(1, n + 1)) for n in range(20))
+    assert 2 < most <= 6
+
+
+def test_a_compute_inside_a_task_takes_threads_by_default(
+    queue: Queue, workers: WorkerProcess
+) -> None:
+    """As in Dask's processes: in the same process, on another thread."""
+    ((task, nested, other_thread),) = dask.compute(dask.delayed(by_default)(), scheduler=queue.get)
+    assert task == nested
+    assert other_thread
+
+
+def test_a_persisted_collection_is_waited_for_in_a_task(
+    queue: Queue, start_worker: Callable[..., WorkerProcess]
+) -> None:
+    """On one slot."""
+    one_slot(queue, start_worker)
+
+    def persists() -> int:
+        x = dask.delayed(inc)(1).persist(scheduler=redisq.get)
+        return int(redisq.futures_of(x)[0].result() + x.compute(scheduler=redisq.get))
+
+    assert dask.compute(dask.delayed(persists)(), scheduler=queue.get) == (4,)
+
+
+# From threads, and after a fork.
+
+
+def test_many_threads_compute_at_once(queue: Queue, workers: WorkerProcess) -> None:
+    """Each gets its own answer."""
+    answers: dict[int, Any] = {}
+
+    def run(n: int) -> None:
+        parts = [dask.delayed(inc)(n + i) for i in range(10)]
+        answers[n] = dask.delayed(sum)(parts).compute(scheduler=queue.get)
+
+    threads = [threading.Thread(target=run, args=(n,)) for n in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert answers == {n: 10 * n + 55 for n in range(16)}
+
+
+def test_a_forked_child_computes(queue: Queue, workers: WorkerProcess) -> None:
+    """On connections of its own, while its parent does."""
+    assert dask.delayed(inc)(1).compute(scheduler=queue.get) == 2
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            code = dask.delayed(inc)(41).compute(scheduler=queue.get) - 42
+        finally:
+            os._exit(code)
+    assert dask.delayed(inc)(2).compute(scheduler=queue.get) == 3
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_a_stand_in_ends_with_its_worker(
+    queue: Queue, start_worker: Callable[..., WorkerProcess], tmp_path: Path
+) -> None:
+    """It is a slot like the others."""
+    worker = one_slot(queue, start_worker)
+    future = queue.compute(dask.delayed(wait_within)(tmp_path / "never"))
+    wait_until(lambda: len(worker.slots()) == 2)
+    slots = worker.slots()
+    future.cancel()
+    psutil.Process(worker.pid).kill()
+    worker.wait()
+    wait_until(lambda: not any(p.is_running() and p.status() != "zombie" for p in slots))
