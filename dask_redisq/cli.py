@@ -64,6 +64,12 @@ _SEEN_BY_ALL = (
     help="A word that the slots carry; may repeat. The host's name is always one.",
 )
 @click.option(
+    "--resources",
+    metavar="NAME=AMOUNT,...",
+    callback=lambda _, __, given: _resources(given),
+    help="What the slots share, such as GPU=1: tasks that need it run while there is enough.",
+)
+@click.option(
     "--alive-expiry",
     metavar="SECONDS",
     type=float,
@@ -94,6 +100,7 @@ def worker(
     nworkers: int | None,
     name: str | None,
     tags: tuple[str, ...],
+    resources: dict[str, float],
     alive_expiry: float | None,
     death_timeout: float,
     log_file: str | None,
@@ -119,6 +126,7 @@ def worker(
         nworkers=nworkers or cpu_count(),
         name=name or f"{host}-{os.getpid()}",
         tags=tuple(dict.fromkeys((host, *tags))),
+        resources=resources,
         alive_expiry=_alive_expiry(alive_expiry),
         death_timeout=death_timeout,
         environment=_secret(url, secret_file, allow_unsigned=allow_unsigned),
@@ -139,6 +147,17 @@ def _queue_names(queues: tuple[str, ...]) -> tuple[str, ...]:
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     return tuple(dict.fromkeys(queues))
+
+
+def _resources(given: str | None) -> dict[str, float]:
+    """Read ``NAME=AMOUNT``, separated by commas or spaces, as distributed's workers do."""
+    from dask_redisq.annotations import check_resources
+
+    pairs = [pair.partition("=") for pair in (given or "").replace(",", " ").split()]
+    try:
+        return check_resources({name: amount for name, _, amount in pairs})
+    except ValueError:
+        raise click.BadParameter(f"it is like GPU=1,MEMORY=10e9, not {given!r}") from None
 
 
 def _alive_expiry(seconds: float | None) -> float:

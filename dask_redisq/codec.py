@@ -107,12 +107,14 @@ class Block(NamedTuple):
     outputs : frozenset of int
         Numbers of those tasks whose value the client waits for.
     restricted : dict of int to tuple of str
-        Task number -> the tags of which a slot must carry one.
+        Task number -> where it may run; see `dask_redisq.annotations`.
     limits : dict of int to tuple
         Task number -> the seconds that it may take, 0 for any; and how often it may fail and run
         again, -1 for what holds for its job. For tasks with limits of their own.
     outer : dict of int to tuple of KeptValue
         Task number -> what it reads of other jobs.
+    seeds : dict of int to int
+        Task number -> the seed of its random numbers.
     kept : bool
         Whether the values of `outputs` stay, for later jobs.
     """
@@ -124,6 +126,7 @@ class Block(NamedTuple):
     restricted: dict[int, tuple[str, ...]]
     limits: dict[int, tuple[float, int]]
     outer: dict[int, tuple[KeptValue, ...]]
+    seeds: dict[int, int]
     kept: bool
 
 

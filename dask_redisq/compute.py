@@ -12,13 +12,12 @@ from dask.core import flatten
 from dask.local import get_sync
 from dask.typing import Key
 
+from dask_redisq.annotations import limits, priorities, restrictions, seeds
 from dask_redisq.answer import Answer, assemble
 from dask_redisq.callbacks import Observer, active_callbacks, looks_at_values
 from dask_redisq.dask_input import (
-    limits,
     read_graph,
     refuse_disk_shuffle,
-    restrictions,
     with_cached,
 )
 from dask_redisq.garbage import collector_paused
@@ -56,15 +55,13 @@ def plan_job(
     """Return the plan for a graph, with what annotations and keywords say of its tasks."""
     order = setting("order", kwargs.get("order"))
     with collector_paused():
-        plan = plan_graph(graph, keys, order, finalize_here=finalize_here, kept=kept)
+        plan = plan_graph(
+            graph, keys, order, priorities(annotations), finalize_here=finalize_here, kept=kept
+        )
     if not setting("allow-disk-shuffle", kwargs.get("allow_disk_shuffle")):
         refuse_disk_shuffle(plan.keys)
-    plan.restricted = restrictions(
-        annotations,
-        plan.keys,
-        kwargs.get("workers"),
-        others=bool(kwargs.get("allow_other_workers")),
-    )
+    plan.restricted = restrictions(annotations, plan.keys, kwargs)
+    plan.seeds = seeds(annotations, plan.keys, kwargs.get("seed"))
     plan.limits = limits(annotations, plan.keys, setting("timeout", kwargs.get("timeout")))
     return plan
 

@@ -52,6 +52,8 @@ class WorkerOptions:
         Seconds without a beat after which the worker counts as dead.
     death_timeout : float
         Seconds for which a starting worker tries to find its server.
+    resources : dict of str to float
+        What the slots share: tasks that need some of it run as long as there is enough.
     environment : dict of str to str
         What its slots have in their environment besides its own.
     """
@@ -63,6 +65,7 @@ class WorkerOptions:
     tags: tuple[str, ...] = ()
     alive_expiry: float = 10.0
     death_timeout: float = 60.0
+    resources: dict[str, float] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
 
 

@@ -1,4 +1,4 @@
-"""What Dask hands to a ``get``, made plain: a mapping, the keys, restrictions and limits.
+"""What Dask hands to a ``get``, made plain: a mapping, the keys, and the annotations by type.
 
 Source: sections 1.1, 1.3 and 1.8 of Dask's contract: `dask.compute` passes an expression, users
 pass dicts and `HighLevelGraph`.
@@ -19,18 +19,12 @@ from dask.typing import Key
 
 from dask_redisq.errors import RedisqError
 
-__all__ = [
-    "limits",
-    "plain_graph",
-    "read_graph",
-    "refuse_disk_shuffle",
-    "restrictions",
-    "with_cached",
-]
+__all__ = ["plain_graph", "read_graph", "refuse_disk_shuffle", "with_cached"]
 
-#: Annotations of single tasks, and those that hold for a computation.
-OF_TASKS = {"allow_other_workers", "retries", "timeout", "workers"}
-AMBIENT = {*OF_TASKS, "priority"}
+#: Annotations that mean something here.
+OF_TASKS = {
+    "allow_other_workers", "priority", "resources", "retries", "seed", "timeout", "workers",
+}  # fmt: skip
 
 _unfused = threading.Lock()
 
@@ -83,7 +77,7 @@ def read_graph(
     # for theirs, and these would go before the keywords.
     graph, keys, annotations = Context().run(plain_graph, dsk, keys)
     by_type, words = dict(annotations), dict(kwargs)
-    for name in AMBIENT & ambient.keys() - kwargs.keys():
+    for name in OF_TASKS & ambient.keys() - kwargs.keys():
         value = ambient[name]
         if callable(value):
             by_type[name] = {key: value(key) for key in graph} | (by_type.get(name) or {})
@@ -148,88 +142,3 @@ def refuse_disk_shuffle(keys: list[Key]) -> None:
                 'Build it under redisq.enable(), or pass shuffle="tasks". If all workers see one '
                 "disk: redisq.allow-disk-shuffle"
             )
-
-
-def restrictions(
-    annotations: Mapping[str, Any],
-    keys: list[Key],
-    workers: Any = None,
-    *,
-    others: bool = False,
-) -> dict[int, tuple[str, ...]]:
-    """Return task -> the tags of which its slot must carry one.
-
-    Parameters
-    ----------
-    annotations : Mapping
-        ``workers`` and ``allow_other_workers`` by key, as `dask.annotate` gives them.
-    keys : list
-        The key of each task.
-    workers : str or list of str, optional
-        The same for all tasks of the job; a name, a host or a tag.
-    others : bool, default False
-        Whether any slot may run them after all.
-    """
-    by_key = annotations.get("workers") or {}
-    free = annotations.get("allow_other_workers") or {}
-    found: dict[int, tuple[str, ...]] = {}
-    if not by_key and workers is None:
-        return found
-    for task, key in enumerate(keys):
-        tags = by_key.get(key, workers)
-        if tags and not free.get(key, others):
-            found[task] = tuple(sorted({tags} if isinstance(tags, str) else set(tags)))
-    return found
-
-
-def limits(
-    annotations: Mapping[str, Any], keys: list[Key], timeout: Any = None
-) -> dict[int, tuple[float, int]]:
-    """Return task -> its timeout in seconds (0: none) and its retries (-1: its job's).
-
-    Parameters
-    ----------
-    annotations : Mapping
-        ``timeout`` and ``retries`` by key, as `dask.annotate` gives them.
-    keys : list
-        The key of each task.
-    timeout : float, optional
-        For tasks that are not annotated.
-
-    Raises
-    ------
-    ValueError
-        For a timeout that is not above 0, or retries that are no number from 0 on.
-    """
-    default = 0.0 if timeout is None else check_timeout(timeout)
-    timeouts = annotations.get("timeout") or {}
-    retries = annotations.get("retries") or {}
-    if not default and not timeouts and not retries:
-        return {}
-    found = {}
-    for task, key in enumerate(keys):
-        own = timeouts.get(key)
-        seconds = default if own is None else check_timeout(own, f" of task {key!r}")
-        again = retries.get(key)
-        tries = -1 if again is None else check_retries(again, f" of task {key!r}")
-        if seconds or tries >= 0:
-            found[task] = (seconds, tries)
-    return found
-
-
-def check_timeout(given: Any, whose: str = "") -> float:
-    """Return a timeout in seconds; anything but a number above 0 is a ValueError."""
-    try:
-        seconds = float(given)
-    except (TypeError, ValueError):
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise ValueError(f"the timeout{whose} is a number of seconds above 0, not {given!r}")
-    return seconds
-
-
-def check_retries(given: Any, whose: str = "") -> int:
-    """Return a number of retries; anything but a whole number from 0 on is a ValueError."""
-    if isinstance(given, bool) or not isinstance(given, int) or given < 0:
-        raise ValueError(f"retries{whose} is how often it may run again, from 0, not {given!r}")
-    return given

@@ -259,7 +259,7 @@ class Follower:
 
     def _look_for_workers(self, quiet: float) -> None:
         """After `quiet` seconds without progress: say once that nobody is able, or give up."""
-        wanted = {frozenset(tags) for tags in self.restrictions}
+        wanted = set(self.restrictions)
         problem = able_workers(self.link, self.keys, python_tag(), wanted)
         if problem is None:
             return

@@ -153,6 +153,7 @@ def plan_graph(
     dsk: Mapping[Key, Any],
     keys: Any,
     order: str | None = None,
+    priority: Mapping[Key, float] | None = None,
     *,
     finalize_here: bool = True,
     kept: Callable[[Key], Any] = lambda _: None,
@@ -167,6 +168,8 @@ def plan_graph(
         What the caller asked for.
     order : {None, "dask"}
         How to number: None by `dask.order` for up to 64 tasks, else depth first.
+    priority : Mapping, optional
+        Key -> priority, 0 for others. Tasks of a higher one come first, with all that they need.
     finalize_here : bool, default True
         Leave the last step of an array or bag (its concatenation) to the client: a worker would
         receive, hold and send the whole result.
@@ -203,7 +206,7 @@ def plan_graph(
             fetched[key] = reader.parts[task]
         else:
             outputs[key] = task
-    plan = _number(reader, outputs, constants, local, order)
+    plan = _number(reader, outputs, constants, local, order, priority or {})
     plan.fetched = fetched
     return plan
 
@@ -225,10 +228,13 @@ def _number(
     constants: dict[Key, Any],
     local: dict[Key, GraphNode],
     order: str | None,
+    priority: Mapping[Key, float],
 ) -> Plan:
     places = depth_first(dict.fromkeys(outputs.values()), reader.inputs_of, reader.keys.__getitem__)
     if order == "dask" or (order is None and len(places) <= FEW):
         places = _dask_order(places, reader)
+    if priority:
+        places = _urgent_first(places, reader, priority)
     number = dict(zip(places, range(len(places)), strict=True))
     seen = reader.inputs  # all of them are, by now
     inputs = [tuple([number[k] for k in seen[place] or ()]) for place in places]
@@ -255,6 +261,15 @@ def _number(
         outer=outer,
         parts=reader.parts,
     )
+
+
+def _urgent_first(places: list[int], reader: _Reader, priority: Mapping[Key, float]) -> list[int]:
+    """Return `places` by falling priority; what a task needs is as urgent as the task."""
+    urgent = {place: priority.get(reader.keys[place], 0) for place in places}
+    for place in reversed(places):
+        for needed in reader.inputs_of(place):
+            urgent[needed] = max(urgent[needed], urgent[place])
+    return sorted(places, key=lambda place: -urgent[place])
 
 
 def _dask_order(places: list[int], reader: _Reader) -> list[int]:

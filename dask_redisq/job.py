@@ -228,6 +228,7 @@ class Job(Follower):
             epoch=self.epoch,
             chunk=self.options.chunk_size,
             priority=self.options.priority,
+            most=self.options.num_workers,
             python=python_tag(),
             allowed=self.options.allowed_failures,
             retries=self.options.retries,

@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any, NamedTuple
 
+from dask_redisq.annotations import RESOURCE
 from dask_redisq.batch import Batch, Published
 from dask_redisq.codec import Block, dumps
 from dask_redisq.errors import ValueTooLarge
 from dask_redisq.pace import EDGES, Pace
-from dask_redisq.task import kind_of, run_node, run_task, settled
+from dask_redisq.task import kind_of, run_node, run_task, settled, sow
 
 __all__ = ["Lease", "LeaseRun"]
 
@@ -160,6 +161,9 @@ class LeaseRun:
             limits = self.blocks[task // self.lease.block].limits
             if limits and task in limits:
                 self.limit(task, *limits[task])
+            seeds = self.blocks[task // self.lease.block].seeds
+            if seeds and task in seeds:
+                sow(seeds[task])
             self.begin(task, position)
             try:
                 value = run_task(node, self.values)
@@ -209,6 +213,14 @@ class LeaseRun:
             found.sort(reverse=True)
         return found
 
+    def _may_run_here(self, wanted: tuple[str, ...]) -> bool:
+        """Tell whether a restricted task may: this lease holds the resources of its own tasks."""
+        size, first = self.lease.block, self.lease.tasks[0]
+        held = self.blocks[first // size].restricted.get(first, ())
+        needs = [need for need in wanted if need.startswith(RESOURCE)]
+        plain = [tag for tag in wanted if not tag.startswith(RESOURCE)]
+        return not (plain and self.tags.isdisjoint(plain)) and all(need in held for need in needs)
+
     def _only_follower(self, task: int) -> bool:
         """Tell whether nothing but `task` could follow from all that was made here."""
         return all(user == task or user in self.made for user in self._missing)
@@ -226,7 +238,7 @@ class LeaseRun:
         if outer and any(kept.number not in self.values for kept in outer.get(task, ())):
             return False
         wanted = self.blocks[task // size].restricted.get(task)
-        if wanted is not None and self.tags.isdisjoint(wanted):
+        if wanted is not None and not self._may_run_here(wanted):
             return False
         if elapsed > self.pace.budget or self._edges > EDGES:
             return False

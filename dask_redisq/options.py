@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from dask_redisq.dask_input import check_retries
+import dask
+
+from dask_redisq.annotations import check_retries
 from dask_redisq.settings import setting, whole
 
 __all__ = ["JobOptions", "check_keywords", "job_options"]
@@ -16,15 +18,15 @@ __all__ = ["JobOptions", "check_keywords", "job_options"]
 KEYWORDS = frozenset(
     """
     alive_expiry allow_disk_shuffle allow_other_workers allowed_failures cache callbacks chunk_size
-    chunksize ft_interval locality_wait no_workers_timeout order priority pure
-    rerun_exceptions_locally retries retry_delay timeout workers
+    chunksize ft_interval locality_wait no_workers_timeout num_workers order priority pure
+    rerun_exceptions_locally resources retries retry_delay seed timeout workers
     """.split()  # noqa: SIM905 - a list of words
 )
 #: Keywords of other schedulers that mean nothing here: code that was written for them must work.
 OTHERS = frozenset(
     """
     actors asynchronous direct dumps fifo_timeout func_dumps func_loads get_id initializer loads
-    num_workers optimize_graph pack_exception pool raise_exception resources submit sync
+    optimize_graph pack_exception pool raise_exception submit sync
     """.split()  # noqa: SIM905
 )
 _told: set[str] = set()
@@ -45,6 +47,8 @@ class JobOptions:
 
     chunk_size: int = 0
     priority: int = 0
+    #: Slots that may work for it at a time; 0: all.
+    num_workers: int = 0
     allowed_failures: int = 3
     retries: int = 0
     retry_delay: float = 0.0
@@ -78,6 +82,7 @@ def job_options(kwargs: dict[str, Any]) -> JobOptions:
         chunk_size=chunk or 0,
         pure=bool(kwargs.get("pure", True)),
         priority=max(-4096, min(4096, priority)),
+        num_workers=_num_workers(kwargs.get("num_workers")),
         allowed_failures=setting("allowed-failures", kwargs.get("allowed_failures")),
         retries=check_retries(setting("retries", kwargs.get("retries"))),
         retry_delay=setting("retry-delay", kwargs.get("retry_delay")),
@@ -87,3 +92,10 @@ def job_options(kwargs: dict[str, Any]) -> JobOptions:
         client_lease=setting("client-lease"),
         no_workers_timeout=setting("no-workers-timeout", kwargs.get("no_workers_timeout")),
     )
+
+
+def _num_workers(given: Any) -> int:
+    """Return how many slots may work for a job, 0 for all: Dask's pool size, by that name."""
+    if given is None:
+        given = dask.config.get("num_workers", None)
+    return 0 if given is None else whole("num_workers", given, 1)

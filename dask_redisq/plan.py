@@ -44,11 +44,13 @@ class Plan:
     data : dict
         Key under which a task reads a constant -> that constant.
     restricted : dict of int to tuple of str
-        Task -> the tags of which its slot must carry one.
+        Task -> where it may run; see `dask_redisq.annotations`.
     limits : dict of int to tuple
         Task -> its timeout and retries; see `codec.Block`.
     every : bool
         Whether the client waits for the values of all tasks: a callback looks at them.
+    seeds : dict of int to int
+        Task -> the seed of its random numbers.
     outer : dict of int to tuple of KeptValue
         Task -> what it reads of kept jobs; `names` holds the numbers of these too, below 0.
     parts : dict of int to object
@@ -71,6 +73,7 @@ class Plan:
     restricted: dict[int, tuple[str, ...]] = field(default_factory=dict)
     limits: dict[int, tuple[float, int]] = field(default_factory=dict)
     every: bool = False
+    seeds: dict[int, int] = field(default_factory=dict)
     outer: dict[int, tuple[KeptValue, ...]] = field(default_factory=dict)
     parts: dict[int, Any] = field(default_factory=dict)
     fetched: dict[Key, Any] = field(default_factory=dict)
@@ -102,6 +105,7 @@ class Plan:
             if self.limits
             else {},
             {i: self.outer[i] for i in range(first, last) if i in self.outer} if self.outer else {},
+            {i: self.seeds[i] for i in range(first, last) if i in self.seeds} if self.seeds else {},
             self.kept,
         )
 
@@ -156,6 +160,7 @@ class Plan:
             restricted={number[t]: tags for t, tags in self.restricted.items() if t in number},
             limits={number[t]: limit for t, limit in self.limits.items() if t in number},
             every=self.every,
+            seeds={number[t]: seed for t, seed in self.seeds.items() if t in number},
             outer={number[t]: kept for t, kept in self.outer.items() if t in number},
             parts=self.parts,
             kept=self.kept,

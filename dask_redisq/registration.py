@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dask_redisq.codec import pack
@@ -33,17 +33,26 @@ class Registration:
         How many it has room for.
     expiry : float
         Seconds without a beat after which it counts as dead.
+    resources : Mapping of str to float
+        What its slots share.
     """
 
     def __init__(
-        self, link: Link, worker: str, name: str, tags: tuple[str, ...], slots: int, expiry: float
+        self,
+        link: Link,
+        worker: str,
+        name: str,
+        tags: tuple[str, ...],
+        slots: int,
+        expiry: float,
+        resources: Mapping[str, float],
     ) -> None:
         self.link = link
         self.worker = worker
         self.name = name
         self._tags = tags
-        self._slots = slots
         self._expiry = int(expiry * 1000)
+        self._about = pack(about_worker(name, tags, slots, expiry, resources))
 
     def __repr__(self) -> str:
         return f"<Registration of {self.name} {self.worker}>"
@@ -57,7 +66,7 @@ class Registration:
             "register",
             keys,
             worker=self.worker,
-            info=pack(about_worker(self.name, self._tags, self._slots, self._expiry / 1000)),
+            info=self._about,
             expiry=self._expiry,
             slot=slot,
             seq=seq,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from dask_redisq.annotations import RESOURCE, may_run
 from dask_redisq.codec import unpack
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
@@ -43,7 +44,7 @@ def live_slots(link: Link, keys: Keys) -> int:
 
 
 def able_workers(
-    link: Link, keys: Keys, python: str, wanted: Collection[frozenset[str]]
+    link: Link, keys: Keys, python: str, wanted: Collection[tuple[str, ...]]
 ) -> str | None:
     """Return what is lacking to run tasks of this Python and these restrictions; None if nothing.
 
@@ -51,8 +52,8 @@ def able_workers(
     ----------
     python : str
         The tag of the client's Python.
-    wanted : collection of frozenset of str
-        For each restriction, the tags of which a slot must carry one.
+    wanted : collection of tuple of str
+        The restrictions; see `dask_redisq.annotations`.
     """
     rows = list_workers(link, keys)
     if not rows:
@@ -65,10 +66,15 @@ def able_workers(
             f"queue {keys.queue!r} has workers of Python {', '.join(others)}, and this client is "
             f"{python}: pickled functions need the same minor version"
         )
-    for tags in wanted or [frozenset([python])]:
-        able = [row for row in fitting if not tags.isdisjoint(row["tags"])]
+    for tags in wanted or [(python,)]:
+        able = [r for r in fitting if may_run(tags, r["tags"], r.get("resources", {}))]
         if not able:
-            return f"no worker of queue {keys.queue!r} carries any of the tags {sorted(tags)}"
+            needs = [tag.removeprefix(RESOURCE) for tag in tags if tag.startswith(RESOURCE)]
+            plain = sorted(tag for tag in tags if not tag.startswith(RESOURCE))
+            what = f" carries any of the tags {plain}" if plain else ""
+            what += " and" if plain and needs else ""
+            what += f" has the resources {needs}" if needs else ""
+            return f"no worker of queue {keys.queue!r}{what}"
         if not any(_has_started(link, keys, slot) for row in able for slot in row["slots"]):
             names = ", ".join(sorted({row["name"] for row in able}))
             return (

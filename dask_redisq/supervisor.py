@@ -18,6 +18,7 @@ import signal
 import socket
 import time
 
+from dask_redisq.annotations import RESOURCE
 from dask_redisq.control import ControlWords, Word
 from dask_redisq.crew import Crew, WorkerOptions
 from dask_redisq.errors import ServerRefused, ServerUnavailable
@@ -64,12 +65,14 @@ class Supervisor:
         self.stopping = False
         self.signals = 0
         self._next_beat = 0.0
+        has = [RESOURCE + name for name in options.resources]
         self._tags = tuple(
-            dict.fromkeys([python_tag(), options.name, socket.gethostname(), *options.tags])
+            dict.fromkeys([python_tag(), options.name, socket.gethostname(), *options.tags, *has])
         )
         self.registration = Registration(
-            self.link, self.worker, options.name, self._tags, options.nworkers, options.alive_expiry
-        )
+            self.link, self.worker, options.name, self._tags, options.nworkers,
+            options.alive_expiry, options.resources,
+        )  # fmt: skip
 
     def __repr__(self) -> str:
         return f"<Supervisor {self.options.name} {self.worker}, queues {self.options.queues}>"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
 from io import IOBase
@@ -11,7 +13,7 @@ from weakref import ProxyTypes
 
 from dask._task_spec import GraphNode, Task
 
-__all__ = ["kind_of", "run_node", "run_task", "settled"]
+__all__ = ["kind_of", "run_node", "run_task", "settled", "sow"]
 
 
 def run_task(task: Any, values: Mapping[int, Any]) -> Any:
@@ -76,6 +78,14 @@ def run_node(node: GraphNode, names: tuple[Any, ...], data: dict[Any, Any], *val
         The values of `names`, in their order.
     """
     return node({**data, **dict(zip(names, values, strict=True))})
+
+
+def sow(seed: int) -> None:
+    """Seed the random numbers of a task: Python's own, and NumPy's if it is there."""
+    random.seed(seed)
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed(seed)
 
 
 def kind_of(task: Any) -> str:

@@ -6,6 +6,7 @@ import os
 import platform
 import socket
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -22,7 +23,11 @@ def python_tag() -> str:
 
 
 def about_worker(
-    name: str, tags: tuple[str, ...], slots: int, alive_expiry: float
+    name: str,
+    tags: tuple[str, ...],
+    slots: int,
+    alive_expiry: float,
+    resources: Mapping[str, float],
 ) -> dict[str, Any]:
     """Return what is shown of a worker."""
     return {
@@ -35,4 +40,5 @@ def about_worker(
         "nworkers": slots,
         "alive_expiry": alive_expiry,
         "tags": list(tags),
+        "resources": dict(resources),
     }

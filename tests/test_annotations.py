@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
+import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import numpy as np
 import pytest
 from conftest import WorkerProcess
 
+from dask_redisq.errors import NoWorkersError
 from dask_redisq.queue import Queue
 
 
@@ -91,3 +95,182 @@ def test_a_detached_job_takes_what_is_annotated_around_it(two: Queue) -> None:
     with dask.annotate(workers="right"):
         future = two.compute([dask.delayed(where)(i) for i in range(8)], detach=True)
     assert set(future.result(20)) == {"right"}
+
+
+# Workers, by whatever name.
+
+
+@pytest.mark.parametrize("wanted", ["right", ["right", "nobody"], "tagged"])
+def test_workers_are_names_or_tags(
+    queue: Queue, start_worker: Callable[..., WorkerProcess], wanted: Any
+) -> None:
+    """As an annotation, or a keyword for all tasks."""
+    start_worker("test", "--nworkers", "1", "--name", "left", env={"WHERE": "left"})
+    start_worker(
+        "test", "--nworkers", "1", "--name", "right", "--tag", "tagged", env={"WHERE": "right"}
+    )
+    queue.wait_for_workers(2, timeout=20)
+    with dask.annotate(workers=wanted):
+        some = [dask.delayed(where)(i) for i in range(8)]
+    assert set(dask.compute(*some, scheduler=queue.get)) == {"right"}
+    others = [dask.delayed(where)(i) for i in range(8)]
+    assert set(dask.compute(*others, scheduler=queue.get, workers=wanted)) == {"right"}
+
+
+def test_the_host_is_a_tag_of_all_its_workers(two: Queue) -> None:
+    """A task that wants this host runs; one that wants another one waits for it."""
+    some = [dask.delayed(where)(i) for i in range(8)]
+    here = dask.compute(*some, scheduler=two.get, workers=socket.gethostname())
+    assert set(here) <= {"left", "right"}
+    with pytest.raises(NoWorkersError, match="elsewhere"):
+        dask.compute(*some, scheduler=two.get, workers="elsewhere", no_workers_timeout=0.1)
+
+
+def test_with_allow_other_workers_a_task_does_not_wait_for_its_own(two: Queue) -> None:
+    """Nobody has that name, and it runs all the same."""
+    with dask.annotate(workers="nobody", allow_other_workers=True):
+        some = [dask.delayed(where)(i) for i in range(4)]
+    assert set(dask.compute(*some, scheduler=two.get)) <= {"left", "right"}
+    more = [dask.delayed(where)(i) for i in range(4)]
+    done = dask.compute(*more, scheduler=two.get, workers="nobody", allow_other_workers=True)
+    assert set(done) <= {"left", "right"}
+
+
+# Priority.
+
+
+def stamp(log: Path, name: str, *_: Any) -> None:
+    """Append a line."""
+    with log.open("a") as file:
+        file.write(f"{name}\n")
+
+
+def test_tasks_of_higher_priority_run_first_with_what_they_need(
+    queue: Queue, start_worker: Callable[..., WorkerProcess], tmp_path: Path
+) -> None:
+    """The others keep their order."""
+    log = tmp_path / "log"
+    low = [dask.delayed(stamp)(log, f"low{i}", dask_key_name=f"low{i}") for i in range(3)]
+    needed = dask.delayed(stamp)(log, "needed")
+    with dask.annotate(priority=5):
+        high = dask.delayed(stamp)(log, "high", needed)
+    with dask.annotate(priority=-1):
+        last = dask.delayed(stamp)(log, "last")
+    future = queue.compute(last, *low, high, chunk_size=1)
+    start_worker("test", "--nworkers", "1")
+    future.result(20)
+    assert log.read_text().split() == ["needed", "high", "low0", "low1", "low2", "last"]
+
+
+def test_a_priority_is_a_number(queue: Queue) -> None:
+    """Said before anything is sent."""
+    with dask.annotate(priority=lambda _: "high"):
+        x = dask.delayed(where)()
+    with pytest.raises(TypeError, match="is a number, not 'high'"):
+        x.compute(scheduler=queue.get)
+
+
+# Resources, and how many slots work for a job.
+
+
+def at_once(log: Path, name: str) -> int:
+    """Return how many of `name` run now; stay a moment."""
+    mine = log / f"{name}-{os.getpid()}-{time.monotonic_ns()}"
+    mine.touch()
+    time.sleep(0.05)
+    found = len(list(log.glob(f"{name}-*")))
+    mine.unlink()
+    return found
+
+
+def test_a_worker_runs_no_more_than_its_resources_allow(
+    queue: Queue, start_worker: Callable[..., WorkerProcess], tmp_path: Path
+) -> None:
+    """Four slots share one GPU; half a one each lets two run; what needs none runs beside them."""
+    start_worker("test", "--nworkers", "4", "--resources", "GPU=1,MEMORY=10e9")
+    queue.wait_for_workers(4, timeout=20)
+    with dask.annotate(resources={"GPU": 1}):
+        alone = [dask.delayed(at_once)(tmp_path, "alone") for _ in range(6)]
+    with dask.annotate(resources={"GPU": 0.5, "MEMORY": 1e9}):
+        pairs = [dask.delayed(at_once)(tmp_path, "pair") for _ in range(12)]
+    assert set(dask.compute(*alone, scheduler=queue.get)) == {1}
+    assert max(dask.compute(*pairs, scheduler=queue.get, chunk_size=1)) == 2
+    free = [dask.delayed(at_once)(tmp_path, "free") for _ in range(12)]
+    done = dask.compute(*alone, *free, scheduler=queue.get, chunk_size=1)
+    assert set(done[:6]) == {1}
+    assert max(done[6:]) >= 3
+
+
+def test_a_resource_that_nobody_has_is_told(queue: Queue, workers: WorkerProcess) -> None:
+    """As for tags; a worker that has too little of it does not count."""
+    x = dask.delayed(where)()
+    with pytest.raises(NoWorkersError, match=r"has the resources \['GPU=1'\]"):
+        x.compute(scheduler=queue.get, resources={"GPU": 1}, no_workers_timeout=0.1)
+    with pytest.raises(ValueError, match="names with numbers above 0"):
+        x.compute(scheduler=queue.get, resources={"GPU": 0})
+
+
+def test_a_resource_is_free_again_when_its_slot_died(
+    queue: Queue, start_worker: Callable[..., WorkerProcess], tmp_path: Path
+) -> None:
+    """It is what leases hold, and the dead hold none."""
+    start_worker("test", "--nworkers", "2", "--resources", "GPU=1")
+    queue.wait_for_workers(2, timeout=20)
+
+    def die_once(mark: Path) -> int:
+        if not mark.exists():
+            mark.touch()
+            os._exit(1)
+        return 7
+
+    x = dask.delayed(die_once)(tmp_path / "died")
+    assert x.compute(scheduler=queue.get, resources={"GPU": 1}) == 7
+
+
+def test_resources_are_refused_when_they_cannot_be_read(
+    start_worker: Callable[..., WorkerProcess],
+) -> None:
+    """In one line, as each wrong option."""
+    worker = start_worker("test", "--resources", "GPU")
+    assert worker.wait() == 2
+    assert "GPU=1,MEMORY=10e9" in worker.output()
+
+
+def test_num_workers_is_how_many_slots_work_for_a_job(
+    queue: Queue, start_worker: Callable[..., WorkerProcess], tmp_path: Path
+) -> None:
+    """Dask's word for the size of a pool, as a keyword and a setting."""
+    start_worker("test", "--nworkers", "4")
+    queue.wait_for_workers(4, timeout=20)
+    some = [dask.delayed(at_once)(tmp_path, "x") for _ in range(16)]
+    assert max(dask.compute(*some, scheduler=queue.get, chunk_size=1)) >= 3
+    assert set(dask.compute(*some, scheduler=queue.get, num_workers=1)) == {1}
+    with dask.config.set(num_workers=2):
+        assert max(dask.compute(*some, scheduler=queue.get, chunk_size=1)) == 2
+    with pytest.raises(ValueError, match="num_workers is a whole number"):
+        dask.compute(*some, scheduler=queue.get, num_workers=0)
+
+
+# Random numbers.
+
+
+def draw(_: int) -> tuple[float, float]:
+    """Return a random number of Python's and one of NumPy's."""
+    return random.random(), float(np.random.rand())  # noqa: NPY002
+
+
+def test_a_seed_makes_random_numbers_that_do_not_depend_on_who_draws(
+    queue: Queue, workers: WorkerProcess
+) -> None:
+    """Each task has other ones, the same each time."""
+    dsk = {("draw", i): (draw, i) for i in range(20)}
+    once, again = (queue.get(dsk, list(dsk), seed=1, chunk_size=k) for k in (1, 7))
+    assert once == again
+    assert len(set(once)) == 20
+    assert queue.get(dsk, list(dsk), seed=2) != once
+    with dask.annotate(seed=3):
+        x = dask.delayed(draw)(1, dask_key_name="x")
+    y = dask.delayed(draw)(1, dask_key_name="y")
+    first, second = (dask.compute(x, y, scheduler=queue.get) for _ in range(2))
+    assert first[0] == second[0]
+    assert first[1] != second[1]

@@ -23,7 +23,7 @@ LAYERS: list[tuple[str, ...]] = [
     # plain: words, settings, decisions without I/O
     ("frames",),
     ("_defaults", "errors", "keys", "keeper", "order", "cache", "pace", "page", "task", "versions"),
-    ("garbage",),
+    ("garbage", "annotations"),
     ("settings", "scripts", "codec", "record", "tls", "url", "trust", "output", "guard", "serving"),
     ("remote_error", "plan", "batch", "recount", "dask_input", "answer", "refusals"),
     ("graph",),

@@ -179,7 +179,7 @@ def test_a_constant_is_named_by_its_keyed_content(what: str) -> None:
     thing = pickle.PickleBuffer(bytearray(100_000)) if what == "array" else "x" * 100_000
     stored: dict[str, bytes] = {}
     seal = seal_of()
-    block = Block([(len, (thing,))], [()], [()], frozenset(), {}, {}, {}, kept=False)
+    block = Block([(len, (thing,))], [()], [()], frozenset(), {}, {}, {}, {}, kept=False)
     payload, digests = BlockEncoder(stored.__setitem__, seal.name_constant).encode(block)
     assert list(stored) == digests
     assert PackedBlock.read(payload).buffers == (digests if what == "array" else [])

@@ -1,6 +1,6 @@
 -- Make a job: its counters, settings and state; blocks follow, then seal.
 -- keys: queue jobs job answer names holders held wait consumers restrict new_wait new_consumers new_restrict new_answer new_names client tomb
--- args: job n block blocks epoch chunk priority python allowed retries retry_delay patience client_lease hard ttl pure watched kept uses
+-- args: job n block blocks epoch chunk priority python allowed retries retry_delay patience client_lease hard ttl pure watched kept uses most
 -- returns: 'created', 'exists' (a replay), 'over' (it was, and is removed), or 'unstaged' (what was staged is not there: the server lost it), or 'gone' (so is a job whose values this one uses)
 --@include expire
 --
@@ -46,6 +46,7 @@ redis.call('HSET', key.job(arg.job),
   'lease', arg.client_lease, 'ttl', arg.ttl,
   'life', first_life(tonumber(arg.client_lease), tonumber(arg.ttl)))
 if arg.watched == '1' then redis.call('HSET', key.job(arg.job), 'watched', '1') end
+if tonumber(arg.most) > 0 then redis.call('HSET', key.job(arg.job), 'most', arg.most) end
 if arg.kept == '1' then redis.call('HSET', key.job(arg.job), 'kept', '1') end
 for _, other in ipairs(uses) do
   redis.call('SADD', key.held(arg.job), other)

@@ -19,7 +19,7 @@
 -- it gets nothing. `failure` = msgpack {task, kind, payload, retries (-1: the job's)}, or ''. `want` and `floor` hold for
 -- tasks of the job `known`; of another job, whose tasks may take an hour each, it gets one.
 local slot, seq = arg.slot, tonumber(arg.seq)
-local state = redis.call('HMGET', key.slot(slot), 'seq', 'answer', 'job', 'tags', 'steady')
+local state = redis.call('HMGET', key.slot(slot), 'seq', 'answer', 'job', 'tags', 'steady', 'holds')
 local registered = redis.call('SISMEMBER', key.slots(), slot) == 1
 if registered then
   -- A reply was lost, or a copy of the call was under way: the same answer, or a refusal. Were
@@ -116,7 +116,7 @@ if state[3] and registered then
   if failure and mine then begun[failure[1]] = true end
   local out = setmetatable(mine and kept or {}, {__index = mine and plan.done or nil})
   end_lease(state[3], slot, out, function(task) return begun[task] end)
-  redis.call('HDEL', key.slot(slot), 'job')
+  redis.call('HDEL', key.slot(slot), 'job', 'holds')
 end
 if failed and not again then
   end_job(job, 'failed', cmsgpack.pack({failure[2], failure[1], failure[3], slot, try.count}))
@@ -160,6 +160,11 @@ else
   make_ready(job, first_of(fresh, #fresh), '')
 end
 if tonumber(arg.want) == 0 then spare = math.max(spare, 1) end
+-- Others may wait for what this slot held, a resource or a place among so many slots, and sleep.
+if state[3] and (state[6] and redis.call('HEXISTS', key.slot(slot), 'holds') == 0
+    or not (found and found[1] == state[3]) and redis.call('HEXISTS', key.job(state[3]), 'most') == 1) then
+  spare = math.max(spare, 1)
+end
 pass_on(spare) -- before the slot is idle itself: it has looked
 if found then
   redis.call('HSET', key.slot(slot), 'job', found[1])

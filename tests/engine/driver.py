@@ -170,6 +170,7 @@ class Engine:
         pure: int = 1,
         kept: int = 0,
         uses: Sequence[str] = (),
+        most: int = 0,
     ) -> str:
         """Create a job of tasks 0..n-1, none of whose blocks is there yet; return its id."""
         tasks = tuple(tuple(inputs[t]) for t in range(len(inputs)))
@@ -180,7 +181,7 @@ class Engine:
             "job": job, "n": n, "block": block, "blocks": self._blocks(job), "epoch": self._new_id(8), "chunk": chunk,
             "priority": priority, "python": python, "allowed": allowed, "retries": retries, "retry_delay": retry_delay,
             "patience": patience, "client_lease": lease, "ttl": ttl, "pure": pure, "watched": 0,
-            "kept": kept, "uses": pack(list(uses)),
+            "kept": kept, "uses": pack(list(uses)), "most": most,
             "hard": pack([list(tags) for tags in graph.restrictions]),
         }  # fmt: skip
         self.create_again(job)

@@ -156,7 +156,7 @@ def lease_of(tasks: list[int], inputs: list[tuple[int, ...]], pace: Pace) -> Lea
     users = [tuple(u for u in range(n) if t in inputs[u]) for t in range(n)]
     ends = frozenset(t for t in range(n) if not users[t])
     tasks_ = [(take if inputs[t] else make, (t,), ()) for t in range(n)]
-    block = Block(tasks_, inputs, users, ends, {}, {}, {}, kept=False)
+    block = Block(tasks_, inputs, users, ends, {}, {}, {}, {}, kept=False)
     lease = Lease("job", "epoch", 0, 128, False, tasks, 1)
     nothing: Callable[..., None] = lambda *_: None  # noqa: E731
     clock = iter(x / 1000 for x in range(10_000))

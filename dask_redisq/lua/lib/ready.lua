@@ -2,6 +2,7 @@
 -- keys: queue active slots slot idle wake job ready tagged sets delayed restrict
 --@include clock
 --@include life
+--@include restrict
 --
 -- A token goes to a slot that is blocked and registered, or it is lost: W1, idle, found a task by
 -- its slow re-check and stayed in the idle set; the next token went to busy W1 while W2 slept
@@ -58,7 +59,7 @@ local function wake_for(job, number, count)
     wake(python, python, count)
     return
   end
-  for _, tag in ipairs(cmsgpack.unpack(redis.call('HGET', key.job(job), 'hard:' .. number))) do
+  for _, tag in ipairs(tags_to_wake(read_restriction(job, 'hard:' .. number))) do
     count = count - wake(tag, python, count)
     if count <= 0 then return end
   end

@@ -1,6 +1,7 @@
 -- Choose the job and the tasks of a slot's next lease.
--- keys: queue active slots job ready tagged sets leases alone delayed
+-- keys: queue active slots slot workers worker_slots job ready tagged sets leases alone delayed
 --@include ready
+--@include restrict
 --@include retry
 
 local LEAST, MOST = 1, 1000
@@ -40,13 +41,6 @@ local function pop(job, name, count, careful)
   return tasks, alone
 end
 
-local function carries(tags, wanted)
-  for _, tag in ipairs(wanted) do
-    for _, own in ipairs(tags) do if own == tag then return true end end
-  end
-  return false
-end
-
 -- In which order this slot looks at the tagged sets of a job: {first = before the common set,
 -- last = after it}, and in how many ms another soft set may be taken over.
 --
@@ -58,8 +52,10 @@ local function order_sets(job, slot, tags, patience)
   for i = 1, #sets, 2 do
     local set, age = sets[i], now - sets[i + 1]
     if string.sub(set, 1, 5) == 'hard:' then
-      local wanted = redis.call('HGET', key.job(job), set)
-      if carries(tags, cmsgpack.unpack(wanted)) then table.insert(first, set) end
+      local wanted = read_restriction(job, set)
+      if (#wanted.tags == 0 or carries(tags, wanted.tags)) and has_room(slot, wanted) then
+        table.insert(first, set)
+      end
     elseif set == slot then
       table.insert(first, set)
     elseif age >= math.max(1000, 10 * patience) then
@@ -92,10 +88,11 @@ local function first_of(fresh, count)
   return tasks
 end
 
--- Take tasks of one job for a slot: returns {tasks, alone} or nil, and a time to look again (ms).
+-- Take tasks of one job for a slot: returns {tasks, alone, set} or nil, and a time to look again (ms).
 local function take_from(job, slot, tags, fresh)
-  local meta = redis.call('HMGET', key.job(job), 'state', 'chunk', 'python', 'patience')
+  local meta = redis.call('HMGET', key.job(job), 'state', 'chunk', 'python', 'patience', 'most')
   if meta[1] ~= 'running' or not carries(tags, {meta[3]}) then return nil end
+  if meta[5] and redis.call('HLEN', key.leases(job)) >= tonumber(meta[5]) then return nil end
   local careful, due = redis.call('EXISTS', key.alone(job)) == 1, nil
   if careful then due = release_due(job) end -- what was delayed runs alone
   local backlog = redis.call('ZCARD', key.ready(job)) + redis.call('ZCARD', key.tagged(job, slot))
@@ -115,7 +112,7 @@ local function take_from(job, slot, tags, fresh)
   local first, last, retry = order_sets(job, slot, tags, tonumber(meta[4]))
   for _, set in ipairs(first) do
     local tasks, alone = pop_tagged(job, set, slot, count, careful)
-    if #tasks > 0 then return {tasks, alone} end
+    if #tasks > 0 then return {tasks, alone, set} end
   end
   local tasks, alone = pop(job, key.ready(job), count, careful)
   if #tasks > 0 then return {tasks, alone} end
@@ -158,6 +155,7 @@ local function lease(slot, seq, tags, fresh_job, fresh)
   make_ready(fresh_job, first_of(fresh, #fresh), '')
   if not found then return false, retry or 0 end
   local tasks, alone = found[1], found[2]
+  hold_resources(chosen, slot, found[3])
   redis.call('HSET', key.leases(chosen), slot, cmsgpack.pack({tonumber(seq), tasks}))
   redis.call('PEXPIRE', key.leases(chosen), life_of(chosen))
   serve(chosen)

@@ -1,0 +1,199 @@
+"""What annotations and keywords say of tasks: where, how long, how often, how urgent. No I/O.
+
+Source: section 1.3 of Dask's contract. An annotation goes before a keyword of the same name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from dask.typing import Key
+
+__all__ = [
+    "RESOURCE",
+    "check_resources",
+    "check_retries",
+    "limits",
+    "may_run",
+    "priorities",
+    "restrictions",
+    "seeds",
+]
+
+#: How a need begins among the tags of a restriction: ``resource:GPU=1``.
+RESOURCE = "resource:"
+
+
+def restrictions(
+    annotations: Mapping[str, Any], keys: list[Key], kwargs: Mapping[str, Any]
+) -> dict[int, tuple[str, ...]]:
+    """Return task -> where it may run: the tags of which its slot must carry one, and its needs.
+
+    Parameters
+    ----------
+    annotations : Mapping
+        ``workers``, ``allow_other_workers`` and ``resources`` by key, as `dask.annotate` gives
+        them.
+    keys : list
+        The key of each task.
+    kwargs : Mapping
+        The same for all tasks of the job. Workers are names, hosts or tags.
+
+    Raises
+    ------
+    ValueError
+        For resources that are no mapping of names to numbers above 0.
+
+    Examples
+    --------
+    >>> restrictions({"workers": {"x": ["lab", "attic"]}}, ["x", "y"], {"resources": {"GPU": 1}})
+    {0: ('attic', 'lab', 'resource:GPU=1'), 1: ('resource:GPU=1',)}
+    """
+    by_key = annotations.get("workers") or {}
+    free = annotations.get("allow_other_workers") or {}
+    needs = annotations.get("resources") or {}
+    workers, others = kwargs.get("workers"), bool(kwargs.get("allow_other_workers"))
+    resources = kwargs.get("resources")
+    found: dict[int, tuple[str, ...]] = {}
+    if not by_key and workers is None and not needs and not resources:
+        return found
+    for task, key in enumerate(keys):
+        tags = by_key.get(key, workers)
+        wanted = _sorted_tags(tags) if tags and not free.get(key, others) else ()
+        wanted += _needs(needs.get(key, resources), key)
+        if wanted:
+            found[task] = wanted
+    return found
+
+
+def _sorted_tags(tags: str | Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted({tags} if isinstance(tags, str) else set(tags)))
+
+
+def _needs(resources: Any, key: Key) -> tuple[str, ...]:
+    if not resources:
+        return ()
+    checked = check_resources(resources, f" of task {key!r}")
+    return tuple(f"{RESOURCE}{name}={amount:g}" for name, amount in sorted(checked.items()))
+
+
+def check_resources(given: Any, whose: str = "") -> dict[str, float]:
+    """Return resources, name -> amount; anything but numbers above 0 is a ValueError.
+
+    >>> check_resources({"GPU": 1})
+    {'GPU': 1.0}
+    """
+    try:
+        found = {str(name): float(amount) for name, amount in dict(given).items()}
+    except (TypeError, ValueError):
+        found = {"": 0.0}
+    if any(not name or "=" in name or not 0 < x < float("inf") for name, x in found.items()):
+        raise ValueError(f"resources{whose} are names with numbers above 0, not {given!r}")
+    return found
+
+
+def may_run(wanted: Iterable[str], tags: Iterable[str], resources: Mapping[str, float]) -> bool:
+    """Tell whether slots with these tags, of a worker with these resources, may run a task.
+
+    >>> may_run(("lab", "resource:GPU=1"), ("lab",), {"GPU": 2})
+    True
+    """
+    plain = [tag for tag in wanted if not tag.startswith(RESOURCE)]
+    if plain and set(plain).isdisjoint(tags):
+        return False
+    needs = [need.removeprefix(RESOURCE) for need in wanted if need.startswith(RESOURCE)]
+    amounts = [need.rpartition("=") for need in needs]
+    return all(resources.get(name, 0) >= float(amount) for name, _, amount in amounts)
+
+
+def priorities(annotations: Mapping[str, Any]) -> dict[Key, int]:
+    """Return key -> priority, of the tasks that are annotated; higher ones run first."""
+    found: dict[Key, int] = dict(annotations.get("priority") or {})
+    for key, given in found.items():
+        if isinstance(given, bool) or not isinstance(given, int | float):
+            raise TypeError(f"the priority of task {key!r} is a number, not {given!r}")
+    return found
+
+
+def seeds(
+    annotations: Mapping[str, Any], keys: list[Key], seed: int | None = None
+) -> dict[int, int]:
+    """Return task -> the seed of its random numbers, for tasks that have one.
+
+    It is made of the seed that was given and the task's key: the same wherever it runs, and another
+    one for each task.
+
+    Parameters
+    ----------
+    annotations : Mapping
+        ``seed`` by key.
+    keys : list
+        The key of each task.
+    seed : int, optional
+        For tasks that are not annotated.
+    """
+    by_key = annotations.get("seed") or {}
+    if not by_key and seed is None:
+        return {}
+    found = {}
+    for task, key in enumerate(keys):
+        given = by_key.get(key, seed)
+        if given is not None:
+            text = f"{given!r} {key!r}".encode()
+            found[task] = int.from_bytes(hashlib.blake2b(text, digest_size=4).digest())
+    return found
+
+
+def limits(
+    annotations: Mapping[str, Any], keys: list[Key], timeout: Any = None
+) -> dict[int, tuple[float, int]]:
+    """Return task -> its timeout in seconds (0: none) and its retries (-1: its job's).
+
+    Parameters
+    ----------
+    annotations : Mapping
+        ``timeout`` and ``retries`` by key, as `dask.annotate` gives them.
+    keys : list
+        The key of each task.
+    timeout : float, optional
+        For tasks that are not annotated.
+
+    Raises
+    ------
+    ValueError
+        For a timeout that is not above 0, or retries that are no number from 0 on.
+    """
+    default = 0.0 if timeout is None else check_timeout(timeout)
+    timeouts = annotations.get("timeout") or {}
+    retries = annotations.get("retries") or {}
+    if not default and not timeouts and not retries:
+        return {}
+    found = {}
+    for task, key in enumerate(keys):
+        own = timeouts.get(key)
+        seconds = default if own is None else check_timeout(own, f" of task {key!r}")
+        again = retries.get(key)
+        tries = -1 if again is None else check_retries(again, f" of task {key!r}")
+        if seconds or tries >= 0:
+            found[task] = (seconds, tries)
+    return found
+
+
+def check_timeout(given: Any, whose: str = "") -> float:
+    """Return a timeout in seconds; anything but a number above 0 is a ValueError."""
+    try:
+        seconds = float(given)
+    except (TypeError, ValueError):
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"the timeout{whose} is a number of seconds above 0, not {given!r}")
+    return seconds
+
+
+def check_retries(given: Any, whose: str = "") -> int:
+    """Return a number of retries; anything but a whole number from 0 on is a ValueError."""
+    if isinstance(given, bool) or not isinstance(given, int) or given < 0:
+        raise ValueError(f"retries{whose} is how often it may run again, from 0, not {given!r}")
+    return given
