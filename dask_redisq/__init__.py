@@ -6,6 +6,7 @@ deal it out to anonymous workers (``dask-redisq-worker``) on any number of hosts
 
 from dask_redisq import embedded as _embedded  # noqa: F401 - serves queues without a URL
 from dask_redisq._defaults import __version__
+from dask_redisq.enabled import enable
 from dask_redisq.errors import (
     BadSignature,
     BadURL,
@@ -30,7 +31,7 @@ from dask_redisq.local import LocalCluster, start_local_workers
 from dask_redisq.lock import Lock, Semaphore
 from dask_redisq.persist import Part, futures_of
 from dask_redisq.queue import Queue
-from dask_redisq.scheduler import enable, get
+from dask_redisq.scheduler import get
 from dask_redisq.waiting import as_completed, wait
 
 __all__ = [

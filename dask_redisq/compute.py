@@ -17,7 +17,6 @@ from dask_redisq.answer import Answer, assemble
 from dask_redisq.callbacks import Observer, active_callbacks, looks_at_values
 from dask_redisq.dask_input import (
     read_graph,
-    refuse_disk_shuffle,
     with_cached,
 )
 from dask_redisq.garbage import collector_paused
@@ -39,6 +38,7 @@ from dask_redisq.pool import Pool
 from dask_redisq.secret import find_secret
 from dask_redisq.serving import in_slot, serves, stand_in
 from dask_redisq.settings import setting
+from dask_redisq.unshared import refuse_unshared
 
 __all__ = ["Submitted", "compute_graph", "persist_graphs", "submit"]
 
@@ -58,8 +58,8 @@ def plan_job(
         plan = plan_graph(
             graph, keys, order, priorities(annotations), finalize_here=finalize_here, kept=kept
         )
-    if not setting("allow-disk-shuffle", kwargs.get("allow_disk_shuffle")):
-        refuse_disk_shuffle(plan.keys)
+    one_disk = setting("allow-disk-shuffle", kwargs.get("allow_disk_shuffle"))
+    refuse_unshared(plan, one_disk=bool(one_disk))
     plan.restricted = restrictions(annotations, plan.keys, kwargs)
     plan.seeds = seeds(annotations, plan.keys, kwargs.get("seed"))
     plan.limits = limits(annotations, plan.keys, setting("timeout", kwargs.get("timeout")))

@@ -17,9 +17,7 @@ from dask._task_spec import DataNode, GraphNode, convert_legacy_task
 from dask.core import flatten
 from dask.typing import Key
 
-from dask_redisq.errors import RedisqError
-
-__all__ = ["plain_graph", "read_graph", "refuse_disk_shuffle", "with_cached"]
+__all__ = ["plain_graph", "read_graph", "with_cached"]
 
 #: Annotations that mean something here.
 OF_TASKS = {
@@ -123,22 +121,3 @@ def _shuffle_by_tasks(expr: Any) -> Any:
         operands = dict(zip(names, hit.operands, strict=True)) | {"ignore_index": False}
         expr = expr.substitute(hit, shuffle.TaskShuffle(*operands.values()))
     return expr
-
-
-def refuse_disk_shuffle(keys: list[Key]) -> None:
-    """Raise if a graph passes data through the disk of whoever runs a task.
-
-    Raises
-    ------
-    RedisqError
-        For a shuffle by `partd`, as `dask.bag.Bag.groupby` makes it unless told otherwise.
-    """
-    for key in keys:
-        name = key[0] if isinstance(key, tuple) and key else key
-        if isinstance(name, str) and name.startswith(("zpartd-", "partd-", "shuffle-partd-")):
-            raise RedisqError(
-                f"the graph shuffles through a local disk (task {key!r}), which loses rows when "
-                "workers run on several hosts. "
-                'Build it under redisq.enable(), or pass shuffle="tasks". If all workers see one '
-                "disk: redisq.allow-disk-shuffle"
-            )

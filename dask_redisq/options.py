@@ -25,8 +25,8 @@ KEYWORDS = frozenset(
 #: Keywords of other schedulers that mean nothing here: code that was written for them must work.
 OTHERS = frozenset(
     """
-    actors asynchronous direct dumps fifo_timeout func_dumps func_loads get_id initializer loads
-    optimize_graph pack_exception pool raise_exception submit sync
+    actors asynchronous direct dumps fifo_timeout flush func_dumps func_loads get_id initializer
+    loads optimize_graph pack_exception pool raise_exception submit sync
     """.split()  # noqa: SIM905
 )
 _told: set[str] = set()

@@ -1,16 +1,14 @@
-"""The Dask scheduler ``"redisq"``, which is `get` on the queue of the settings; and `enable`."""
+"""The Dask scheduler ``"redisq"``, which is `get` on the queue of the settings."""
 
 from __future__ import annotations
 
 import threading
 from typing import Any
 
-import dask
-
 from dask_redisq.queue import Queue, server_url
 from dask_redisq.settings import setting
 
-__all__ = ["default_queue", "enable", "get"]
+__all__ = ["default_queue", "get"]
 
 _queues: dict[tuple[str, str], Queue] = {}
 _queues_lock = threading.Lock()
@@ -59,30 +57,3 @@ def _persist(collections: Any, **kwargs: Any) -> Any:
 
 
 get.persist = _persist  # type: ignore[attr-defined]
-
-
-def enable(queue: str | None = None, url: str | None = None) -> Any:
-    """Make dask-redisq the scheduler of this process: doRedis's registerDoRedis.
-
-    Sets ``scheduler``, and ``dataframe.shuffle.method`` to tasks, which is the one that is right on
-    several hosts. Use it as a plain call, or as a context manager that undoes it.
-
-    Parameters
-    ----------
-    queue, url : str, optional
-        Instead of the settings ``redisq.queue`` and ``redisq.url``.
-
-    Returns
-    -------
-    context manager
-        Leaving it restores what was set before.
-
-    Examples
-    --------
-    >>> import dask_redisq as redisq
-    >>> with redisq.enable(queue="jobs", url="unix:///tmp/r.sock"):
-    ...     print(dask.config.get("dataframe.shuffle.method"))
-    tasks
-    """
-    scheduler = get if queue is None and url is None else Queue(queue, url).get
-    return dask.config.set({"scheduler": scheduler, "dataframe.shuffle.method": "tasks"})

@@ -166,7 +166,15 @@ def test_nothing_is_made_again_after_the_removal(engine: Engine) -> None:
     for script, args in (
         (
             "put_block",
-            {"number": 0, "first": 0, "count": 2, "payload": b"x", "edges": b"", "consts": b"\x90"},
+            {
+                "number": 0,
+                "first": 0,
+                "count": 2,
+                "payload": b"x",
+                "edges": b"",
+                "consts": b"\x90",
+                "near": b"\x90",
+            },
         ),
         ("seal", {}),
         ("cancel", {"reason": "", "tomb": "1"}),
