@@ -70,6 +70,13 @@ _SEEN_BY_ALL = (
     help="What the slots share, such as GPU=1: tasks that need it run while there is enough.",
 )
 @click.option(
+    "--preload",
+    metavar="MODULE",
+    multiple=True,
+    help="What each slot imports before its first task: a module, or a file, and after a colon a "
+    "function that it calls; may repeat.",
+)
+@click.option(
     "--alive-expiry",
     metavar="SECONDS",
     type=float,
@@ -101,6 +108,7 @@ def worker(
     name: str | None,
     tags: tuple[str, ...],
     resources: dict[str, float],
+    preload: tuple[str, ...],
     alive_expiry: float | None,
     death_timeout: float,
     log_file: str | None,
@@ -127,6 +135,7 @@ def worker(
         name=name or f"{host}-{os.getpid()}",
         tags=tuple(dict.fromkeys((host, *tags))),
         resources=resources,
+        preload=preload,
         alive_expiry=_alive_expiry(alive_expiry),
         death_timeout=death_timeout,
         environment=_secret(url, secret_file, allow_unsigned=allow_unsigned),

@@ -35,8 +35,9 @@ class Word(NamedTuple):
         Its name in the queue's list for this worker.
     verb : str
         ``stop``: leave the queue. ``cancel``: let `slot` run no task of `job` any more.
+        ``restart``: start all slots anew.
     slot, job : str
-        Empty for ``stop``.
+        Empty but for ``cancel``.
     """
 
     keys: Keys

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import secrets
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from dask_redisq.guard import Guard
 from dask_redisq.keys import Keys
@@ -54,6 +57,8 @@ class WorkerOptions:
         Seconds for which a starting worker tries to find its server.
     resources : dict of str to float
         What the slots share: tasks that need some of it run as long as there is enough.
+    preload : tuple of str
+        What each slot imports and runs first; see `dask_redisq.preload`.
     environment : dict of str to str
         What its slots have in their environment besides its own.
     """
@@ -66,6 +71,7 @@ class WorkerOptions:
     alive_expiry: float = 10.0
     death_timeout: float = 60.0
     resources: dict[str, float] = field(default_factory=dict)
+    preload: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -108,6 +114,8 @@ class Crew:
         self.guard = Guard()
         self.places = [_Place() for _ in range(options.nworkers)]
         self._surplus_at = 0.0
+        #: Where its slots put uploaded files; made with the first of them.
+        self.files = str(Path(tempfile.gettempdir()) / f"dask-redisq-{secrets.token_hex(8)}")
 
     def __repr__(self) -> str:
         return f"<Crew of {self.options.name}, {len(list(self))} of {len(self.places)} slots>"
@@ -160,7 +168,7 @@ class Crew:
         opt = self.options
         child = start_slot(
             slot, queues, self.tags, opt.name, opt.url, self.outputs, now, opt.environment,
-            opt.nworkers,
+            opt.nworkers, self.files, opt.preload,
         )  # fmt: skip
         self.guard.watch(child.process.pid)
         return child
@@ -208,6 +216,7 @@ class Crew:
                 place.child = None
         self.outputs.close()
         self.guard.close()
+        shutil.rmtree(self.files, ignore_errors=True)
 
     # -- look after -------------------------------------------------------------------------
 

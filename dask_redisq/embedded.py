@@ -8,8 +8,8 @@ import sys
 import threading
 
 from dask_redisq.local import LocalCluster, defaults
-from dask_redisq.queue import serve_unnamed_by
 from dask_redisq.settings import setting
+from dask_redisq.unnamed import serve_unnamed_by
 
 __all__ = ["default_cluster"]
 

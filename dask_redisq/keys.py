@@ -18,11 +18,12 @@ PATTERNS: dict[str, tuple[str, str]] = {
     # the queue
     "queue": (
         "queue",
-        "hash: schema, finished, refused (only grow), serves (orders jobs), run, run_at",
+        "hash: schema, finished, refused, files (only grow), serves (orders jobs), run, run_at",
     ),
     "jobs": ("jobs", "zset: every job -> server time in ms when it was created"),
     "active": ("active", "zset: jobs with a ready task -> -priority * 2^40 + last served"),
     "monitor": ("monitor", "hash: check -> when it was last run (ms), and by whom; next job"),
+    "files": ("files", "hash: name -> content of an uploaded file, signed"),
     # workers and slots
     "workers": ("workers", "hash: worker -> msgpack of what it told about itself"),
     "alive": ("alive:%s", "string with expiry, one per worker: it was here a moment ago"),

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Self
 
 from dask.utils import shorten_traceback
 
 from dask_redisq import client_lease, status
 from dask_redisq.compute import compute_graph, persist_graphs, submit
-from dask_redisq.errors import NoServerError, NoWorkersError
+from dask_redisq.files import upload
 from dask_redisq.future import Future, attach, cancel_job
 from dask_redisq.keys import Keys, check_queue_name
 from dask_redisq.link import redact
 from dask_redisq.pool import Pool
-from dask_redisq.registry import list_workers, live_slots
-from dask_redisq.removal import remove_queue
+from dask_redisq.registry import list_workers, wait_for_slots
+from dask_redisq.removal import remove_queue, restart_workers
+from dask_redisq.secret import find_secret
 from dask_redisq.settings import setting
+from dask_redisq.unnamed import server_url
 
-__all__ = ["Queue", "serve_unnamed_by", "server_url"]
+__all__ = ["Queue"]
 
 
 class Queue:
@@ -308,19 +309,52 @@ class Queue:
         NoWorkersError
             If there are fewer when the time is over.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
         with self.pool.lend() as link:
-            while True:
-                slots = link.command("SCARD", self.keys("slots"))
-                if slots >= n:  # perhaps some of workers that vanished
-                    slots = live_slots(link, self.keys)
-                if slots >= n:
-                    return
-                if deadline is not None and time.monotonic() >= deadline:
-                    raise NoWorkersError(
-                        f"queue {self.name!r} has {slots} slots after {timeout:g} s, not {n}"
-                    )
-                time.sleep(0.01)
+            wait_for_slots(link, self.keys, n, timeout)
+
+    # -- workers -------------------------------------------------------------------------
+
+    def upload_file(self, path: str | Path) -> None:
+        """Send a Python file, or an archive of such, to all workers, for their tasks to import.
+
+        Jobs that are submitted from now on see it, also on workers that join later. One that
+        was uploaded before, under the same name, is imported anew.
+
+        Parameters
+        ----------
+        path : str or Path
+            A file; ``.zip``, ``.egg`` and ``.whl`` are imported from.
+
+        Raises
+        ------
+        OSError
+            If it cannot be read.
+
+        Examples
+        --------
+        >>> queue.upload_file("model.py")  # doctest: +SKIP
+        """
+        signer = find_secret(self.url)
+        with self.pool.lend() as link:
+            upload(link, self.keys, Path(path), signer)
+
+    def restart_workers(self, timeout: float = 60.0) -> None:
+        """Have all slots start anew, each after its task in hand: after a module was edited, say.
+
+        Waits until they are back. Jobs go on, persisted values are read from the server again.
+
+        Parameters
+        ----------
+        timeout : float, default 60
+            Seconds.
+
+        Raises
+        ------
+        TimeoutError
+            If some are not, since a task runs for longer, say; they will be later.
+        """
+        with self.pool.lend() as link:
+            restart_workers(link, self.keys, timeout)
 
     # -- remove --------------------------------------------------------------------------
 
@@ -358,25 +392,3 @@ class Queue:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-_start_private: Callable[[str], str] | None = None
-
-
-def serve_unnamed_by(start: Callable[[str], str]) -> None:
-    """Let `start`, queue name -> URL, provide the server for queues without a URL.
-
-    `dask_redisq.embedded` does so on import; it is built on queues, and they cannot import it.
-    """
-    global _start_private  # noqa: PLW0603
-    _start_private = start
-
-
-def server_url(queue: str) -> str:
-    """Return the configured URL, or that of this process's private server."""
-    url = setting("url")
-    if url:
-        return str(url)
-    if _start_private is None:
-        raise NoServerError("no redisq.url is set: import dask_redisq starts a private server")
-    return _start_private(queue)

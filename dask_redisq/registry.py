@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection
 from typing import Any
 
 from dask_redisq.annotations import RESOURCE, may_run
 from dask_redisq.codec import unpack
+from dask_redisq.errors import NoWorkersError
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 
-__all__ = ["able_workers", "list_workers", "live_slots"]
+__all__ = ["able_workers", "list_workers", "live_slots", "wait_for_slots"]
 
 
 def _text(thing: Any) -> Any:
@@ -41,6 +43,22 @@ def live_slots(link: Link, keys: Keys) -> int:
     workers = [worker.decode() for worker in link.command("HKEYS", keys("workers"))]
     living = [worker for worker in workers if link.command("EXISTS", keys("alive", worker))]
     return sum(link.command("SCARD", keys("worker_slots", worker)) for worker in living)
+
+
+def wait_for_slots(link: Link, keys: Keys, n: int, timeout: float | None) -> None:
+    """Do what `Queue.wait_for_workers` promises."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while True:
+        slots = link.command("SCARD", keys("slots"))
+        if slots >= n:  # perhaps some of workers that vanished
+            slots = live_slots(link, keys)
+        if slots >= n:
+            return
+        if deadline is not None and time.monotonic() >= deadline:
+            raise NoWorkersError(
+                f"queue {keys.queue!r} has {slots} slots after {timeout:g} s, not {n}"
+            )
+        time.sleep(0.01)
 
 
 def able_workers(

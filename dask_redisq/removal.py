@@ -1,4 +1,4 @@
-"""Remove a queue: its workers leave, then its keys go."""
+"""Remove a queue: its workers leave, then its keys go. Or have its workers start anew."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 
-__all__ = ["remove_queue"]
+__all__ = ["remove_queue", "restart_workers"]
 
 
 def remove_queue(link: Link, keys: Keys, timeout: float) -> None:
@@ -32,3 +32,22 @@ def remove_queue(link: Link, keys: Keys, timeout: float) -> None:
             link.command("UNLINK", *gone)
         if cursor == b"0":
             return
+
+
+def restart_workers(link: Link, keys: Keys, timeout: float) -> None:
+    """Do what `Queue.restart_workers` promises."""
+    deadline = time.monotonic() + timeout
+    old = set(link.call("restart_workers", keys, worker=""))
+    while True:
+        slots = link.command("SMEMBERS", keys("slots"))
+        states = [link.command("HMGET", keys("slot", s.decode()), "seq", "worker") for s in slots]
+        started = [seq for seq, _ in states if int(seq or 0) > 0]
+        if not old.intersection(slots) and len(started) >= len(old):
+            return
+        if time.monotonic() >= deadline:
+            left = len(old.intersection(slots))
+            raise TimeoutError(
+                f"{left} of {len(old)} slots of queue {keys.queue!r} run their tasks still, and "
+                f"{len(started)} are ready, {timeout:g} s after they were told to start anew"
+            )
+        time.sleep(0.02)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from dask_redisq.queue import Queue, server_url
+from dask_redisq.queue import Queue
 from dask_redisq.settings import setting
+from dask_redisq.unnamed import server_url
 
 __all__ = ["default_queue", "get"]
 

@@ -14,8 +14,11 @@ import signal
 import sys
 import threading
 
+from dask_redisq.files import SlotFiles
+from dask_redisq.labels import Labelled
 from dask_redisq.link import Link
 from dask_redisq.page import Page
+from dask_redisq.preload import preload
 from dask_redisq.secret import find_secret
 from dask_redisq.serving import serve
 from dask_redisq.settings import setting
@@ -52,6 +55,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tag", action="append", default=[])
     parser.add_argument("--where", required=True)
     parser.add_argument("--slots", type=int, default=1)
+    parser.add_argument("--files", required=True)
+    parser.add_argument("--preload", action="append", default=[])
     options = parser.parse_args(argv)
     _die_with_parent(options.life)
     # What a task printed before it killed this process is told with its death.
@@ -69,7 +74,11 @@ def main(argv: list[str] | None = None) -> None:
     tags, signer = frozenset(options.tag), find_secret()
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     keep = int(memory * setting("kept-memory") / options.slots)
-    slot = Slot(link, options.slot, options.queue, tags, page, options.where, signer, keep)
+    files = SlotFiles(options.files, signer)
+    slot = Slot(link, options.slot, options.queue, tags, page, options.where, signer, keep, files)
+    for name in options.preload:
+        preload(name)
+    sys.stdout, sys.stderr = (Labelled(s, page) for s in (sys.stdout, sys.stderr))
     slot.warnings.open()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, slot.stop)

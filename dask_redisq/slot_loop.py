@@ -12,6 +12,7 @@ from typing import Any
 from dask_redisq.batch import Batch
 from dask_redisq.codec import pack, unpack
 from dask_redisq.errors import BadSignature, ServerFull, ValueTooLarge
+from dask_redisq.files import SlotFiles
 from dask_redisq.keys import Keys
 from dask_redisq.lease import Lease, LeaseRun
 from dask_redisq.link import Link
@@ -89,6 +90,8 @@ class Slot:
         Signs what it makes, and checks what it reads.
     most_kept : int, default 1 GiB
         Bytes of persisted values that stay in its memory.
+    files : SlotFiles, optional
+        Where uploaded files go.
     """
 
     def __init__(
@@ -101,8 +104,10 @@ class Slot:
         where: str,
         signer: Signer = UNSIGNED,
         most_kept: int = 2**30,
+        files: SlotFiles | None = None,
     ) -> None:
         self.link = link
+        self.files = files
         self.slot = slot
         self.queues = [_Queue(Keys(name), i) for i, name in enumerate(queues)]
         for queue in self.queues:
@@ -198,7 +203,9 @@ class Slot:
         queue.idle = not leased and rest and more
         if not leased:
             return None, retry, status.decode()
-        job, epoch, chunk, block, alone, tasks = leased
+        job, epoch, chunk, block, alone, tasks, *files = leased
+        if files and self.files is not None:
+            self.files.sync(self.link, queue.keys, files[0], job.decode())
         lease = Lease(job.decode(), epoch.decode(), chunk, block, bool(alone), tasks, queue.seq)
         return lease, 0, status.decode()
 

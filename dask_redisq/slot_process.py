@@ -139,8 +139,12 @@ def start_slot(
     now: float,
     environment: Mapping[str, str],
     slots: int,
+    files: str,
+    preload: Sequence[str],
 ) -> SlotProcess:
     """Start the process of a registered slot, one of `slots` that share the host's memory.
+
+    Uploaded files go to the directory `files`, and `preload` is run first.
 
     It inherits this process's directory and environment, with `environment` on top, and gets the
     URL, which may hold a password, there too: `ps` shows a command line to everybody.
@@ -153,7 +157,8 @@ def start_slot(
     safe = ["-P"] if sys.flags.safe_path else []
     command = [sys.executable, *safe, "-m", "dask_redisq.slot", "--slot", slot]
     command += ["--page", str(page.fd), "--life", str(life_read), "--where", where]
-    command += ["--slots", str(slots)]
+    command += ["--slots", str(slots), "--files", files]
+    command += [word for name in preload for word in ("--preload", name)]
     command += [word for queue in queues for word in ("--queue", queue)]
     command += [word for tag in tags for word in ("--tag", tag)]
     process = subprocess.Popen(

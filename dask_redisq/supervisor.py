@@ -183,6 +183,8 @@ class Supervisor:
         if word.verb == "stop" and word.keys in self.keys:
             logger.info("queue %s was removed", word.keys.queue)
             self._leave_queue(word.keys)
+        elif word.verb == "restart":
+            self.crew.stop()  # each place is filled again
         elif word.verb == "cancel":
             self.crew.cancel(word.slot, word.job)
 

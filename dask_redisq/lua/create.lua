@@ -45,6 +45,8 @@ redis.call('HSET', key.job(arg.job),
   'patience', arg.patience, 'acked', 0, 'pure', arg.pure,
   'lease', arg.client_lease, 'ttl', arg.ttl,
   'life', first_life(tonumber(arg.client_lease), tonumber(arg.ttl)))
+local files = redis.call('HGET', key.queue(), 'files')
+if files then redis.call('HSET', key.job(arg.job), 'files', files) end
 if arg.watched == '1' then redis.call('HSET', key.job(arg.job), 'watched', '1') end
 if tonumber(arg.most) > 0 then redis.call('HSET', key.job(arg.job), 'most', arg.most) end
 if arg.kept == '1' then redis.call('HSET', key.job(arg.job), 'kept', '1') end

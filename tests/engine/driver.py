@@ -412,7 +412,7 @@ class Engine:
         status, refused, leased, retry = unpack(self.call("step", **args))
         if not leased:
             return Answer(status.decode(), refused, None, retry)
-        job, epoch, chunk, block, alone, tasks = leased
+        job, epoch, chunk, block, alone, tasks, *_ = leased
         lease = Lease(job.decode(), epoch.decode(), chunk, block, bool(alone), tasks, args["seq"])
         return Answer(status.decode(), refused, lease, retry)
 

@@ -1,5 +1,5 @@
 -- Renew the expiry of all that a job, or the queue itself, has.
--- keys: queue jobs active workers slots job answer names blocks edges consts parked finished values log alone deaths tries wait consumers ready tagged sets delayed restrict leases settle news events warnings holders held
+-- keys: queue jobs active workers slots files job answer names blocks edges consts parked finished values log alone deaths tries wait consumers ready tagged sets delayed restrict leases settle news events warnings holders held
 --
 -- Used for cleaning only, never for correctness: the life of a job (lib/life.lua) is far above any
 -- pause of a living client. So a tenth of it may pass between two renewals: at each step they were
@@ -13,6 +13,7 @@ local function renew_queue()
   redis.call('PEXPIRE', key.active(), DAY)
   redis.call('PEXPIRE', key.workers(), DAY)
   redis.call('PEXPIRE', key.slots(), DAY)
+  redis.call('PEXPIRE', key.files(), DAY)
 end
 
 -- The time of a detached job that ended is counted from its end, not from the last look at it.

@@ -136,7 +136,8 @@ end
 
 -- Lease tasks to a slot. `fresh`: tasks of `fresh_job` that just became ready here, its first choice.
 --
--- Returns {job, epoch, chunk, block, alone, tasks} or false, and a time to look again (ms).
+-- Returns {job, epoch, chunk, block, alone, tasks, files} or false, and a time to look again (ms);
+-- `files`: which uploaded files the job is to see, nothing if there are none.
 local function lease(slot, seq, tags, fresh_job, fresh)
   if #fresh > 0 then activate(fresh_job) end
   local none = {from = 1}
@@ -159,10 +160,10 @@ local function lease(slot, seq, tags, fresh_job, fresh)
   redis.call('HSET', key.leases(chosen), slot, cmsgpack.pack({tonumber(seq), tasks}))
   redis.call('PEXPIRE', key.leases(chosen), life_of(chosen))
   serve(chosen)
-  local meta = redis.call('HMGET', key.job(chosen), 'epoch', 'chunk', 'block', 'watched')
+  local meta = redis.call('HMGET', key.job(chosen), 'epoch', 'chunk', 'block', 'watched', 'files')
   if meta[4] then
     note_event(chosen, slot, false, tasks)
     tell_client(chosen)
   end
-  return {chosen, meta[1], tonumber(meta[2]), tonumber(meta[3]), alone, tasks}, 0
+  return {chosen, meta[1], tonumber(meta[2]), tonumber(meta[3]), alone, tasks, tonumber(meta[5])}, 0
 end

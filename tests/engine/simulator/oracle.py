@@ -80,7 +80,7 @@ class Oracle:
             job.careful.update({*refused, *failed}.intersection(held[2]))
 
     def _begin_lease(self, slot: str, seq: int, lease: list[Any]) -> None:
-        name, _, chunk, _, alone, tasks = lease
+        name, _, chunk, _, alone, tasks, *_ = lease
         job = self.world.jobs[name.decode()]
         assert tasks, f"a lease of nothing in {job}"
         assert chunk <= 0 or len(tasks) <= chunk, f"a lease of {tasks} at chunk size {chunk}"

@@ -1,0 +1,49 @@
+"""Says before each line that a task prints, or logs, which job and task it is of."""
+
+from __future__ import annotations
+
+import io
+from typing import Any, TextIO
+
+from dask_redisq.page import Page
+
+__all__ = ["Labelled"]
+
+
+class Labelled(io.TextIOBase):
+    """A stream that begins each line with the task in hand, if there is one.
+
+    Parameters
+    ----------
+    stream : TextIO
+        Where the lines go.
+    page : Page
+        Tells which task that is.
+    """
+
+    def __init__(self, stream: Any, page: Page) -> None:
+        self._stream: TextIO = stream
+        self._page = page
+        self._begins = True
+
+    def write(self, text: str) -> int:
+        """Write `text`; see `io.TextIOBase`."""
+        cursor = self._page.read()
+        if text and cursor.seq and cursor.begun >= 0:
+            label = f"[job {cursor.job.decode()} task {cursor.begun}] "
+            lines = text.splitlines(keepends=True)
+            marked = [label + line for line in lines[1:]]
+            first = (label if self._begins else "") + lines[0]
+            self._stream.write("".join([first, *marked]))
+        else:
+            self._stream.write(text)
+        if text:
+            self._begins = text.endswith("\n")
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

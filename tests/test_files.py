@@ -1,0 +1,176 @@
+"""What workers import: uploaded files, preloaded ones, a module that was edited; and their log."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import dask
+import pytest
+from conftest import SECRET, WorkerProcess, wait_until
+from dask.utils_test import inc
+
+import dask_redisq as redisq
+from dask_redisq.link import Link
+from dask_redisq.queue import Queue
+
+
+def value_of(module: str) -> int:
+    """Return a module's VALUE."""
+    return int(__import__(module).VALUE)
+
+
+def environment(name: str) -> str | None:
+    """Return a variable of the slot's environment."""
+    return os.environ.get(name)
+
+
+def test_an_uploaded_file_is_imported_by_all_and_by_late_joiners(
+    queue: Queue, start_worker: Callable[..., WorkerProcess], tmp_path: Path
+) -> None:
+    """It is in the server, and a slot that is given a task gets it first."""
+    start_worker("test", "--nworkers", "1")
+    queue.wait_for_workers(1, timeout=20)
+    path = tmp_path / "uploaded_model.py"
+    path.write_text("VALUE = 1")
+    queue.upload_file(path)
+    assert dask.compute(dask.delayed(value_of)("uploaded_model"), scheduler=queue.get) == (1,)
+    start_worker("test", "--nworkers", "1", "--tag", "late")
+    queue.wait_for_workers(2, timeout=20)
+    x = dask.delayed(value_of)("uploaded_model")
+    assert x.compute(scheduler=queue.get, workers="late") == 1
+    path.write_text("VALUE = 2")
+    assert dask.compute(dask.delayed(value_of)("uploaded_model"), scheduler=queue.get) == (1,)
+    queue.upload_file(path)
+    for _ in range(3):
+        values = [dask.delayed(value_of)("uploaded_model") for _ in range(8)]
+        assert set(dask.compute(*values, scheduler=queue.get, chunk_size=1)) == {2}
+
+
+def test_an_archive_is_imported_from(queue: Queue, workers: WorkerProcess, tmp_path: Path) -> None:
+    """A package in a zip file."""
+    path = tmp_path / "package.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("zipped_package/__init__.py", "VALUE = 7")
+    queue.upload_file(path)
+    assert dask.compute(dask.delayed(value_of)("zipped_package"), scheduler=queue.get) == (7,)
+
+
+def test_a_file_of_somebody_without_our_secret_is_not_imported(
+    queue: Queue, secret: str, start_worker: Callable[..., WorkerProcess], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """It would run."""
+    start_worker("test", "--nworkers", "1")
+    queue.wait_for_workers(1, timeout=20)
+    path = tmp_path / "evil_model.py"
+    path.write_text("VALUE = 1")
+    monkeypatch.setenv("DASK_REDISQ__SECRET", "another one, that nobody here knows")
+    queue.upload_file(path)
+    monkeypatch.setenv("DASK_REDISQ__SECRET", SECRET)
+    with pytest.raises(ModuleNotFoundError, match="evil_model"):
+        dask.compute(dask.delayed(value_of)("evil_model"), scheduler=queue.get)
+    assert queue.stats()["refused_payloads"] >= 1
+
+
+def test_files_of_a_worker_end_with_it(
+    queue: Queue, start_worker: Callable[..., WorkerProcess], tmp_path: Path
+) -> None:
+    """Their directory is its own."""
+    worker = start_worker("test", "--nworkers", "1", env={"TMPDIR": str(tmp_path)})
+    queue.wait_for_workers(1, timeout=20)
+    path = tmp_path / "model_of_mine.py"
+    path.write_text("VALUE = 1")
+    queue.upload_file(path)
+    assert dask.compute(dask.delayed(value_of)("model_of_mine"), scheduler=queue.get) == (1,)
+    assert list(tmp_path.glob("dask-redisq-*"))
+    worker.process.terminate()
+    assert worker.wait() == 0
+    assert not list(tmp_path.glob("dask-redisq-*"))
+
+
+def test_what_is_preloaded_runs_in_each_slot_first(
+    queue: Queue, start_worker: Callable[..., WorkerProcess], tmp_path: Path
+) -> None:
+    """A file with dask_setup, a function of a module, and a module."""
+    (tmp_path / "first.py").write_text(
+        "import os\ndef dask_setup(worker): os.environ['FIRST'] = 'yes'\n"
+    )
+    (tmp_path / "second.py").write_text("import os\ndef init(): os.environ['SECOND'] = 'yes'\n")
+    (tmp_path / "third.py").write_text("import os\nos.environ['THIRD'] = 'yes'\n")
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", ""), *sys.path])
+    words = ["--preload", str(tmp_path / "first.py"), "--preload", "second:init"]
+    start_worker("test", "--nworkers", "2", *words, "--preload", "third", env={"PYTHONPATH": paths})
+    queue.wait_for_workers(2, timeout=20)
+    names = ["FIRST", "SECOND", "THIRD"] * 4
+    found = dask.compute(*[dask.delayed(environment)(n) for n in names], scheduler=queue.get)
+    assert set(found) == {"yes"}
+
+
+def test_restarted_workers_import_anew(
+    queue: Queue, start_worker: Callable[..., WorkerProcess], tmp_path: Path
+) -> None:
+    """After an edit of a module; all slots are others then."""
+    module = tmp_path / "edited_module.py"
+    module.write_text("VALUE = 1")
+    paths = os.pathsep.join([str(tmp_path), *sys.path])
+    worker = start_worker("test", "--nworkers", "2", env={"PYTHONPATH": paths})
+    queue.wait_for_workers(2, timeout=20)
+    values = [dask.delayed(value_of)("edited_module") for _ in range(4)]
+    assert set(dask.compute(*values, scheduler=queue.get)) == {1}
+    before = {slot.pid for slot in worker.slots()}
+    module.write_text("VALUE = 23  # of another size, so that no cache is taken for it")
+    assert set(dask.compute(*values, scheduler=queue.get)) == {1}
+    queue.restart_workers()
+    assert before.isdisjoint(slot.pid for slot in worker.slots())
+    assert set(dask.compute(*values, scheduler=queue.get)) == {23}
+
+
+def test_a_restart_that_takes_too_long_is_told(
+    queue: Queue, workers: WorkerProcess, tmp_path: Path
+) -> None:
+    """The slot ends after its task."""
+    from test_persist import wait_file
+
+    future = queue.compute(dask.delayed(wait_file)(tmp_path / "gate"))
+    wait_until(lambda: queue.stats()["running"] == 1)
+    with pytest.raises(TimeoutError, match="1 of 2 slots"):
+        queue.restart_workers(timeout=1)
+    (tmp_path / "gate").touch()
+    assert future.result(20) == 7
+
+
+def chatter(n: int) -> int:
+    """Print, and log, and print a line in parts."""
+    print(f"printed {n}\nand more")  # noqa: T201
+    print("in", "parts", n)  # noqa: T201
+    logging.getLogger("user").warning("logged %d", n)
+    sys.stderr.write("unfinished")
+    return n
+
+
+def test_what_a_task_prints_and_logs_is_in_the_log_with_job_and_task(
+    queue: Queue, link: Link, start_worker: Callable[..., WorkerProcess], tmp_path: Path
+) -> None:
+    """Each line of it; what is printed outside of a task is as it was."""
+    log = tmp_path / "log"
+    start_worker("test", "--nworkers", "1", "--log-file", str(log))
+    queue.wait_for_workers(1, timeout=20)
+    future = queue.compute(dask.delayed(chatter)(5))
+    assert future.result(20) == 5
+    label = f"[job {future.id} task 0] "
+    lines = ["printed 5", "and more", "in parts 5", "logged 5"]
+    wait_until(lambda: all(f"{label}{line}\n" in log.read_text() for line in lines))
+    wait_until(lambda: f"{label}unfinished" in log.read_text())
+    assert dask.compute(dask.delayed(inc)(1), scheduler=queue.get) == (2,)
+
+
+def test_an_upload_is_seen_by_jobs_that_come_after_it(queue: Queue, tmp_path: Path) -> None:
+    """A file that is not there is an error here."""
+    with pytest.raises(OSError, match="missing"):
+        queue.upload_file(tmp_path / "missing.py")
+    assert isinstance(queue, redisq.Queue)
