@@ -20,6 +20,7 @@ import cloudpickle
 import msgpack
 
 from dask_redisq.errors import ValueTooLarge
+from dask_redisq.versions import versions
 
 __all__ = [
     "LARGE",
@@ -263,7 +264,7 @@ class BlockEncoder:
             data, buffers, objects = self._pickle(block, shared)
             if len(data) > LARGE and shared:
                 data, buffers, objects = self._pickle(block, shared)
-        return pack([data, buffers]), buffers + objects
+        return pack([data, buffers, versions()]), buffers + objects
 
     def _pickle(
         self, block: Block, shared: dict[int, Any] | None = None
@@ -324,12 +325,14 @@ class PackedBlock(NamedTuple):
 
     data: bytes
     buffers: list[str]
+    made_by: dict[str, str]
 
     @classmethod
     def read(cls, payload: bytes | memoryview) -> PackedBlock:
         """Split the payload that `BlockEncoder.encode` made."""
-        data, buffers = unpack(payload)
-        return cls(data, [digest.decode() for digest in buffers])
+        data, buffers, made_by = unpack(payload)
+        made_by = {name.decode(): version.decode() for name, version in made_by.items()}
+        return cls(data, [digest.decode() for digest in buffers], made_by)
 
     def open(self, fetch: Callable[[str], bytearray], fetch_object: Callable[[str], Any]) -> Block:
         """Unpickle the block.

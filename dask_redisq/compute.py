@@ -128,7 +128,7 @@ def _values(
             values.update(fetch_parts(plan.fetched, link))
     if len(plan):
         signer = find_secret(pool.url)  # refused before anything is sent
-        with pool.lend() as link:
+        with pool.lend(names) as link:
             wait_for_parts(plan, link)
             job = Job(link, names, plan, options, signer, observer=observer, rerun=rerun)
             values.update(job.compute())
@@ -199,7 +199,7 @@ def submit(
         plan, keys, options = sender.plan(dsk, keys)
         options = replace(options, result_ttl=float(result_ttl or 0))
         plan.kept = result_ttl is None
-        with pool.lend() as link:
+        with pool.lend(names) as link:
             constants = plan.constants | fetch_parts(plan.fetched, link)
             single = len(collections) == 1
             answer = Answer(keys, plan.outputs, constants, plan.local, repack, single)
@@ -230,7 +230,7 @@ def persist_graphs(
         plan.kept = True
         parts: dict[Key, Any] = {**plan.constants, **plan.fetched}
         if len(plan):
-            with pool.lend() as link:
+            with pool.lend(names) as link:
                 kept = sender.send(link, plan, options)[1]
             parts |= {key: Part(kept, key, task) for key, task in plan.outputs.items()}
         # A shuffle that was rewritten has other keys, and both may be asked for.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -13,8 +14,11 @@ from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.record import read_record
 from dask_redisq.trust import BLOCK, UNSIGNED, VALUE, Seal, Signer
+from dask_redisq.versions import differences
 
 __all__ = ["JobEnded", "JobMemory", "SlotMemory"]
+
+logger = logging.getLogger("dask_redisq.worker")
 
 #: Jobs whose blocks and constants are kept; with more, those that ended are forgotten.
 JOBS = 8
@@ -22,6 +26,8 @@ JOBS = 8
 MOST_BYTES = 2**30
 #: Blocks kept of one job.
 BLOCKS = 256
+#: How the versions of clients differed that were told of.
+_told: set[str] = set()
 #: Fields in one HMGET.
 FIELDS = 2000
 #: Seconds between two looks for kept jobs that are gone.
@@ -68,7 +74,16 @@ class JobMemory:
                     raise JobEnded(f"block {number} of job {self._job} is gone")
                 packed = PackedBlock.read(self.seal.open(BLOCK, b"", number, payload))
                 reading(number)
-                self.blocks[number] = packed.open(self._buffer, self._object)
+                others = differences(packed.made_by)
+                if others and others not in _told:
+                    _told.add(others)
+                    logger.warning("job %s comes from a client with %s", self._job, others)
+                try:
+                    self.blocks[number] = packed.open(self._buffer, self._object)
+                except Exception as error:
+                    if others:
+                        error.add_note(f"dask-redisq: its client has {others}")
+                    raise
         for number in numbers:
             self.blocks.move_to_end(number)
         while len(self.blocks) > max(BLOCKS, len(numbers)):

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from dask_redisq.keys import Keys
 from dask_redisq.link import Link
+from dask_redisq.registry import list_workers
 from dask_redisq.server_check import warn_about_server
+from dask_redisq.versions import differences
 
 __all__ = ["Pool"]
 
 logger = logging.getLogger("dask_redisq")
 
+#: Seconds between two looks at the versions of workers.
+LOOK = 60.0
 #: Idle connections that a queue keeps for its next calls.
 KEEP = 4
 
@@ -38,6 +45,8 @@ class Pool:
         self._closed = 0  # how often
         self._lock = threading.Lock()
         self._checked = False
+        self._look_at = 0.0
+        self._told: set[str] = set()
 
     def __repr__(self) -> str:
         return f"<Pool of {len(self.links)} idle connections>"
@@ -48,8 +57,8 @@ class Pool:
         return self.where()
 
     @contextmanager
-    def lend(self) -> Iterator[Link]:
-        """Lend a held connection, or a new one."""
+    def lend(self, keys: Keys | None = None) -> Iterator[Link]:
+        """Lend a held connection, or a new one; for a job, with a look at the queue's workers."""
         url = self.url
         with self._lock:
             closed = self._closed
@@ -65,6 +74,9 @@ class Pool:
         if not self._checked:
             warn_about_server(link, logger)
             self._checked = True
+        if keys is not None and time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + LOOK
+            self._warn_about_workers(link, keys)
         try:
             yield link
         finally:
@@ -74,6 +86,16 @@ class Pool:
                     self.links.append(link)
             if not keep:
                 link.close()
+
+    def _warn_about_workers(self, link: Link, keys: Keys) -> None:
+        """Say once of each version that workers have others: what is pickled may not fit there."""
+        for row in list_workers(link, keys):
+            others = differences(row)
+            if row["python"].rpartition(".")[0] != platform.python_version().rpartition(".")[0]:
+                others = f"Python {row['python']}, so that it gets none of this client's tasks"
+            if others and others not in self._told:
+                self._told.add(others)
+                logger.warning("worker %s of queue %s has %s", row["name"], keys.queue, others)
 
     def close(self) -> None:
         """Close what is idle; what is lent is closed when it comes back."""

@@ -7,10 +7,11 @@ import platform
 import socket
 import sys
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
-__all__ = ["about_worker", "python_tag"]
+__all__ = ["DIFFER", "about_worker", "differences", "python_tag", "versions"]
 
 
 def python_tag() -> str:
@@ -20,6 +21,27 @@ def python_tag() -> str:
     that carry the tag of its client.
     """
     return f"python{sys.version_info.major}.{sys.version_info.minor}"
+
+
+#: Packages whose objects, or whose format, are in what a client pickles.
+DIFFER = ("dask", "cloudpickle")
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Return the versions here of what matters to pickles."""
+    return {name: version(name) for name in DIFFER}
+
+
+def differences(theirs: Mapping[str, str]) -> str:
+    """Say what of the versions of another side differs from those here; nothing if none does.
+
+    >>> differences(versions())
+    ''
+    """
+    ours = versions()
+    found = [n for n in DIFFER if theirs.get(n) not in (None, ours[n])]
+    return ", ".join(f"{name} {theirs[name]} there and {ours[name]} here" for name in found)
 
 
 def about_worker(
@@ -35,8 +57,7 @@ def about_worker(
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "python": platform.python_version(),
-        "dask": version("dask"),
-        "cloudpickle": version("cloudpickle"),
+        **versions(),
         "nworkers": slots,
         "alive_expiry": alive_expiry,
         "tags": list(tags),

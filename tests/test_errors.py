@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import time
 import traceback
 import warnings
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import dask
 import pytest
-from conftest import WorkerProcess
+from conftest import WorkerProcess, wait_until
 
 import dask_redisq
 from dask_redisq.queue import Queue
@@ -224,3 +227,28 @@ def test_an_unknown_keyword_is_told_once(queue: Queue, workers: WorkerProcess) -
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert queue.get({"x": (len, "ab")}, "x", retires=3, chunksize=1) == 2
+
+
+def begin(log: Path, seconds: float, *, fail: bool) -> None:
+    """Note when this begins; then raise, or take a while."""
+    with log.open("a") as file:
+        file.write(f"{time.time()}\n")
+    time.sleep(seconds)
+    if fail:
+        raise ValueError(f"at {time.time()}")
+
+
+def test_after_the_first_error_no_sibling_starts(
+    queue: Queue, workers: WorkerProcess, tmp_path: Path
+) -> None:
+    """A thousand that would take a minute: none later than half a second after it."""
+    log = tmp_path / "log"
+    dsk: dict[Any, Any] = {("x", i): (partial(begin, log, 0.05, fail=False),) for i in range(1000)}
+    dsk["bad"] = (partial(begin, log, 0.3, fail=True),)
+    with pytest.raises(ValueError, match="at") as caught:
+        queue.get(dsk, ["bad", *[key for key in dsk if key != "bad"]])
+    failed = float(str(caught.value).split()[1])
+    wait_until(lambda: not queue.stats()["running"])
+    begun = [float(line) for line in log.read_text().split()]
+    assert 3 <= len(begun) < 100
+    assert max(begun) < failed + 0.5
