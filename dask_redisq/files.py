@@ -30,7 +30,8 @@ def upload(link: Link, keys: Keys, path: Path, signer: Signer) -> None:
     """Store a file under its name."""
     payload = pack([path.name, path.read_bytes()])
     data = signer.seal(keys.queue, FILES).sign(FILE, b"", 0, payload)
-    link.call("upload", keys, name=path.name, data=data)
+    seconds, micros = map(int, link.command("TIME"))
+    link.call("upload", keys, name=path.name, data=data, at=1_000_000 * seconds + micros)
 
 
 class SlotFiles:

@@ -1,9 +1,16 @@
 -- Store a file for all workers, those that join later too.
 -- keys: queue files
--- args: name data
+-- args: name data at
 -- returns: the number of this state of the files; jobs that are made from now on see it
 --@include expire
-redis.call('HSET', key.files(), arg.name, arg.data)
-local number = redis.call('HINCRBY', key.queue(), 'files', 1)
+--
+-- `at`: when its client began, by the server's clock in us. W uploads a file, loses its connection and
+-- uploads it again, then an edited one: a late copy of the first call must not bring the old one back.
+local last = tonumber(redis.call('HGET', key.queue(), 'file:' .. arg.name) or 0)
+if tonumber(arg.at) > last then
+  redis.call('HSET', key.files(), arg.name, arg.data)
+  redis.call('HSET', key.queue(), 'file:' .. arg.name, arg.at)
+  redis.call('HINCRBY', key.queue(), 'files', 1)
+end
 renew_queue()
-return number
+return tonumber(redis.call('HGET', key.queue(), 'files'))

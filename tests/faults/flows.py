@@ -134,7 +134,8 @@ def the_server_came_back(engine: Engine) -> None:
     engine.doubtful.add(job)
     engine.call("greet", run="second")
     deliver(engine, job, w1, w2, w3)
-    assert engine.call("upload", name="model.py", data=b"signed") >= 1
+    assert engine.call("upload", name="model.py", data=b"signed", at=1) == 1
+    assert engine.call("upload", name="model.py", data=b"edited", at=2) == 2
     assert len(engine.call("restart_workers", worker="")) == 3
     engine.call("stop_workers", reason="the queue is removed")
     engine.sweep(job)
