@@ -263,3 +263,19 @@ def test_a_task_with_many_edges_stalls_nobody(queue: Queue, link: Link) -> None:
     dsk["sum"] = (sum, [("x", i) for i in range(n)])
     assert queue.get(dsk, ["sum", ("x", 5)]) == (n + sum(range(n)), 6)
     assert link.command("SLOWLOG", "LEN") == 0
+
+
+def test_a_chain_of_ten_thousand_tasks_is_no_depth(queue: Queue, workers: object) -> None:
+    """Nothing recurses."""
+    dsk: dict[Any, Any] = {("x", 0): 0}
+    dsk |= {("x", i): (inc, ("x", i - 1)) for i in range(1, 10_001)}
+    assert queue.get(dsk, ("x", 10_000)) == 10_000
+
+
+def test_optimizing_computes_nothing(queue: Queue) -> None:
+    """Nor does drawing: there is no worker that could."""
+    x = da.ones(10, chunks=5) + 1
+    with redisq.enable(queue.name, queue.url):
+        (y,) = dask.optimize(x)
+        assert y.sum().compute(scheduler="sync") == 20
+    assert queue.jobs() == []
