@@ -274,4 +274,8 @@ class _Sender:
         job.detach()
         if not plan.kept:
             return job.id, None
-        return job.id, KeptJob(self.pool, self.names, job.id, plan.keys, self.signer, options)
+        try:
+            return job.id, KeptJob(self.pool, self.names, job.id, plan.keys, self.signer, options)
+        except BaseException:  # nobody holds it
+            job.abandon()
+            raise

@@ -152,7 +152,7 @@ class Job(Follower):
             self.gather()
             warned = self._clear_away()
         except BaseException:
-            self._abandon()
+            self.abandon()
             raise
         finally:
             self.let_go()
@@ -202,7 +202,7 @@ class Job(Follower):
             if state in {"", "cancelled"}:
                 self.gather()  # raises what happened
         except BaseException:
-            self._abandon()
+            self.abandon()
             raise
         finally:
             self.let_go()
@@ -350,7 +350,7 @@ class Job(Follower):
         """Cancel the job: waiting tasks never start, running ones are stopped."""
         self.link.call("cancel", self.keys, job=self.id, reason=reason, tomb="")
 
-    def _abandon(self) -> None:
+    def abandon(self) -> None:
         """Cancel and remove; an error here must not hide the one that is on its way."""
         patience, self.link.patience = self.link.patience, 2.0
         try:

@@ -15,6 +15,7 @@ import sys
 import threading
 
 from dask_redisq.files import SlotFiles
+from dask_redisq.host import memory
 from dask_redisq.labels import Labelled
 from dask_redisq.link import Link
 from dask_redisq.page import Page
@@ -72,8 +73,7 @@ def main(argv: list[str] | None = None) -> None:
     page = Page(options.page)
     serve(os.environ["DASK_REDISQ__URL"], options.queue, page)
     tags, signer = frozenset(options.tag), find_secret()
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    keep = int(memory * setting("kept-memory") / options.slots)
+    keep = int(memory() * setting("kept-memory") / options.slots)
     files = SlotFiles(options.files, signer)
     slot = Slot(link, options.slot, options.queue, tags, page, options.where, signer, keep, files)
     for name in options.preload:

@@ -23,7 +23,7 @@ LAYERS: list[tuple[str, ...]] = [
     # plain: words, settings, decisions without I/O
     ("frames",),
     ("_defaults", "errors", "keys", "keeper", "order", "cache", "pace", "page", "task", "versions"),
-    ("garbage", "annotations", "preload"),
+    ("garbage", "annotations", "preload", "host"),
     ("settings", "scripts", "codec", "record", "tls", "url", "trust", "output", "guard", "serving"),
     ("unnamed",),
     ("remote_error", "plan", "batch", "recount", "dask_input", "answer", "refusals"),

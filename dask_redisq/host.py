@@ -1,0 +1,34 @@
+"""What this host, or the container that it is to us, has."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+__all__ = ["memory"]
+
+#: Where a container's limit is: of cgroups 2, and 1.
+LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def memory(limits: Iterable[str] = LIMITS) -> int:
+    """Return the bytes of memory that the processes here may have together.
+
+    Parameters
+    ----------
+    limits : iterable of str
+        Files that may hold a lower limit than the machine's.
+
+    Examples
+    --------
+    >>> 0 < memory() <= memory([])
+    True
+    """
+    least = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for name in limits:
+        try:
+            least = min(least, int(Path(name).read_text()))
+        except (OSError, ValueError):  # there is none, or it is "max"
+            continue
+    return least
