@@ -58,7 +58,7 @@ def job_of(link: Link, keys: Keys) -> Iterator[Callable[..., Job]]:
 
     yield make
     for job in made:
-        job._abandon()
+        job.abandon()
 
 
 def secret_file(path: Path, text: str) -> Path:
@@ -222,7 +222,7 @@ def test_a_client_refuses_a_forged_error(
     link.command("HSET", keys("job", job.id), "state", "failed", "error", reason)
     with pytest.raises(redisq.BadSignature, match=r"the error of task number 0 .* not signed"):
         job.gather()
-    job._abandon()
+    job.abandon()
     assert queue.stats()["refused_payloads"] == 1
 
 
