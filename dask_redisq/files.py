@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import secrets
 import sys
-import tempfile
+from importlib.util import cache_from_source
 from pathlib import Path
 
 from dask_redisq.codec import pack, unpack
@@ -40,7 +40,7 @@ class SlotFiles:
     Parameters
     ----------
     directory : str
-        Made with the first file. All slots of a worker share it.
+        Made with the first file; of this slot alone, as another may still import an older one.
     signer : Signer
         Checks what comes.
     """
@@ -73,11 +73,12 @@ class SlotFiles:
     def _take(self, name: str, content: bytes) -> None:
         """Write a file, and have it imported anew."""
         self._contents[name] = content
-        self.directory.mkdir(mode=0o700, exist_ok=True)
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = self.directory / Path(name).name
-        with tempfile.NamedTemporaryFile(dir=self.directory, delete=False) as file:
-            file.write(content)
-        Path(file.name).replace(path)  # another slot may be importing it
+        path.write_bytes(content)
+        # Python knows byte code by the size of its source and the second of it: of an edit within
+        # a second it would not hear.
+        Path(cache_from_source(str(path))).unlink(missing_ok=True)
         place = str(path if path.suffix in ARCHIVES else self.directory)
         if place not in sys.path:
             sys.path.insert(0, place)

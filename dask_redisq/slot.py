@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
     serve(os.environ["DASK_REDISQ__URL"], options.queue, page)
     tags, signer = frozenset(options.tag), find_secret()
     keep = int(memory() * setting("kept-memory") / options.slots)
-    files = SlotFiles(options.files, signer)
+    files = SlotFiles(f"{options.files}/{options.slot}", signer)
     slot = Slot(link, options.slot, options.queue, tags, page, options.where, signer, keep, files)
     for name in options.preload:
         preload(name)

@@ -144,7 +144,7 @@ def start_slot(
 ) -> SlotProcess:
     """Start the process of a registered slot, one of `slots` that share the host's memory.
 
-    Uploaded files go to the directory `files`, and `preload` is run first.
+    Uploaded files go below the directory `files`, and `preload` is run first.
 
     It inherits this process's directory and environment, with `environment` on top, and gets the
     URL, which may hold a password, there too: `ps` shows a command line to everybody.

@@ -150,6 +150,7 @@ def chatter(n: int) -> int:
     print("in", "parts", n)  # noqa: T201
     logging.getLogger("user").warning("logged %d", n)
     sys.stderr.write("unfinished")
+    sys.stderr.flush()
     return n
 
 

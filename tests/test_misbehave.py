@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -172,8 +173,8 @@ def test_a_death_is_told_with_all_that_is_known(queue: Queue, workers: WorkerPro
     assert told.count("on one by signal SIGKILL while it ran, after a peak of") == 2
     assert "MiB" in told
     assert "out-of-memory killer" in told
-    assert "    reading the file" in told
-    assert "    something is odd" in told
+    assert re.search(r"    \[job \w+ task \d+\] reading the file", told)
+    assert re.search(r"    \[job \w+ task \d+\] something is odd", told)
     workers.process.terminate()
     workers.wait()
     assert workers.output().count("something is odd") == 2
@@ -198,8 +199,8 @@ def test_only_the_last_of_a_long_output_is_told(queue: Queue, workers: WorkerPro
     with pytest.raises(redisq.WorkerDied, match="exit code 3") as info:
         queue.get({"x": (chat,)}, "x", allowed_failures=1)
     lines = str(info.value).splitlines()
-    assert lines[-1] == "    line 999"
-    assert sum("    line" in line for line in lines) == 20
+    assert re.fullmatch(r"    \[job \w+ task 0\] line 999", lines[-1])
+    assert sum("] line" in line for line in lines) == 20
 
 
 def test_the_task_of_a_killed_slot_runs_again_with_another_slot_idle(

@@ -105,11 +105,11 @@ ABLATIONS = {
         "local acked, asked = tonumber(meta[3]), cursor\ncursor = redis.call('LLEN', key.log(job))",
     ),
     "R16, one reader does not acknowledge for another": _lua(
-        "gather.lua", "if cursor > acked and tonumber(meta[8]) == 0 then", "if cursor > acked then"
+        "gather.lua", "if cursor > acked and tonumber(meta[8]) == 0 and not meta[9] then", "if cursor > acked then"
     ),
     "R16, a detached job does not need its client": _lua(
         "recover.lua",
-        "local kept = tonumber(meta[2] or 0) > 0 and meta[3] and meta[1] ~= 'cancelled'",
+        "local kept = whole and tonumber(meta[2] or 0) > 0",
         "local kept = false",
     ),
     "R17, a block counts once": _lua(
@@ -152,7 +152,7 @@ ABLATIONS = {
     ),
     "R18, a call leaves the idle sets": _lua("step.lua", "  leave_idle(slot)\n", ""),
     "R18, what becomes ready wakes": _lua(
-        "lib/ready.lua", "    wake_for(job, 0, #tasks)\n", ""
+        "lib/ready.lua", "    wake_for(job, 0, #tasks - (tag ~= '' and wake_slot(tag) or 0))\n", ""
     ),
     "R18, only the registered are woken": _lua(
         "lib/leases.lua", "  leave_idle(slot)\n", ""
