@@ -136,12 +136,11 @@ class Crew:
         """Have a place more for each slot whose task waits for tasks, as long as it does."""
         waiting = [child for child in self if child.page.waits()]
         most = self.options.nworkers + max(LEAST_STAND_INS, self.options.nworkers)
-        wanted = self.options.nworkers
-        for child in waiting:
-            granted = bool(child.page.stand_in()) or wanted < most
-            if child.page.stand_in() is None:
-                child.page.answer_wait(granted=granted)
-            wanted += granted
+        asking = [child for child in waiting if child.page.stand_in() is None]
+        wanted = self.options.nworkers + len(waiting) - len(asking)
+        for child in asking:
+            child.page.answer_wait(granted=wanted < most)
+            wanted += wanted < most
         if wanted >= len(self.places):
             self._surplus_at = now + STAY
             self.places += [_Place() for _ in range(wanted - len(self.places))]
@@ -199,6 +198,19 @@ class Crew:
         """Ask all slots, once, to end after the task in hand."""
         for child in self:
             child.stop()
+
+    def drain(self, now: float) -> None:
+        """As `stop`, but for as many slots as there are tasks that wait for tasks.
+
+        Those end after what they wait for, which would never come if nobody ran it.
+        """
+        waiting = [child for child in self if child.page.waits()]
+        able = [child for child in self if child not in waiting and not child.stopping]
+        for child in (*waiting, *able[len(waiting) :]):
+            child.stop()
+        free = [place for place in self.places if place.child is None and now >= place.start_at]
+        for place in free[: max(0, len(waiting) - len(able))]:
+            place.child = self._start(now)
 
     def kill(self) -> None:
         """End all slots now."""

@@ -147,7 +147,7 @@ class Supervisor:
         now = time.monotonic()
         self.crew.reap(now)
         if self.stopping:
-            self.crew.stop()
+            self.crew.drain(now)
             if self.signals > 1:
                 self.crew.kill()
             if not list(self.crew):

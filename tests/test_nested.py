@@ -40,6 +40,16 @@ def wait_within(gate: Path) -> int:
     return int(dask.delayed(wait_file)(gate, 3).compute(scheduler=redisq.get))
 
 
+def steps_within(folder: Path) -> int:
+    """Compute in a nested job, wait for a file, and compute again."""
+    from test_persist import wait_file
+
+    one = dask.delayed(inc)(0).compute(scheduler=redisq.get)
+    (folder / "begun").touch()
+    two = dask.delayed(wait_file)(folder / "gate", one + 1)
+    return int(dask.delayed(inc)(two).compute(scheduler=redisq.get))
+
+
 def open_gate(gate: Path) -> int:
     """Make the file."""
     gate.touch()
@@ -164,6 +174,19 @@ def test_a_forked_child_computes(queue: Queue, workers: WorkerProcess) -> None:
             os._exit(code)
     assert dask.delayed(inc)(2).compute(scheduler=queue.get) == 3
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_a_worker_that_drains_runs_what_its_tasks_wait_for(
+    queue: Queue, start_worker: Callable[..., WorkerProcess], tmp_path: Path
+) -> None:
+    """Else it would never end: nobody else is there to run it."""
+    worker = one_slot(queue, start_worker)
+    future = queue.compute(dask.delayed(steps_within)(tmp_path))
+    wait_until((tmp_path / "begun").exists)
+    worker.process.terminate()
+    (tmp_path / "gate").touch()
+    assert future.result(20) == 3
+    assert worker.wait() == 0
 
 
 def test_a_stand_in_ends_with_its_worker(
