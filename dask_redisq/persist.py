@@ -9,9 +9,9 @@ that nobody holds.
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
-from weakref import WeakValueDictionary
 
 from dask.typing import Key
 
@@ -182,13 +182,48 @@ class Part:
             return cancel_job(link, self.kept.keys, self.job, reason)
 
 
-_tables: dict[tuple[str, str], WeakValueDictionary[Key, Part]] = {}
+class _Table:
+    """Which parts have which name; the newest that is still there is found by it.
+
+    Two collections of one name may be persisted one after the other: when the later one is garbage
+    the earlier one is still somebody's.
+    """
+
+    def __init__(self) -> None:
+        self._parts: dict[Key, list[weakref.ref[Part]]] = {}
+
+    def __repr__(self) -> str:
+        return f"<_Table of {len(self._parts)} names>"
+
+    def enter(self, key: Key, part: Part) -> None:
+        """Let `part` be found by `key` until it is garbage."""
+
+        def forget(gone: weakref.ref[Part]) -> None:
+            left = [ref for ref in self._parts.get(key, ()) if ref is not gone]
+            if left:
+                self._parts[key] = left
+            else:
+                self._parts.pop(key, None)
+
+        self._parts.setdefault(key, []).append(weakref.ref(part, forget))
+
+    def find(self, key: Key) -> Part | None:
+        """Return the newest part that is there."""
+        for ref in reversed(self._parts.get(key, ())):
+            part = ref()
+            if part is not None:
+                return part
+        return None
+
+
+_tables: dict[tuple[str, str], _Table] = {}
 
 
 def enter_parts(pool: Pool, keys: Keys, parts: Mapping[Key, Part]) -> None:
     """Let later graphs on this queue find parts by these names."""
-    table = _tables.setdefault((pool.url, keys.queue), WeakValueDictionary())
-    table.update(parts)
+    table = _tables.setdefault((pool.url, keys.queue), _Table())
+    for key, part in parts.items():
+        table.enter(key, part)
 
 
 def find_part(pool: Pool, keys: Keys) -> Callable[[Key], Part | None]:
@@ -198,7 +233,7 @@ def find_part(pool: Pool, keys: Keys) -> Callable[[Key], Part | None]:
         if not _tables:  # or a missing key would start a private server
             return None
         table = _tables.get((pool.url, keys.queue))
-        return None if table is None else table.get(key)
+        return None if table is None else table.find(key)
 
     return find
 

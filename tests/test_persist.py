@@ -151,6 +151,21 @@ def test_values_go_when_the_last_collection_that_needs_them_goes(
     wait_until(lambda: not job_keys(link))
 
 
+def test_the_same_collection_persisted_twice_is_found_by_either(
+    queue: Queue, workers: WorkerProcess
+) -> None:
+    """Their parts have the same names, and the later one is garbage first."""
+    x = chunks() + 1
+    first_one = x.persist(scheduler=queue.get)
+    second = x.persist(scheduler=queue.get)
+    assert second.sum().compute(scheduler=queue.get) == np.arange(80_000).sum() + 80_000
+    del second
+    gc.collect()
+    assert first_one.sum().compute(scheduler=queue.get) == np.arange(80_000).sum() + 80_000
+    assert np.array_equal(first_one.persist(scheduler=queue.get).compute(scheduler=queue.get),
+        np.arange(80_000) + 1)  # fmt: skip
+
+
 def test_a_job_holds_what_it_uses_when_its_client_lets_go(
     queue: Queue, link: Link, workers: WorkerProcess, tmp_path: Path
 ) -> None:

@@ -33,7 +33,8 @@ OFF = {"network", "slow", "gpu", "array_expr"}
 ONE_SLOT = ("tests/test_local.py::test_complex_ordering",)
 # When this module is imported, for dask's conftest imports collections, which read the names.
 CLUSTER = redisq.LocalCluster(n_workers=2, queue="dask-suite")
-get = CLUSTER.get
+# Not the bound method, which has a persist: those schedulers that it stands for have the values here.
+get = partial(CLUSTER.get)
 for _name_of_one in dask.base.named_schedulers:
     dask.base.named_schedulers[_name_of_one] = get
 dask.base.named_schedulers["processes"] = partial(get)  # collections of different defaults clash
