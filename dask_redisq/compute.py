@@ -59,7 +59,7 @@ def plan_job(
             graph, keys, order, priorities(annotations), finalize_here=finalize_here, kept=kept
         )
     one_disk = setting("allow-disk-shuffle", kwargs.get("allow_disk_shuffle"))
-    refuse_unshared(plan, one_disk=bool(one_disk))
+    refuse_unshared(plan, one_disk=bool(one_disk), copies=bool(setting("allow-memory-store")))
     plan.restricted = restrictions(annotations, plan.keys, kwargs)
     plan.seeds = seeds(annotations, plan.keys, kwargs.get("seed"))
     plan.limits = limits(annotations, plan.keys, setting("timeout", kwargs.get("timeout")))

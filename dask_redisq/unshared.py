@@ -21,7 +21,7 @@ _PARTD = ("zpartd-", "partd-", "shuffle-partd-")
 _STORE = "store-map-"
 
 
-def refuse_unshared(plan: Plan, *, one_disk: bool = False) -> None:
+def refuse_unshared(plan: Plan, *, one_disk: bool = False, copies: bool = False) -> None:
     """Raise if a plan's tasks pass data by something that is not theirs together.
 
     Parameters
@@ -30,6 +30,8 @@ def refuse_unshared(plan: Plan, *, one_disk: bool = False) -> None:
         The tasks.
     one_disk : bool, default False
         All workers see the same temporary directory.
+    copies : bool, default False
+        Tasks may store into memory all the same.
 
     Raises
     ------
@@ -50,7 +52,9 @@ def refuse_unshared(plan: Plan, *, one_disk: bool = False) -> None:
                 'Build it under redisq.enable(), or pass shuffle="tasks". If all workers see one '
                 "disk: redisq.allow-disk-shuffle"
             )
-        if _STORE in name and name not in stores:  # fused with what is before, it has both names
+        if (
+            _STORE in name and name not in stores and not copies
+        ):  # fused with what is before, it has both names
             stores.add(name)  # one target each
             _refuse_memory(plan.nodes[task], plan.data, key)
 
@@ -75,7 +79,8 @@ def _refuse_memory(node: GraphNode, data: Mapping[Key, Any], key: Key) -> None:
         raise RedisqError(
             f"task {key!r} stores into {kind}, which is in this process: a worker would write into "
             "a copy of its own, and the target would stay as it is. Store into a file, such as "
-            "zarr's, that all workers see, or compute the array and assign it"
+            "zarr's, that all workers see, or compute the array and assign it. If its copies are what "
+            "you want: redisq.allow-memory-store"
         )
 
 

@@ -33,7 +33,7 @@ OFF = {"network", "slow", "gpu", "array_expr"}
 ONE_SLOT = ("tests/test_local.py::test_complex_ordering",)
 # When this module is imported, for dask's conftest imports collections, which read the names.
 CLUSTER = redisq.LocalCluster(n_workers=2, queue="dask-suite")
-# Not the bound method, which has a persist: those schedulers that it stands for have the values here.
+# Not the bound method, which has a persist: what it stands for has persisted values here.
 get = partial(CLUSTER.get)
 for _name_of_one in dask.base.named_schedulers:
     dask.base.named_schedulers[_name_of_one] = get
@@ -44,7 +44,8 @@ dask.threaded.get = get
 # Yet another one: to this very one Dask gives locks that only children of this process can use.
 dask.multiprocessing.get = partial(get)
 dask.get = get
-dask.config.set({"redisq.allow-disk-shuffle": True})  # there is one host
+# There is one host; and some store into an array, and look at what the call returns only.
+dask.config.set({"redisq.allow-disk-shuffle": True, "redisq.allow-memory-store": True})
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
