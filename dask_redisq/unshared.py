@@ -79,7 +79,7 @@ def _refuse_memory(node: GraphNode, data: Mapping[Key, Any], key: Key) -> None:
         raise RedisqError(
             f"task {key!r} stores into {kind}, which is in this process: a worker would write into "
             "a copy of its own, and the target would stay as it is. Store into a file, such as "
-            "zarr's, that all workers see, or compute the array and assign it. If its copies are what "
+            "zarr's, that all workers see, or compute the array and assign it. If copies are what "
             "you want: redisq.allow-memory-store"
         )
 
