@@ -162,7 +162,7 @@ ABLATIONS = {
     ),
     "R3, who is told to run a task alone does": Ablation(off="R3"),
     "R5, a value that nobody needs is not kept": _lua(
-        "lib/finish.lua", "if plan.uses[i] > (inside[task] or 0) then", "if true then", "input lost"
+        "lib/finish.lua", "if uses[i] > (inside[task] or 0) then", "if true then", "input lost"
     ),
     "R7, a value is named by its attempt": Ablation(
         (
