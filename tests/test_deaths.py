@@ -151,9 +151,9 @@ def compute_inside(queue: str, n: int) -> int:
     return total
 
 
-def test_a_task_that_computes_on_its_own_queue_does_so_in_place(
+def test_as_many_tasks_as_slots_may_compute_on_their_own_queue(
     queue: Queue, workers: WorkerProcess
 ) -> None:
-    """As many as there are slots would wait for one another for ever."""
+    """Without stand-ins they would wait for one another for ever."""
     dsk = {("x", i): (compute_inside, queue.name, 9) for i in range(4)}
     assert queue.get(dsk, [*dsk], chunk_size=1) == (45,) * 4
