@@ -24,6 +24,8 @@ __all__ = [
 
 #: How a need begins among the tags of a restriction: ``resource:GPU=1``.
 RESOURCE = "resource:"
+#: Three tenths are a little more than 0.3.
+ROUND = 1 + 1e-9
 
 
 def restrictions(
@@ -76,7 +78,7 @@ def _needs(resources: Any, key: Key) -> tuple[str, ...]:
     if not resources:
         return ()
     checked = check_resources(resources, f" of task {key!r}")
-    return tuple(f"{RESOURCE}{name}={amount:g}" for name, amount in sorted(checked.items()))
+    return tuple(f"{RESOURCE}{name}={amount:.17g}" for name, amount in sorted(checked.items()))
 
 
 def check_resources(given: Any, whose: str = "") -> dict[str, float]:
@@ -105,7 +107,7 @@ def may_run(wanted: Iterable[str], tags: Iterable[str], resources: Mapping[str, 
         return False
     needs = [need.removeprefix(RESOURCE) for need in wanted if need.startswith(RESOURCE)]
     amounts = [need.rpartition("=") for need in needs]
-    return all(resources.get(name, 0) >= float(amount) for name, _, amount in amounts)
+    return all(resources.get(name, 0) * ROUND >= float(amount) for name, _, amount in amounts)
 
 
 def priorities(annotations: Mapping[str, Any]) -> dict[Key, int]:

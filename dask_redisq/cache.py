@@ -67,7 +67,7 @@ class ValueCache:
             _, (_, dropped) = self._values.popitem(last=False)
             self.bytes -= dropped
 
-    def keys(self) -> list[Hashable]:
+    def names(self) -> list[Any]:
         """Return what the values that are here are of."""
         return list(self._values)
 

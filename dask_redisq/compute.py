@@ -74,9 +74,16 @@ def compute_graph(pool: Pool, names: Keys, dsk: Any, keys: Any, kwargs: dict[str
         if not free:  # this slot may as well do the work
             return get_sync(dsk, keys)
         if serves(pool.url, names):
-            # Before other tasks of its queue, which would wait in the stand-in for others again.
-            kwargs["priority"] = (kwargs.get("priority") or 0) + 1
+            kwargs = _more_urgent(kwargs)
         return _compute(pool, names, dsk, keys, kwargs)
+
+
+def _more_urgent(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return keywords for a job of a task: it goes before other tasks of the queue.
+
+    They would run in the stand-in first, and wait for tasks again.
+    """
+    return {**kwargs, "priority": (kwargs.get("priority") or 0) + 1}
 
 
 def _compute(pool: Pool, names: Keys, dsk: Any, keys: Any, kwargs: dict[str, Any]) -> Any:
@@ -252,7 +259,7 @@ class _Sender:
         check_keywords(kwargs)
         self.pool = pool
         self.names = names
-        self.kwargs = kwargs
+        self.kwargs = _more_urgent(kwargs) if serves(pool.url, names) else kwargs
         self.ambient = dask.get_annotations()
         self.signer = find_secret(pool.url)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import secrets
 import sys
+import zipimport
 from importlib.util import cache_from_source
 from pathlib import Path
 
@@ -48,7 +49,7 @@ class SlotFiles:
     def __init__(self, directory: str, signer: Signer) -> None:
         self.directory = Path(directory)
         self.signer = signer
-        self._seen: dict[str, int] = {}
+        self._seen = ("", 0)
         self._contents: dict[str, bytes] = {}
 
     def __repr__(self) -> str:
@@ -56,7 +57,7 @@ class SlotFiles:
 
     def sync(self, link: Link, keys: Keys, number: int, job: str) -> None:
         """Get what is new in state `number` of a queue's files, for a job that is to see it."""
-        if self._seen.get(keys.queue, 0) >= number:
+        if self._seen == (keys.queue, number):
             return
         seal = self.signer.seal(keys.queue, FILES)
         for signed in link.command("HVALS", keys("files")):
@@ -68,7 +69,7 @@ class SlotFiles:
                 continue
             if self._contents.get(name.decode()) != content:
                 self._take(name.decode(), content)
-        self._seen[keys.queue] = number
+        self._seen = (keys.queue, number)  # files of two queues may have one name
 
     def _take(self, name: str, content: bytes) -> None:
         """Write a file, and have it imported anew."""
@@ -82,8 +83,9 @@ class SlotFiles:
         place = str(path if path.suffix in ARCHIVES else self.directory)
         if place not in sys.path:
             sys.path.insert(0, place)
-        sys.path_importer_cache.pop(place, None)
         importlib.invalidate_caches()
+        sys.path_importer_cache.pop(place, None)
+        zipimport._zip_directory_cache.pop(place, None)  # type: ignore[attr-defined]  # noqa: SLF001
         for module, found in list(sys.modules.items()):
             if (getattr(found, "__file__", None) or "").startswith(str(path)):
                 del sys.modules[module]

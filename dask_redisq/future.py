@@ -15,10 +15,10 @@ from dask_redisq.follow import Follower
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.monitor import sweep
-from dask_redisq.options import job_options
+from dask_redisq.options import JobOptions, job_options
 from dask_redisq.pool import Pool
 from dask_redisq.secret import find_secret
-from dask_redisq.serving import stand_in
+from dask_redisq.serving import must_not_wait, stand_in
 from dask_redisq.task_warnings import issue_warnings
 from dask_redisq.trust import Seal
 from dask_redisq.verdict import why_gone
@@ -65,6 +65,11 @@ class Future:
             error = self._outcome[1]
             state = "read" if error is None else type(error).__name__
         return f"<Future {self.id} of queue {self._keys.queue}, {state}>"
+
+    @property
+    def where(self) -> tuple[Pool, Keys]:
+        """The server and the queue of its job."""
+        return self._pool, self._keys
 
     def result(self, timeout: float | None = None) -> Any:
         """Return the answer; wait for it if need be, and look after dead workers meanwhile.
@@ -124,7 +129,8 @@ class Future:
     def forget(self) -> None:
         """Remove the job and its results from the server now; who attaches later is told so."""
         with self._pool.lend() as link:
-            link.call("forget", self._keys, job=self.id)
+            verb = "forget" if self.kept is None else "let_go"
+            link.call(verb, self._keys, job=self.id)
             sweep(link, self._keys, self.id)
 
     def _read(self, timeout: float | None) -> tuple[Any, BaseException | None]:
@@ -132,9 +138,11 @@ class Future:
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._pool.lend() as link:
             seal = _seal(self._pool, self._keys, self.id)
-            job = _reader(link, self._keys, self.id, self._answer, seal)
+            options = self.kept.options if self.kept is not None else None
+            job = _reader(link, self._keys, self.id, self._answer, seal, options)
             try:
-                with stand_in(self._pool.url, self._keys):
+                with stand_in(self._pool.url, self._keys) as free:
+                    must_not_wait(free=free)
                     job.gather(deadline)
             except BaseException as error:
                 if job.ended is None:
@@ -205,9 +213,16 @@ class _Names:
         return f"number {task}" if data is None else unpack_names(data, seal)[task]
 
 
-def _reader(link: Link, keys: Keys, job: str, answer: Answer, seal: Seal) -> Follower:
+def _reader(
+    link: Link,
+    keys: Keys,
+    job: str,
+    answer: Answer,
+    seal: Seal,
+    options: JobOptions | None = None,
+) -> Follower:
     """Return a detached job as somebody else follows it."""
     names: Any = _Names(link, keys, job, seal)
     pure = link.command("HGET", keys("job", job), "pure") != b"0"
-    options = replace(job_options({}), result_ttl=1.0, pure=pure)
+    options = replace(options or job_options({}), result_ttl=1.0, pure=pure)
     return Follower(link, keys, job, answer.outputs.values(), names, seal, options)

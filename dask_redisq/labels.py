@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+from collections.abc import Iterable
 from typing import Any, TextIO
 
 from dask_redisq.page import Page
@@ -10,7 +10,7 @@ from dask_redisq.page import Page
 __all__ = ["Labelled"]
 
 
-class Labelled(io.TextIOBase):
+class Labelled:
     """A stream that begins each line with the task in hand, if there is one.
 
     Parameters
@@ -27,7 +27,7 @@ class Labelled(io.TextIOBase):
         self._begins = True
 
     def write(self, text: str) -> int:
-        """Write `text`; see `io.TextIOBase`."""
+        """Write `text`, as a text file does."""
         cursor = self._page.read()
         if text and cursor.seq and cursor.begun >= 0:
             label = f"[job {cursor.job.decode()} task {cursor.begun}] "
@@ -41,9 +41,10 @@ class Labelled(io.TextIOBase):
             self._begins = text.endswith("\n")
         return len(text)
 
-    def flush(self) -> None:
-        """Write what is buffered."""
-        self._stream.flush()
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write several texts."""
+        for line in lines:
+            self.write(line)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

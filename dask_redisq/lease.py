@@ -18,7 +18,7 @@ from dask_redisq.batch import Batch, Published
 from dask_redisq.codec import Block, dumps
 from dask_redisq.errors import ValueTooLarge
 from dask_redisq.pace import EDGES, Pace
-from dask_redisq.task import kind_of, run_node, run_task, settled, sow
+from dask_redisq.task import kind_of, run_node, run_task, seeded, settled
 
 __all__ = ["Lease", "LeaseRun"]
 
@@ -39,6 +39,7 @@ class Lease(NamedTuple):
     alone: bool
     tasks: list[int]
     seq: int
+    files: int = 0
 
 
 class LeaseRun:
@@ -162,11 +163,13 @@ class LeaseRun:
             if limits and task in limits:
                 self.limit(task, *limits[task])
             seeds = self.blocks[task // self.lease.block].seeds
-            if seeds and task in seeds:
-                sow(seeds[task])
             self.begin(task, position)
             try:
-                value = run_task(node, self.values)
+                if seeds and task in seeds:
+                    with seeded(seeds[task]):
+                        value = run_task(node, self.values)
+                else:
+                    value = run_task(node, self.values)
                 if type(value) not in self._plain:  # 0.02 us; to ask each for __next__ takes 0.1
                     value = self._settled(value)
                 self.values[task] = value

@@ -123,9 +123,9 @@ class SlotMemory:
         self._signer = signer
         self._jobs: OrderedDict[str, JobMemory] = OrderedDict()
         self.values = ValueCache()
-        #: (job, task, attempt) -> a value of a kept job, whatever job this slot works for.
+        #: (queue, job, task, attempt) -> a value of a kept job, whatever job this slot works for.
         self.kept = ValueCache(most_kept)
-        self._tidy_at = 0.0
+        self._tidy_at: dict[str, float] = {}
 
     def job(self, keys: Keys, job: str, epoch: str) -> JobMemory:
         """Turn to `job` and return what is known of it."""
@@ -238,7 +238,7 @@ class SlotMemory:
     ) -> tuple[Any, ...]:
         """Return the value of a record as the one item of a tuple; an empty one if it is lost."""
         data, attempt = read_record(record) if record else (None, "")
-        name = (kept.job, kept.task, attempt)
+        name = (keys.queue, kept.job, kept.task, attempt)
         here = self.kept.found([name])
         if here:
             return (here[name],)
@@ -255,15 +255,15 @@ class SlotMemory:
 
     def tidy(self, keys: Keys, now: float) -> None:
         """Forget values of kept jobs that are gone; an idle slot calls this."""
-        names: list[Any] = self.kept.keys()
-        if not names or now < self._tidy_at:
+        names = [name for name in self.kept.names() if name[0] == keys.queue]
+        if not names or now < self._tidy_at.get(keys.queue, 0.0):
             return
-        self._tidy_at = now + TIDY
-        jobs = sorted({job for job, *_ in names})
+        self._tidy_at[keys.queue] = now + TIDY
+        jobs = sorted({job for _, job, *_ in names})
         for job in jobs:
             self._link.send("EXISTS", keys("job", job))
         gone = {j for j, there in zip(jobs, self._link.receive_all(), strict=True) if not there}
-        self.kept.drop([name for name in names if name[0] in gone])
+        self.kept.drop([name for name in names if name[1] in gone])
 
     def _enter(
         self, values: dict[int, Any], task: int, data: bytes, attempt: str, seal: Seal

@@ -137,6 +137,11 @@ class Part:
         """The kept job that makes it."""
         return self.kept.id
 
+    @property
+    def where(self) -> tuple[Pool, Keys]:
+        """The server and the queue of its job."""
+        return self.kept.pool, self.kept.keys
+
     def result(self, timeout: float | None = None) -> Any:
         """Return the value; wait for it if need be.
 
@@ -205,7 +210,8 @@ class _Table:
             else:
                 self._parts.pop(key, None)
 
-        self._parts.setdefault(key, []).append(weakref.ref(part, forget))
+        ref = weakref.ref(part, forget)  # first: it may start the collector, which calls forget
+        self._parts.setdefault(key, []).append(ref)
 
     def find(self, key: Key) -> Part | None:
         """Return the newest part that is there."""

@@ -140,6 +140,8 @@ class Queue:
     ) -> Future:
         """Submit Dask collections, and return a future without waiting.
 
+        But for persisted values that they use: those are to be there first.
+
         Parameters
         ----------
         *collections : object
@@ -181,9 +183,10 @@ class Queue:
     def persist(self, collections: Any, *, optimize_graph: bool = True, **kwargs: Any) -> Any:
         """Compute collections, and leave the values on the workers and the server.
 
-        ``x.persist(scheduler=queue.get)`` and `dask.persist` come here. It does not wait. Graphs
-        that use the new collections read the values where they are. They are freed when no
-        collection or future in this process, and no job, needs them.
+        ``x.persist(scheduler=queue.get)`` and `dask.persist` come here. It does not wait, but
+        for persisted values that the graph uses. Graphs that use the new collections read the
+        values where they are. They are freed, all of one call together, when no collection or
+        future in this process, and no job, needs them.
 
         Parameters
         ----------

@@ -6,6 +6,7 @@ import time
 
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
+from dask_redisq.registry import list_workers
 
 __all__ = ["remove_queue", "restart_workers"]
 
@@ -42,7 +43,8 @@ def restart_workers(link: Link, keys: Keys, timeout: float) -> None:
         slots = link.command("SMEMBERS", keys("slots"))
         states = [link.command("HMGET", keys("slot", s.decode()), "seq", "worker") for s in slots]
         started = [seq for seq, _ in states if int(seq or 0) > 0]
-        if not old.intersection(slots) and len(started) >= len(old):
+        wanted = sum(row["nworkers"] for row in list_workers(link, keys))
+        if not old.intersection(slots) and len(started) >= wanted:
             return
         if time.monotonic() >= deadline:
             left = len(old.intersection(slots))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import threading
@@ -106,6 +107,13 @@ class Renewer:
             held.due = now + held.lease / 3
 
 
+def _is_stopped(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    except psutil.Error:  # it is gone
+        return False
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the helper of the process `--owner`."""
     parser = argparse.ArgumentParser(prog="python -m dask_redisq.renewer")
@@ -126,9 +134,12 @@ def main(argv: list[str] | None = None) -> None:
         os._exit(0)
 
     threading.Thread(target=listen, daemon=True).start()
-    client = psutil.Process(owner)
-    while os.getppid() == owner or over.is_set():
-        if over.is_set() or client.status() != psutil.STATUS_STOPPED:
+    until = math.inf
+    while time.monotonic() < until:
+        # A client that ended at once may have left orders that are not read yet.
+        if os.getppid() != owner and until == math.inf:
+            until = time.monotonic() + LAST
+        if over.is_set() or not _is_stopped(owner):
             try:
                 renewer.run(time.monotonic())
             except ServerRefused:

@@ -14,10 +14,11 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from dask_redisq.errors import RedisqError
 from dask_redisq.keys import Keys
 from dask_redisq.page import Page
 
-__all__ = ["in_slot", "serve", "serves", "stand_in"]
+__all__ = ["in_slot", "must_not_wait", "serve", "serves", "stand_in"]
 
 #: Seconds for which an answer of the supervisor is waited for.
 PATIENCE = 2.0
@@ -69,6 +70,22 @@ def stand_in(url: str, keys: Keys) -> Iterator[bool]:
             _waiting -= granted
             if _page is not None and not _waiting:
                 _page.wait_no_more()
+
+
+def must_not_wait(*, free: bool) -> None:
+    """Raise if no other slot works in this one's place: to wait may be for ever.
+
+    Raises
+    ------
+    RedisqError
+        Then.
+    """
+    if not free:
+        raise RedisqError(
+            "a task waits for a future of its own queue, and so do all the slots that may stand in "
+            "for its worker's. Compute with scheduler=redisq.get there, which then works in place, "
+            "or start more workers"
+        )
 
 
 def _ask(page: Page) -> bool:

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+from typing import Any
 
 from dask_redisq.files import SlotFiles
 from dask_redisq.host import memory
@@ -76,9 +77,11 @@ def main(argv: list[str] | None = None) -> None:
     keep = int(memory() * setting("kept-memory") / options.slots)
     files = SlotFiles(f"{options.files}/{options.slot}", signer)
     slot = Slot(link, options.slot, options.queue, tags, page, options.where, signer, keep, files)
+    # First: what is preloaded may set logging up, with the streams as they are then.
+    labelled: list[Any] = [Labelled(stream, page) for stream in (sys.stdout, sys.stderr)]
+    sys.stdout, sys.stderr = labelled
     for name in options.preload:
         preload(name)
-    sys.stdout, sys.stderr = (Labelled(s, page) for s in (sys.stdout, sys.stderr))
     slot.warnings.open()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, slot.stop)

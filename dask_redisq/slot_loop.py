@@ -9,6 +9,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import dask
+
 from dask_redisq.batch import Batch
 from dask_redisq.codec import pack, unpack
 from dask_redisq.errors import BadSignature, ServerFull, ValueTooLarge
@@ -58,6 +60,7 @@ class _Report:
 
     job: str = ""
     epoch: str = ""
+    queue: str = ""
     attempt: str = ""
     batch: Batch = field(default_factory=Batch)
     failure: bytes = b""
@@ -162,7 +165,8 @@ class Slot:
             if fruitless >= len(self.queues):
                 for monitor in self.monitors:
                     monitor.run(turned)
-                self.memory.tidy(queue.keys, turned)
+                for other in self.queues:
+                    self.memory.tidy(other.keys, turned)
                 self._wait(again)
                 fruitless, again = 0, RECHECK * 1000
 
@@ -204,9 +208,9 @@ class Slot:
         if not leased:
             return None, retry, status.decode()
         job, epoch, chunk, block, alone, tasks, *files = leased
-        if files and self.files is not None:
-            self.files.sync(self.link, queue.keys, files[0], job.decode())
-        lease = Lease(job.decode(), epoch.decode(), chunk, block, bool(alone), tasks, queue.seq)
+        lease = Lease(
+            job.decode(), epoch.decode(), chunk, block, bool(alone), tasks, queue.seq, *files
+        )
         return lease, 0, status.decode()
 
     def _call_step(
@@ -253,19 +257,24 @@ class Slot:
             if task not in dropped:
                 self.memory.values.put(task, value, len(data))
                 if task in report.kept:
-                    self.memory.kept.put((report.job, task, report.attempt), value, len(data))
+                    name = (report.queue, report.job, task, report.attempt)
+                    self.memory.kept.put(name, value, len(data))
 
     # -- one lease --------------------------------------------------------------------
 
     def _work(self, queue: _Queue, lease: Lease) -> _Report:
         """Run a lease and return what to report of it."""
-        report = _Report(lease.job, lease.epoch, attempt=self._attempt(lease))
+        report = _Report(lease.job, lease.epoch, queue.keys.queue, self._attempt(lease))
         self.page.hold(queue.index, lease.job, lease.seq, _now_ms(), len(lease.tasks))
         job = lease.job.encode()
         if self.page.stopped(job, lease.seq):
             return report  # it was cancelled while the answer was under way
         memory = self.memory.job(queue.keys, lease.job, lease.epoch)
+        if len(self.queues) > 1 and dask.config.get("redisq.queue") != queue.keys.queue:
+            dask.config.set({"redisq.queue": queue.keys.queue})  # for a task that computes
         try:
+            if lease.files and self.files is not None:
+                self.files.sync(self.link, queue.keys, lease.files, lease.job)
             loader = Loader(self.link, queue.keys, self.memory, memory, self.page.begin)
             loader.load_blocks(lease)
             values, tasks = loader.load_inputs(lease)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from dask_redisq.persist import KeptJob, Part
+from dask_redisq.serving import must_not_wait, stand_in
 
 __all__ = ["Waited", "as_completed", "wait"]
 
@@ -50,6 +52,15 @@ def as_completed(futures: Iterable[Any], timeout: float | None = None) -> Iterat
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     left, pause = list(dict.fromkeys(futures)), SOON
+    with ExitStack() as stack:
+        for pool, keys in {future.where for future in left}:
+            must_not_wait(free=stack.enter_context(stand_in(pool.url, keys)))
+        yield from _as_completed(left, pause, deadline, timeout)
+
+
+def _as_completed(
+    left: list[Any], pause: float, deadline: float | None, timeout: float | None
+) -> Iterator[Any]:
     while left:
         done = _done(left)
         left = [future for future in left if future not in done]

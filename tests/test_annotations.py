@@ -187,7 +187,7 @@ def test_a_worker_runs_no_more_than_its_resources_allow(
     queue: Queue, start_worker: Callable[..., WorkerProcess], tmp_path: Path
 ) -> None:
     """Four slots share one GPU; half a one each lets two run; what needs none runs beside them."""
-    start_worker("test", "--nworkers", "4", "--resources", "GPU=1,MEMORY=10e9")
+    start_worker("test", "--nworkers", "4", "--resources", "GPU=1,MEMORY=17179869184")
     queue.wait_for_workers(4, timeout=20)
     with dask.annotate(resources={"GPU": 1}):
         alone = [dask.delayed(at_once)(tmp_path, "alone") for _ in range(6)]
@@ -199,6 +199,8 @@ def test_a_worker_runs_no_more_than_its_resources_allow(
     done = dask.compute(*alone, *free, scheduler=queue.get, chunk_size=1)
     assert set(done[:6]) == {1}
     assert max(done[6:]) >= 2
+    x = dask.delayed(draw)(0)
+    assert x.compute(scheduler=queue.get, resources={"MEMORY": 17179869184}, timeout=20)
 
 
 def test_a_resource_that_nobody_has_is_told(queue: Queue, workers: WorkerProcess) -> None:
@@ -259,6 +261,11 @@ def draw(_: int) -> tuple[float, float]:
     return random.random(), float(np.random.rand())  # noqa: NPY002
 
 
+def draw_after(*_: Any) -> float:
+    """Return a random number, after others."""
+    return random.random()
+
+
 def test_a_seed_makes_random_numbers_that_do_not_depend_on_who_draws(
     queue: Queue, workers: WorkerProcess
 ) -> None:
@@ -271,6 +278,9 @@ def test_a_seed_makes_random_numbers_that_do_not_depend_on_who_draws(
     with dask.annotate(seed=3):
         x = dask.delayed(draw)(1, dask_key_name="x")
     y = dask.delayed(draw)(1, dask_key_name="y")
-    first, second = (dask.compute(x, y, scheduler=queue.get) for _ in range(2))
+    first, second = (
+        dask.compute(x, dask.delayed(draw_after)(x, y), scheduler=queue.get, workers="one")
+        for _ in range(2)
+    )
     assert first[0] == second[0]
-    assert first[1] != second[1]
+    assert first[1] != second[1], "what has no seed draws others each time"

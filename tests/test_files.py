@@ -58,6 +58,38 @@ def test_an_archive_is_imported_from(queue: Queue, workers: WorkerProcess, tmp_p
         archive.writestr("zipped_package/__init__.py", "VALUE = 7")
     queue.upload_file(path)
     assert dask.compute(dask.delayed(value_of)("zipped_package"), scheduler=queue.get) == (7,)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("more.txt", "so that all is elsewhere in it" * 99)
+        archive.writestr("zipped_package/__init__.py", "VALUE = 8")
+    queue.upload_file(path)
+    values = [dask.delayed(value_of)("zipped_package") for _ in range(6)]
+    assert set(dask.compute(*values, scheduler=queue.get, chunk_size=1)) == {8}
+
+
+def test_a_file_is_sent_again_after_the_server_lost_all(
+    queue: Queue, link: Link, workers: WorkerProcess, tmp_path: Path
+) -> None:
+    """Its state does not count from one again."""
+    path = tmp_path / "flushed_model.py"
+    path.write_text("VALUE = 1")
+    queue.upload_file(path)
+    values = [dask.delayed(value_of)("flushed_model") for _ in range(6)]
+    assert set(dask.compute(*values, scheduler=queue.get, chunk_size=1)) == {1}
+    link.command("FLUSHALL")
+    queue.wait_for_workers(2, timeout=20)
+    path.write_text("VALUE = 2")
+    queue.upload_file(path)
+    assert set(dask.compute(*values, scheduler=queue.get, chunk_size=1)) == {2}
+
+
+def is_a_file() -> tuple[bool, str]:
+    """Ask stdout what a file is asked."""
+    return sys.stdout.fileno() >= 0 and sys.stdout.writable(), sys.stdout.encoding
+
+
+def test_what_a_task_prints_to_is_still_a_file(queue: Queue, workers: WorkerProcess) -> None:
+    """Programs that it starts write there."""
+    assert dask.compute(dask.delayed(is_a_file)(), scheduler=queue.get) == ((True, "utf-8"),)
 
 
 def test_a_file_of_somebody_without_our_secret_is_not_imported(

@@ -143,6 +143,24 @@ def test_a_persisted_collection_is_waited_for_in_a_task(
     assert dask.compute(dask.delayed(persists)(), scheduler=queue.get) == (4,)
 
 
+def by_future(n: int) -> int:
+    """Wait for a future in a task, and for another one by `wait`."""
+    queue = redisq.Queue()
+    first = queue.compute(dask.delayed(inc)(n))
+    second = queue.compute(dask.delayed(inc)(n + 1))
+    redisq.wait([second])
+    return int(first.result() + second.result())
+
+
+def test_futures_are_waited_for_in_tasks(
+    queue: Queue, start_worker: Callable[..., WorkerProcess]
+) -> None:
+    """Ten on one slot: what they wait for goes before others that would wait, too."""
+    one_slot(queue, start_worker)
+    done = dask.compute(*[dask.delayed(by_future)(i) for i in range(10)], scheduler=queue.get)
+    assert done == tuple(2 * i + 3 for i in range(10))
+
+
 # From threads, and after a fork.
 
 

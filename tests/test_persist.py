@@ -314,6 +314,52 @@ def test_a_client_that_ends_leaves_nothing(
     wait_until(lambda: not job_keys(link))
 
 
+def test_a_value_that_is_lost_is_made_again_for_a_more_urgent_user(
+    queue: Queue, link: Link, start_worker: Callable[..., WorkerProcess]
+) -> None:
+    """One slot: the user comes back at once, and would be leased for ever."""
+    worker = start_worker("test", "--nworkers", "1", "--alive-expiry", "2")
+    queue.wait_for_workers(1, timeout=20)
+    x = chunks().persist(scheduler=queue.get, ft_interval=1)
+    redisq.wait(redisq.futures_of(x))
+    for name in job_keys(link):
+        if b":value:" in name:
+            link.command("DEL", name)
+    for slot in worker.slots():
+        slot.kill()
+    got = x.sum().compute(scheduler=queue.get, ft_interval=1, priority=10)
+    assert got == np.arange(80_000).sum()
+
+
+def test_persisting_in_a_loop_keeps_the_last_one(
+    queue: Queue, link: Link, workers: WorkerProcess
+) -> None:
+    """What it was made of is nobody's any more once it is there."""
+    z = chunks()
+    for _ in range(4):
+        z = (z + 1).persist(scheduler=queue.get)
+        redisq.wait(redisq.futures_of(z))
+    gc.collect()
+    (last,) = {part.job for part in redisq.futures_of(z)}
+    wait_until(lambda: link.command("KEYS", "*:client") == [queue.keys("client", last).encode()])
+    assert looked_again(link, queue)
+    wait_until(lambda: [row["id"] for row in queue.jobs()] == [last])
+    assert z.sum().compute(scheduler=queue.get) == np.arange(80_000).sum() + 4 * 80_000
+
+
+def test_a_client_that_ends_at_once_lets_go_as_well(
+    queue: Queue, link: Link, workers: WorkerProcess
+) -> None:
+    """Its helper has not even started."""
+    code = (
+        "import dask; import dask_redisq as redisq\n"
+        f"queue = redisq.Queue('test', {queue.url!r})\n"
+        "x = queue.persist(dask.delayed(sum)([1, 2]))\n"
+    )
+    run_python(code)
+    wait_until(lambda: not job_keys(link))
+
+
 # Futures.
 
 

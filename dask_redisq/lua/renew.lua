@@ -26,7 +26,7 @@ for i = 1, #held, 2 do
     local stored = redis.call('HMGET', key.slot(slot), 'seq', 'job')
     if stored[2] and seq > tonumber(stored[1]) then
       end_lease(stored[2], slot, {}, function() return true end)
-      redis.call('HDEL', key.slot(slot), 'job')
+      redis.call('HDEL', key.slot(slot), 'job', 'holds')
     end
   end
 end

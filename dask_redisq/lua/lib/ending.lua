@@ -1,12 +1,20 @@
 -- End a job: one state, that every script looks at first; removal comes later, in slices.
--- keys: active job settle slot leases
+-- keys: active job settle slot leases held holders
 --@include client
 --@include control
 --@include expire
 
 -- Give a job its last state and tell its client and the supervisors of its running tasks.
+--
+-- A kept job that is done uses others no longer: else z = (z + 1).persist() in a loop would keep them all.
 local function end_job(job, state, reason)
   redis.call('HSET', key.job(job), 'state', state, 'error', reason)
+  if state == 'done' and redis.call('HEXISTS', key.job(job), 'kept') == 1 then
+    for _, other in ipairs(redis.call('SMEMBERS', key.held(job))) do
+      redis.call('SREM', key.holders(other), job)
+    end
+    redis.call('DEL', key.held(job))
+  end
   redis.call('ZREM', key.active(), job)
   local slots = redis.call('HKEYS', key.leases(job))
   for _, slot in ipairs(slots) do

@@ -52,7 +52,7 @@ local function has_room(slot, wanted)
     end
   end
   for name, amount in pairs(wanted.needs) do
-    if (used[name] or 0) + amount > (tonumber(has[name]) or 0) then return false end
+    if (used[name] or 0) + amount > (tonumber(has[name]) or 0) * (1 + 1e-9) then return false end
   end
   return true
 end
