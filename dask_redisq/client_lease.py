@@ -20,22 +20,28 @@ import weakref
 from collections import deque
 from pathlib import Path
 
-__all__ = ["Hold", "drop", "hold", "settle"]
+__all__ = ["Hold", "drop", "hold", "look", "settle"]
 
 
 class _Helper:
     """The helper process of one server, from its client's side."""
 
     def __init__(self, url: str) -> None:
+        self.url = url
+        #: What it holds: job -> the order to do so.
+        self.jobs: dict[str, tuple[object, ...]] = {}
+        #: Jobs that it was told to let go, still in `jobs`: a finalizer must not take a lock.
+        self.released: deque[str] = deque()
+        self._line = -1
+        self._start()
+
+    def _start(self) -> None:
         safe = ["-P"] if sys.flags.safe_path else []
-        environment = {**os.environ, "DASK_REDISQ__URL": url}  # not argv: `ps` shows that to all
+        environment = {**os.environ, "DASK_REDISQ__URL": self.url}  # not argv: `ps` shows that
         environment.pop("DASK_REDISQ__SECRET", None)  # it reads no payloads
         # The client may have found us by a sys.path of its own.
         here, given = str(Path(__file__).parent.parent), environment.get("PYTHONPATH")
         environment["PYTHONPATH"] = f"{given}{os.pathsep}{here}" if given else here
-        self.jobs: set[str] = set()
-        #: Jobs that it was told to let go, still in `jobs`: a finalizer must not take a lock.
-        self.released: deque[str] = deque()
         theirs, self._line = os.pipe()
         self.process = subprocess.Popen(
             [sys.executable, *safe, "-m", "dask_redisq.renewer", "--owner", str(os.getpid())],
@@ -47,18 +53,30 @@ class _Helper:
         )
         os.close(theirs)
 
+    def restart(self) -> None:
+        """Start it again, and tell it all that it held."""
+        self.close()
+        self._start()
+        for order in self.jobs.values():
+            self.tell(*order)
+
+    def hold(self, queue: str, job: str, lease: float) -> None:
+        """Have it renew the lease of a job."""
+        self.jobs[job] = ("hold", queue, job, lease)
+        self.tell(*self.jobs[job])
+
     def __repr__(self) -> str:
         return f"<_Helper pid={self.process.pid}, {len(self.jobs)} jobs>"
 
     def tell(self, *words: object) -> None:
-        """Send an order; a helper that was killed is not missed, the client renews as well."""
+        """Send an order; one that was killed hears nothing, and `restart` tells its successor."""
         with contextlib.suppress(OSError):
             os.write(self._line, json.dumps(words).encode() + b"\n")
 
     def forget_released(self) -> None:
         """Take what was let go off the list."""
         while self.released:
-            self.jobs.discard(self.released.popleft())
+            self.jobs.pop(self.released.popleft(), None)
 
     def close(self) -> None:
         """End it, and wait until it is gone."""
@@ -103,16 +121,28 @@ def hold(url: str, queue: str, job: str, lease: float) -> None:
 
 def _hold(url: str, queue: str, job: str, lease: float) -> _Helper:
     with _lock:
-        helper = _helpers.get(url)
-        if helper is not None and helper.process.poll() is not None:
-            del _helpers[url]
-            helper.close()
-            helper = None
-        if helper is None:
-            helper = _helpers[url] = _Helper(url)
-        helper.jobs.add(job)
-        helper.tell("hold", queue, job, lease)
+        helper = _living(url) or _Helper(url)
+        _helpers[url] = helper
+        helper.hold(queue, job, lease)
         return helper
+
+
+def _living(url: str) -> _Helper | None:
+    """Return the helper of a server; one that was killed has a successor, which is told all."""
+    helper = _helpers.get(url)
+    if helper is None or helper.process.poll() is None:
+        return helper
+    helper.forget_released()
+    helper.restart()
+    return helper
+
+
+def look() -> None:
+    """Start helpers again that were killed: nobody else renews what they held."""
+    if _helpers:
+        with _lock:
+            for url in list(_helpers):
+                _living(url)
 
 
 class Hold:
@@ -181,7 +211,7 @@ def drop(url: str, job: str) -> None:
         helper = _helpers.get(url)
         if helper is None or job not in helper.jobs:
             return
-        helper.jobs.remove(job)
+        del helper.jobs[job]
         helper.tell("drop", job)
         _settle(url)
         _reap()

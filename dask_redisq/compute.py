@@ -7,11 +7,13 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import dask
+from dask._task_spec import DataNode
 from dask.base import unpack_collections
 from dask.core import flatten
 from dask.local import get_sync
 from dask.typing import Key
 
+from dask_redisq import client_lease
 from dask_redisq.annotations import limits, priorities, restrictions, seeds
 from dask_redisq.answer import Answer, assemble
 from dask_redisq.callbacks import Observer, active_callbacks, looks_at_values
@@ -71,11 +73,23 @@ def compute_graph(pool: Pool, names: Keys, dsk: Any, keys: Any, kwargs: dict[str
     if not in_slot():
         return _compute(pool, names, dsk, keys, kwargs)
     with stand_in(pool.url, names) as free:
-        if not free:  # this slot may as well do the work
-            return get_sync(dsk, keys)
+        if not free:
+            return _in_place(pool, names, dsk, keys)
         if serves(pool.url, names):
             kwargs = _more_urgent(kwargs)
         return _compute(pool, names, dsk, keys, kwargs)
+
+
+def _in_place(pool: Pool, names: Keys, dsk: Any, keys: Any) -> Any:
+    """Compute in this slot, which would wait otherwise; persisted values are read."""
+    graph, keys, _, _ = read_graph(dsk, keys, {}, {})
+    plan = plan_graph(graph, keys, finalize_here=False, kept=find_part(pool, names))
+    parts = {name: plan.parts[n] for name, n in plan.names.items() if n < 0} | plan.fetched
+    if parts:
+        with pool.lend() as link:
+            values = fetch_parts(parts, link)
+        graph = dict(graph) | {key: DataNode(key, value) for key, value in values.items()}
+    return get_sync(graph, keys)
 
 
 def _more_urgent(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -88,6 +102,7 @@ def _more_urgent(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def _compute(pool: Pool, names: Keys, dsk: Any, keys: Any, kwargs: dict[str, Any]) -> Any:
     check_keywords(kwargs)
+    client_lease.look()
     graph, keys, annotations, kwargs = read_graph(dsk, keys, dask.get_annotations(), kwargs)
     options = job_options(kwargs)
     cache = kwargs.get("cache", dask.config.get("cache", None))
@@ -262,6 +277,7 @@ class _Sender:
         self.kwargs = _more_urgent(kwargs) if serves(pool.url, names) else kwargs
         self.ambient = dask.get_annotations()
         self.signer = find_secret(pool.url)
+        client_lease.look()
 
     def plan(
         self, dsk: Any, keys: Any, *, finalize_here: bool = True

@@ -31,6 +31,8 @@ ASK_AGAIN = 1.0
 #: Stand-ins for slots whose tasks wait for tasks: so many at least may be, and so many seconds they
 #: stay when none waits, since the next task may well wait too.
 LEAST_STAND_INS, STAY = 4, 2.0
+#: Further ones for tasks that wait for futures, and cannot do the work themselves.
+MORE = 32
 #: Slots that die young are started again with a growing pause, in seconds.
 YOUNG, MOST_PAUSE = 5.0, 10.0
 
@@ -139,8 +141,9 @@ class Crew:
         asking = [child for child in waiting if child.page.stand_in() is None]
         wanted = self.options.nworkers + len(waiting) - len(asking)
         for child in asking:
-            child.page.answer_wait(granted=wanted < most)
-            wanted += wanted < most
+            granted = wanted < most + (MORE if child.page.must_wait() else 0)
+            child.page.answer_wait(granted=granted)
+            wanted += granted
         if wanted >= len(self.places):
             self._surplus_at = now + STAY
             self.places += [_Place() for _ in range(wanted - len(self.places))]

@@ -18,7 +18,7 @@ from dask_redisq.monitor import sweep
 from dask_redisq.options import JobOptions, job_options
 from dask_redisq.pool import Pool
 from dask_redisq.secret import find_secret
-from dask_redisq.serving import must_not_wait, stand_in
+from dask_redisq.serving import stand_in
 from dask_redisq.task_warnings import issue_warnings
 from dask_redisq.trust import Seal
 from dask_redisq.verdict import why_gone
@@ -141,8 +141,7 @@ class Future:
             options = self.kept.options if self.kept is not None else None
             job = _reader(link, self._keys, self.id, self._answer, seal, options)
             try:
-                with stand_in(self._pool.url, self._keys) as free:
-                    must_not_wait(free=free)
+                with stand_in(self._pool.url, self._keys, must=True):
                     job.gather(deadline)
             except BaseException as error:
                 if job.ended is None:

@@ -18,7 +18,7 @@ from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.monitor import Monitor
 from dask_redisq.options import JobOptions
-from dask_redisq.serving import must_not_wait, stand_in
+from dask_redisq.serving import stand_in
 from dask_redisq.trust import Seal
 
 __all__ = ["KeptReader"]
@@ -86,9 +86,12 @@ class KeptReader(Follower):
         deadline : float, optional
             When to give up with a `TimeoutError`; by `time.monotonic`.
         """
-        with stand_in(self.link.url, self.keys) as free:
-            must_not_wait(free=free)
-            yield from self._finished(tasks, deadline)
+        left = list(dict.fromkeys(tasks))
+        if len(left) <= LOOK and len(self.look(left)) == len(left):
+            yield from left
+            return
+        with stand_in(self.link.url, self.keys, must=True):
+            yield from self._finished(left, deadline)
 
     def _finished(self, tasks: Iterable[int], deadline: float | None) -> Iterator[int]:
         left = dict.fromkeys(tasks)

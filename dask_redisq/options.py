@@ -10,6 +10,7 @@ from typing import Any
 import dask
 
 from dask_redisq.annotations import check_retries
+from dask_redisq.serving import in_slot
 from dask_redisq.settings import setting, whole
 
 __all__ = ["JobOptions", "check_keywords", "job_options"]
@@ -29,6 +30,8 @@ OTHERS = frozenset(
     loads optimize_graph pack_exception pool raise_exception submit sync
     """.split()  # noqa: SIM905
 )
+#: Seconds that the job of a task outlives it: it was killed, as its own job was cancelled, say.
+NESTED_LEASE = 5.0
 _told: set[str] = set()
 
 
@@ -89,7 +92,7 @@ def job_options(kwargs: dict[str, Any]) -> JobOptions:
         locality_wait=setting("locality-wait", kwargs.get("locality_wait")),
         ft_interval=setting("ft-interval", kwargs.get("ft_interval")),
         alive_expiry=setting("alive-expiry", kwargs.get("alive_expiry")),
-        client_lease=setting("client-lease"),
+        client_lease=_client_lease(),
         no_workers_timeout=setting("no-workers-timeout", kwargs.get("no_workers_timeout")),
     )
 
@@ -99,3 +102,9 @@ def _num_workers(given: Any) -> int:
     if given is None:
         given = dask.config.get("num_workers", None)
     return 0 if given is None else whole("num_workers", given, 1)
+
+
+def _client_lease() -> float:
+    """Return how long a job outlives its client; in a task, which may be killed, not for long."""
+    lease: float = setting("client-lease")
+    return min(lease, NESTED_LEASE) if in_slot() else lease

@@ -168,10 +168,13 @@ class Page:
 
     # -- a task that waits for tasks; see `dask_redisq.serving`
 
-    def wait_for_tasks(self) -> None:
-        """Write that the task in hand waits for others, and asks for a slot in its place."""
+    def wait_for_tasks(self, *, must: bool) -> None:
+        """Write that the task in hand waits for others, and asks for a slot in its place.
+
+        `must`: it cannot do their work itself.
+        """
         self._memory[_STAND_IN_AT] = _UNANSWERED
-        self._memory[_WAITS_AT] = 1
+        self._memory[_WAITS_AT] = 2 if must else 1
 
     def wait_no_more(self) -> None:
         """Write that it goes on."""
@@ -180,6 +183,10 @@ class Page:
     def waits(self) -> bool:
         """Tell whether the task in hand waits, and was not refused."""
         return bool(self._memory[_WAITS_AT] and self._memory[_STAND_IN_AT] != _REFUSED)
+
+    def must_wait(self) -> bool:
+        """Tell whether it cannot go on without."""
+        return self._memory[_WAITS_AT] == 2
 
     def answer_wait(self, *, granted: bool) -> None:
         """Say whether there will be another slot meanwhile."""

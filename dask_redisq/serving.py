@@ -18,7 +18,7 @@ from dask_redisq.errors import RedisqError
 from dask_redisq.keys import Keys
 from dask_redisq.page import Page
 
-__all__ = ["in_slot", "must_not_wait", "serve", "serves", "stand_in"]
+__all__ = ["in_slot", "serve", "serves", "stand_in"]
 
 #: Seconds for which an answer of the supervisor is waited for.
 PATIENCE = 2.0
@@ -50,19 +50,30 @@ def serves(url: str, keys: Keys) -> bool:
 
 
 @contextmanager
-def stand_in(url: str, keys: Keys) -> Iterator[bool]:
+def stand_in(url: str, keys: Keys, *, must: bool = False) -> Iterator[bool]:
     """Have another slot work in this one's place while the block waits for tasks of a queue.
 
-    Gives false if there is none: to wait may be for ever then. Outside of that queue's slots there
-    is nothing to do.
+    Gives false if there is none: to wait may be for ever then; with `must` that is an error, and
+    there may be more of them. Outside of that queue's slots there is nothing to do.
+
+    Raises
+    ------
+    RedisqError
+        If there must be one, and there is none.
     """
     global _waiting  # noqa: PLW0603
     if not serves(url, keys):
         yield True
         return
     with _lock:  # a second call waits for the answer to the first one
-        granted = _page is not None and (_waiting > 0 or _ask(_page))
+        granted = _page is not None and (_waiting > 0 or _ask(_page, must=must))
         _waiting += granted
+    if must and not granted:
+        raise RedisqError(
+            "a task waits for a future of its own queue, and so do all the slots that may stand in "
+            "for its worker's. Compute with scheduler=redisq.get there, which then works in place, "
+            "or start more workers"
+        )
     try:
         yield granted
     finally:
@@ -72,24 +83,8 @@ def stand_in(url: str, keys: Keys) -> Iterator[bool]:
                 _page.wait_no_more()
 
 
-def must_not_wait(*, free: bool) -> None:
-    """Raise if no other slot works in this one's place: to wait may be for ever.
-
-    Raises
-    ------
-    RedisqError
-        Then.
-    """
-    if not free:
-        raise RedisqError(
-            "a task waits for a future of its own queue, and so do all the slots that may stand in "
-            "for its worker's. Compute with scheduler=redisq.get there, which then works in place, "
-            "or start more workers"
-        )
-
-
-def _ask(page: Page) -> bool:
-    page.wait_for_tasks()
+def _ask(page: Page, *, must: bool) -> bool:
+    page.wait_for_tasks(must=must)
     os.kill(_supervisor, signal.SIGCHLD)  # it looks at its pages at once
     deadline = time.monotonic() + PATIENCE
     while (answer := page.stand_in()) is None and time.monotonic() < deadline:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from dask_redisq.persist import KeptJob, Part
-from dask_redisq.serving import must_not_wait, stand_in
+from dask_redisq.serving import stand_in
 
 __all__ = ["Waited", "as_completed", "wait"]
 
@@ -54,7 +54,7 @@ def as_completed(futures: Iterable[Any], timeout: float | None = None) -> Iterat
     left, pause = list(dict.fromkeys(futures)), SOON
     with ExitStack() as stack:
         for pool, keys in {future.where for future in left}:
-            must_not_wait(free=stack.enter_context(stand_in(pool.url, keys)))
+            stack.enter_context(stand_in(pool.url, keys, must=True))
         yield from _as_completed(left, pause, deadline, timeout)
 
 

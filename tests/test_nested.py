@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,47 @@ def test_futures_are_waited_for_in_tasks(
     one_slot(queue, start_worker)
     done = dask.compute(*[dask.delayed(by_future)(i) for i in range(10)], scheduler=queue.get)
     assert done == tuple(2 * i + 3 for i in range(10))
+
+
+def persist_and_use(n: int) -> int:
+    """Persist a value in a task, and use it in a nested job."""
+    x = dask.delayed(inc)(n).persist(scheduler=redisq.get)
+    redisq.wait(redisq.futures_of(x))
+    return int(dask.delayed(inc)(x).compute(scheduler=redisq.get))
+
+
+def test_persisted_values_are_known_where_a_task_does_the_work_itself(
+    queue: Queue, start_worker: Callable[..., WorkerProcess]
+) -> None:
+    """Ten on one slot: beyond the stand-ins some compute in place."""
+    one_slot(queue, start_worker)
+    done = dask.compute(*[dask.delayed(persist_and_use)(i) for i in range(10)], scheduler=queue.get)
+    assert done == tuple(i + 2 for i in range(10))
+
+
+def many_slow(folder: Path) -> None:
+    """Compute 400 tasks of 50 ms in a nested job, each of which leaves a mark."""
+    parts = [dask.delayed(mark)(folder, i) for i in range(400)]
+    dask.compute(*parts, scheduler=redisq.get)
+
+
+def mark(folder: Path, i: int) -> None:
+    """Leave a mark, and take a while."""
+    (folder / f"mark{i}").touch()
+    time.sleep(0.05)
+
+
+def test_the_job_of_a_task_ends_soon_after_that_was_cancelled(
+    queue: Queue, start_worker: Callable[..., WorkerProcess], tmp_path: Path
+) -> None:
+    """Its client is the slot, which is killed."""
+    start_worker("test", "--nworkers", "1", "--alive-expiry", "2")
+    queue.wait_for_workers(1, timeout=20)
+    future = queue.compute(dask.delayed(many_slow)(tmp_path), ft_interval=1)
+    wait_until(lambda: len(list(tmp_path.glob("mark*"))) > 3)
+    future.cancel()
+    wait_until(lambda: not queue.stats()["running"], timeout=13)
+    assert len(list(tmp_path.glob("mark*"))) < 300
 
 
 # From threads, and after a fork.

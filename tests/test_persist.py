@@ -23,6 +23,7 @@ from dask.utils_test import inc
 from test_detach import job_keys, run_python
 
 import dask_redisq as redisq
+from dask_redisq import client_lease
 from dask_redisq.codec import unpack
 from dask_redisq.link import Link
 from dask_redisq.queue import Queue
@@ -358,6 +359,22 @@ def test_a_client_that_ends_at_once_lets_go_as_well(
     )
     run_python(code)
     wait_until(lambda: not job_keys(link))
+
+
+def test_the_successor_of_a_helper_that_was_killed_holds_all(
+    queue: Queue, link: Link, workers: WorkerProcess
+) -> None:
+    """The lease of a persisted collection is renewed by nobody else."""
+    with dask.config.set({"redisq.client-lease": 1}):
+        x = chunks().persist(scheduler=queue.get)
+        redisq.wait(redisq.futures_of(x))
+        (helper,) = client_lease._helpers.values()
+        helper.process.kill()
+        helper.process.wait()
+        assert dask.delayed(inc)(1).compute(scheduler=queue.get) == 2
+        time.sleep(2.5)
+        assert link.command("EXISTS", queue.keys("client", redisq.futures_of(x)[0].job))
+        assert x.sum().compute(scheduler=queue.get) == np.arange(80_000).sum()
 
 
 # Futures.
