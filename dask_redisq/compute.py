@@ -17,10 +17,7 @@ from dask_redisq import client_lease
 from dask_redisq.annotations import limits, priorities, restrictions, seeds
 from dask_redisq.answer import Answer, assemble
 from dask_redisq.callbacks import Observer, active_callbacks, looks_at_values
-from dask_redisq.dask_input import (
-    read_graph,
-    with_cached,
-)
+from dask_redisq.dask_input import read_graph, with_cached
 from dask_redisq.garbage import collector_paused
 from dask_redisq.graph import plan_graph
 from dask_redisq.job import Job
@@ -38,7 +35,7 @@ from dask_redisq.persist import (
 from dask_redisq.plan import Plan
 from dask_redisq.pool import Pool
 from dask_redisq.secret import find_secret
-from dask_redisq.serving import in_slot, serves, stand_in
+from dask_redisq.serving import in_slot, stand_in
 from dask_redisq.settings import setting
 from dask_redisq.unshared import refuse_unshared
 
@@ -70,13 +67,11 @@ def plan_job(
 
 def compute_graph(pool: Pool, names: Keys, dsk: Any, keys: Any, kwargs: dict[str, Any]) -> Any:
     """Do what `Queue.get` promises."""
-    if not in_slot():
+    if not in_slot():  # asked first: the URL of no server may start one
         return _compute(pool, names, dsk, keys, kwargs)
     with stand_in(pool.url, names) as free:
         if not free:
             return _in_place(pool, names, dsk, keys)
-        if serves(pool.url, names):
-            kwargs = _more_urgent(kwargs)
         return _compute(pool, names, dsk, keys, kwargs)
 
 
@@ -90,14 +85,6 @@ def _in_place(pool: Pool, names: Keys, dsk: Any, keys: Any) -> Any:
             values = fetch_parts(parts, link)
         graph = dict(graph) | {key: DataNode(key, value) for key, value in values.items()}
     return get_sync(graph, keys)
-
-
-def _more_urgent(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return keywords for a job of a task: it goes before other tasks of the queue.
-
-    They would run in the stand-in first, and wait for tasks again.
-    """
-    return {**kwargs, "priority": (kwargs.get("priority") or 0) + 1}
 
 
 def _compute(pool: Pool, names: Keys, dsk: Any, keys: Any, kwargs: dict[str, Any]) -> Any:
@@ -274,7 +261,7 @@ class _Sender:
         check_keywords(kwargs)
         self.pool = pool
         self.names = names
-        self.kwargs = _more_urgent(kwargs) if serves(pool.url, names) else kwargs
+        self.kwargs = kwargs
         self.ambient = dask.get_annotations()
         self.signer = find_secret(pool.url)
         client_lease.look()

@@ -14,9 +14,10 @@ from importlib.util import cache_from_source
 from pathlib import Path
 
 from dask_redisq.codec import pack, unpack
-from dask_redisq.errors import BadSignature
+from dask_redisq.errors import BadSignature, ValueTooLarge
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
+from dask_redisq.server_check import most_bytes
 from dask_redisq.trust import Signer
 
 __all__ = ["SlotFiles", "upload"]
@@ -28,9 +29,19 @@ ARCHIVES = {".zip", ".egg", ".whl"}
 
 
 def upload(link: Link, keys: Keys, path: Path, signer: Signer) -> None:
-    """Store a file under its name."""
+    """Store a file under its name.
+
+    Raises
+    ------
+    ValueTooLarge
+        If no value of the server may be that long.
+    """
     payload = pack([path.name, path.read_bytes()])
     data = signer.seal(keys.queue, FILES).sign(FILE, b"", 0, payload)
+    if len(data) > (most := most_bytes(link)):
+        raise ValueTooLarge(
+            f"{path} takes {len(data):,} bytes, and the server holds {most:,} in one"
+        )
     seconds, micros = map(int, link.command("TIME"))
     link.call("upload", keys, name=path.name, data=data, at=1_000_000 * seconds + micros)
 

@@ -130,8 +130,8 @@ class Future:
         """Remove the job and its results from the server now; who attaches later is told so."""
         with self._pool.lend() as link:
             verb = "forget" if self.kept is None else "let_go"
-            link.call(verb, self._keys, job=self.id)
-            sweep(link, self._keys, self.id)
+            if link.call(verb, self._keys, job=self.id) != 0:  # 0: a job uses its values
+                sweep(link, self._keys, self.id)
 
     def _read(self, timeout: float | None) -> tuple[Any, BaseException | None]:
         """Wait for the outcome; what is no outcome of the job (no server, no time) is raised."""

@@ -159,14 +159,13 @@ class LeaseRun:
             node = self._node(task)
             if task != first and not self._may_follow(task, node, now - started):
                 continue
-            limits = self.blocks[task // self.lease.block].limits
-            if limits and task in limits:
-                self.limit(task, *limits[task])
-            seeds = self.blocks[task // self.lease.block].seeds
+            block = self.blocks[task // self.lease.block]
+            if task in block.limits:
+                self.limit(task, *block.limits[task])
             self.begin(task, position)
             try:
-                if seeds and task in seeds:
-                    with seeded(seeds[task]):
+                if task in block.seeds:
+                    with seeded(block.seeds[task]):
                         value = run_task(node, self.values)
                 else:
                     value = run_task(node, self.values)
@@ -236,11 +235,10 @@ class LeaseRun:
         """
         if self.lease.alone or len(self.made) >= self._most or task in self.made:
             return False
-        size = self.lease.block
-        outer = self.blocks[task // size].outer
-        if outer and any(kept.number not in self.values for kept in outer.get(task, ())):
+        block = self.blocks[task // self.lease.block]
+        if any(kept.number not in self.values for kept in block.outer.get(task, ())):
             return False
-        wanted = self.blocks[task // size].restricted.get(task)
+        wanted = block.restricted.get(task)
         if wanted is not None and not self._may_run_here(wanted):
             return False
         if elapsed > self.pace.budget or self._edges > EDGES:

@@ -81,6 +81,8 @@ def job_options(kwargs: dict[str, Any]) -> JobOptions:
         if chunk == 0:
             raise ValueError("chunk_size is a number of tasks, or -1 to spread them evenly, not 0")
     priority = whole("priority", kwargs.get("priority") or 0, -(2**31))
+    # A job of a task goes before other tasks: these would run in the stand-in, and wait as well.
+    priority += in_slot()
     return JobOptions(
         chunk_size=chunk or 0,
         pure=bool(kwargs.get("pure", True)),

@@ -68,13 +68,13 @@ def stand_in(url: str, keys: Keys, *, must: bool = False) -> Iterator[bool]:
     with _lock:  # a second call waits for the answer to the first one
         granted = _page is not None and (_waiting > 0 or _ask(_page, must=must))
         _waiting += granted
-    if must and not granted:
-        raise RedisqError(
-            "a task waits for a future of its own queue, and so do all the slots that may stand in "
-            "for its worker's. Compute with scheduler=redisq.get there, which then works in place, "
-            "or start more workers"
-        )
     try:
+        if must and not granted:
+            raise RedisqError(
+                "a task waits for a future of its own queue, and so do all the slots that may "
+                "stand in for its worker's. Compute with scheduler=redisq.get there, which then "
+                "works in place, or start more workers"
+            )
         yield granted
     finally:
         with _lock:

@@ -359,7 +359,7 @@ def _now_ms() -> int:
 def _kept(memory: JobMemory, lease: Lease, batch: Batch) -> frozenset[int]:
     """Return the tasks of a batch whose values later jobs may read from here."""
     blocks, size = memory.blocks, lease.block
-    if not any(block.kept for block in blocks.values()):
+    if not blocks[lease.tasks[0] // size].kept:  # it is the job that is kept
         return frozenset()
     large = [p.task for p in batch.published if not p.inline]
     return frozenset([t for t in large if t in blocks[t // size].outputs])

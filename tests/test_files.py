@@ -202,8 +202,16 @@ def test_what_a_task_prints_and_logs_is_in_the_log_with_job_and_task(
     assert dask.compute(dask.delayed(inc)(1), scheduler=queue.get) == (2,)
 
 
-def test_an_upload_is_seen_by_jobs_that_come_after_it(queue: Queue, tmp_path: Path) -> None:
-    """A file that is not there is an error here."""
+def test_what_cannot_be_uploaded_is_an_error_here(queue: Queue, link: Link, tmp_path: Path) -> None:
+    """A file that is not there; one that the server would hang up on."""
     with pytest.raises(OSError, match="missing"):
         queue.upload_file(tmp_path / "missing.py")
-    assert isinstance(queue, redisq.Queue)
+    path = tmp_path / "large.py"
+    path.write_bytes(bytes(1_100_000))
+    before = link.command("CONFIG", "GET", "proto-max-bulk-len")[1]
+    link.command("CONFIG", "SET", "proto-max-bulk-len", 1_048_576)
+    try:
+        with pytest.raises(redisq.ValueTooLarge, match=r"large\.py takes 1,1"):
+            queue.upload_file(path)
+    finally:
+        link.command("CONFIG", "SET", "proto-max-bulk-len", before)

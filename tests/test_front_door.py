@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from operator import add
 from pathlib import Path
@@ -17,7 +17,9 @@ import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import WorkerProcess
 from dask._task_spec import Alias, DataNode, List, Task, TaskRef
+from dask.order import order
 from dask.utils_test import inc
 
 import dask_redisq as redisq
@@ -265,7 +267,7 @@ def test_a_task_with_many_edges_stalls_nobody(queue: Queue, link: Link) -> None:
     assert link.command("SLOWLOG", "LEN") == 0
 
 
-def test_a_chain_of_ten_thousand_tasks_is_no_depth(queue: Queue, workers: object) -> None:
+def test_a_chain_of_ten_thousand_tasks_is_no_depth(queue: Queue, workers: WorkerProcess) -> None:
     """Nothing recurses."""
     dsk: dict[Any, Any] = {("x", 0): 0}
     dsk |= {("x", i): (inc, ("x", i - 1)) for i in range(1, 10_001)}
@@ -279,3 +281,24 @@ def test_optimizing_computes_nothing(queue: Queue) -> None:
         (y,) = dask.optimize(x)
         assert y.sum().compute(scheduler="sync") == 20
     assert queue.jobs() == []
+
+
+def note_key(log: Path, key: str, *_: Any) -> None:
+    """Append a line."""
+    with log.open("a") as file:
+        file.write(f"{key}\n")
+
+
+def test_tasks_run_in_the_order_of_dask(
+    queue: Queue, start_worker: Callable[..., WorkerProcess], tmp_path: Path
+) -> None:
+    """On one slot, task by task; a graph of up to 64 tasks is numbered by `dask.order`."""
+    log = tmp_path / "log"
+    dsk: dict[Any, Any] = {f"a{i}": (note_key, log, f"a{i}") for i in range(6)}
+    dsk |= {f"b{i}": (note_key, log, f"b{i}", f"a{i}", f"a{(i + 3) % 6}") for i in range(6)}
+    dsk["end"] = (note_key, log, "end", *[f"b{i}" for i in range(6)])
+    start_worker("test", "--nworkers", "1")
+    queue.wait_for_workers(1, timeout=20)
+    queue.get(dsk, "end", chunk_size=1)
+    rank = order(dsk)
+    assert log.read_text().split() == sorted(dsk, key=rank.__getitem__)

@@ -194,19 +194,27 @@ def looked_again(link: Link, queue: Queue) -> bool:
     return looked(link, queue.keys)
 
 
-def test_a_persisted_value_that_is_lost_is_made_again(
-    queue: Queue, link: Link, start_worker: Callable[..., WorkerProcess]
-) -> None:
-    """Its graph stays as long as it does."""
-    worker = start_worker("test", "--nworkers", "2", "--alive-expiry", "2")
-    queue.wait_for_workers(2, timeout=20)
+def persisted_and_lost(
+    queue: Queue, link: Link, start_worker: Callable[..., WorkerProcess], slots: int
+) -> Any:
+    """Return a persisted array whose values are gone, from the server and from the slots."""
+    worker = start_worker("test", "--nworkers", f"{slots}", "--alive-expiry", "2")
+    queue.wait_for_workers(slots, timeout=20)
     x = chunks().persist(scheduler=queue.get, ft_interval=1)
     redisq.wait(redisq.futures_of(x))
     for name in job_keys(link):
         if b":value:" in name:
             link.command("DEL", name)
     for slot in worker.slots():
-        slot.kill()  # what they have in memory goes too
+        slot.kill()
+    return x
+
+
+def test_a_persisted_value_that_is_lost_is_made_again(
+    queue: Queue, link: Link, start_worker: Callable[..., WorkerProcess]
+) -> None:
+    """Its graph stays as long as it does."""
+    x = persisted_and_lost(queue, link, start_worker, 2)
     assert x.sum().compute(scheduler=queue.get, ft_interval=1) == np.arange(80_000).sum()
     assert np.array_equal(x.compute(scheduler=queue.get), np.arange(80_000))
 
@@ -319,15 +327,7 @@ def test_a_value_that_is_lost_is_made_again_for_a_more_urgent_user(
     queue: Queue, link: Link, start_worker: Callable[..., WorkerProcess]
 ) -> None:
     """One slot: the user comes back at once, and would be leased for ever."""
-    worker = start_worker("test", "--nworkers", "1", "--alive-expiry", "2")
-    queue.wait_for_workers(1, timeout=20)
-    x = chunks().persist(scheduler=queue.get, ft_interval=1)
-    redisq.wait(redisq.futures_of(x))
-    for name in job_keys(link):
-        if b":value:" in name:
-            link.command("DEL", name)
-    for slot in worker.slots():
-        slot.kill()
+    x = persisted_and_lost(queue, link, start_worker, 1)
     got = x.sum().compute(scheduler=queue.get, ft_interval=1, priority=10)
     assert got == np.arange(80_000).sum()
 
@@ -365,19 +365,43 @@ def test_the_successor_of_a_helper_that_was_killed_holds_all(
     queue: Queue, link: Link, workers: WorkerProcess
 ) -> None:
     """The lease of a persisted collection is renewed by nobody else."""
-    with dask.config.set({"redisq.client-lease": 1}):
+    with dask.config.set({"redisq.client-lease": 3}):
         x = chunks().persist(scheduler=queue.get)
         redisq.wait(redisq.futures_of(x))
         (helper,) = client_lease._helpers.values()
         helper.process.kill()
         helper.process.wait()
         assert dask.delayed(inc)(1).compute(scheduler=queue.get) == 2
-        time.sleep(2.5)
-        assert link.command("EXISTS", queue.keys("client", redisq.futures_of(x)[0].job))
+        lease, left = queue.keys("client", redisq.futures_of(x)[0].job), 0
+
+        def renewed() -> bool:
+            nonlocal left
+            before, left = left, link.command("PTTL", lease)
+            assert left > 0, "it ran out"
+            return bool(0 < before < left)
+
+        wait_until(renewed)
+        wait_until(renewed)
         assert x.sum().compute(scheduler=queue.get) == np.arange(80_000).sum()
 
 
 # Futures.
+
+
+def test_forgetting_a_future_leaves_what_a_job_uses(
+    queue: Queue, link: Link, workers: WorkerProcess, tmp_path: Path
+) -> None:
+    """It ends at once otherwise, also while it runs."""
+    never = queue.compute(dask.delayed(wait_file)(tmp_path / "never"))
+    never.forget()
+    wait_until(lambda: not job_keys(link))
+    kept = queue.compute(dask.delayed(inc)(1))
+    assert kept.result() == 2
+    user = "f" * 32
+    link.command("HSET", queue.keys("job", user), "state", "running")
+    link.command("SADD", queue.keys("holders", kept.id), user)
+    kept.forget()
+    assert link.command("HGET", queue.keys("job", kept.id), "state") == b"done"
 
 
 def test_a_future_that_is_dropped_cancels_its_job(

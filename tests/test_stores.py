@@ -55,6 +55,14 @@ def test_storing_into_an_array_of_the_client_is_refused(
         dask.compute(two, scheduler=queue.get)
 
 
+def test_storing_into_copies_can_be_allowed(queue: Queue, workers: WorkerProcess) -> None:
+    """They change, on the workers, and the target does not."""
+    target = np.zeros((40, 40))
+    with dask.config.set({"redisq.allow-memory-store": True}):
+        da.store(grid(), target, lock=False, scheduler=queue.get)
+    assert not target.any()
+
+
 def test_storing_into_zarr_in_memory_is_refused(queue: Queue) -> None:
     """As for an array."""
     target = zarr.create_array(

@@ -6,9 +6,9 @@
 --@include numbers
 --@include stuck
 --
--- `tasks`: msgpack, at most 2,000. `values` = '1': records follow, each false if it is lost; else only
--- the tasks that are finished, with 0 for a record. While the job is
--- rebuilt nothing is told: what is there may be of two histories.
+-- `tasks`: msgpack, at most 2,000. `values` = '1': the records of finished ones, '' for one that
+-- is lost; else 0 in place of each. While the job is rebuilt nothing is told: what is there may be of
+-- two histories.
 local job = arg.job
 local meta = redis.call('HMGET', key.job(job), 'state', 'error', 'epoch', 'frozen')
 if not meta[1] then return cmsgpack.pack({'', redis.call('GET', key.tomb(job)) or '', '', 0}) end
