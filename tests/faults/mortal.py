@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Self
 
-from dask_redisq.errors import ServerUnavailable
+from dask_redisq.errors import ServerRefused, ServerUnavailable
 from dask_redisq.link import Link
 from dask_redisq.server import find_server
 
@@ -47,6 +47,8 @@ class MortalServer:
         while True:
             try:
                 Link(self.url, patience=0.0).connect()
+                return
+            except ServerRefused:  # it asks for a password: then it is there
                 return
             except ServerUnavailable:
                 assert time.monotonic() < deadline, "the server did not start"
