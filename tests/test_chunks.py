@@ -1,4 +1,4 @@
-"""How many tasks a lease runs where a chunk size says so."""
+"""Which tasks a lease runs, and how many, where a chunk size says so."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import WorkerProcess
+from dask.order import order
 
 import dask_redisq as redisq
 from dask_redisq.queue import Queue
@@ -30,6 +31,28 @@ def test_no_lease_runs_more_tasks_than_the_chunk_size(
     dsk |= {("b", i): (finished, queue.url, ("a", i)) for i in range(20)}
     seen = queue.get(dsk, list(dsk), chunk_size=k)
     assert max(seen.count(reported) for reported in seen) <= k
+
+
+def note(log: Path, word: str, *_: Any) -> None:
+    """Append a line."""
+    with log.open("a") as file:
+        file.write(f"{word}\n")
+
+
+def test_tasks_run_in_the_order_of_dask(
+    queue: Queue, start_worker: Callable[..., WorkerProcess], tmp_path: Path
+) -> None:
+    """On one slot, task by task; a graph of up to 64 tasks is numbered by `dask.order`."""
+    log = tmp_path / "log"
+    # What a task writes is not its key: that would be an input of it.
+    dsk: dict[Any, Any] = {f"a{i}": (note, log, f"A{i}") for i in range(6)}
+    dsk |= {f"b{i}": (note, log, f"B{i}", f"a{i}", f"a{(i + 3) % 6}") for i in range(6)}
+    dsk["end"] = (note, log, "END", *[f"b{i}" for i in range(6)])
+    start_worker("test", "--nworkers", "1")
+    queue.wait_for_workers(1, timeout=20)
+    queue.get(dsk, "end", chunk_size=1)
+    rank = order(dsk)
+    assert log.read_text().lower().split() == sorted(dsk, key=rank.__getitem__)
 
 
 # Results that can be read once.

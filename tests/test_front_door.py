@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from operator import add
 from pathlib import Path
@@ -19,7 +19,6 @@ import pandas as pd
 import pytest
 from conftest import WorkerProcess
 from dask._task_spec import Alias, DataNode, List, Task, TaskRef
-from dask.order import order
 from dask.utils_test import inc
 
 import dask_redisq as redisq
@@ -281,24 +280,3 @@ def test_optimizing_computes_nothing(queue: Queue) -> None:
         (y,) = dask.optimize(x)
         assert y.sum().compute(scheduler="sync") == 20
     assert queue.jobs() == []
-
-
-def note_key(log: Path, key: str, *_: Any) -> None:
-    """Append a line."""
-    with log.open("a") as file:
-        file.write(f"{key}\n")
-
-
-def test_tasks_run_in_the_order_of_dask(
-    queue: Queue, start_worker: Callable[..., WorkerProcess], tmp_path: Path
-) -> None:
-    """On one slot, task by task; a graph of up to 64 tasks is numbered by `dask.order`."""
-    log = tmp_path / "log"
-    dsk: dict[Any, Any] = {f"a{i}": (note_key, log, f"a{i}") for i in range(6)}
-    dsk |= {f"b{i}": (note_key, log, f"b{i}", f"a{i}", f"a{(i + 3) % 6}") for i in range(6)}
-    dsk["end"] = (note_key, log, "end", *[f"b{i}" for i in range(6)])
-    start_worker("test", "--nworkers", "1")
-    queue.wait_for_workers(1, timeout=20)
-    queue.get(dsk, "end", chunk_size=1)
-    rank = order(dsk)
-    assert log.read_text().split() == sorted(dsk, key=rank.__getitem__)
