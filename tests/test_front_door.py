@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 from conftest import WorkerProcess
 from dask._task_spec import Alias, DataNode, List, Task, TaskRef
+from dask.bag.core import reify
 from dask.utils_test import inc
 
 import dask_redisq as redisq
@@ -280,3 +281,26 @@ def test_optimizing_computes_nothing(queue: Queue) -> None:
         (y,) = dask.optimize(x)
         assert y.sum().compute(scheduler="sync") == 20
     assert queue.jobs() == []
+
+
+def reify_and_note(seq: Any) -> Any:
+    """Do what Dask's `reify` does, and leave a line in the file that the environment names."""
+    with Path(os.environ["REIFIED"]).open("a") as file:
+        file.write("1\n")
+    return reify(seq)
+
+
+def test_nested_iterators_of_a_bag_are_read_as_often_as_dask_reads_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dask's test_to_delayed_optimize_graph, which counts in its own process, with a file."""
+    log = tmp_path / "log"
+    monkeypatch.setenv("REIFIED", str(log))
+    monkeypatch.setattr("dask.bag.core.reify", reify_and_note)
+    with redisq.LocalCluster(n_workers=1) as cluster:
+        bag = db.from_sequence([1, 2, 3, 4, 5, 6], npartitions=1).map(inc).map(inc).map(inc)
+        for optimize, reads in ((True, 1), (False, 3)):
+            log.write_text("")
+            (part,) = bag.to_delayed(optimize_graph=optimize)
+            assert part.compute(scheduler=cluster.get) == [4, 5, 6, 7, 8, 9]
+            assert len(log.read_text().split()) == reads

@@ -75,10 +75,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if mark.name in OFF:
                 item.add_marker(pytest.mark.skip(reason=f"{mark.name}: not in these sets"))
         name = _name(item)
-        for skipped, reason in SKIPS.items():
-            if name == skipped or name.split("[")[0] == skipped:
-                used.add(skipped)
-                item.add_marker(pytest.mark.skip(reason=f"redisq: {reason}"))
+        if name in SKIPS:
+            used.add(name)
+            item.add_marker(pytest.mark.skip(reason=f"redisq: {SKIPS[name]}"))
     unused = [s for s in SKIPS if s.split("::")[0] in files and s not in used]
     if unused and not any("::" in arg for arg in config.args):
         raise pytest.UsageError(f"there are no such tests to skip: {unused}")
