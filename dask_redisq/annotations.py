@@ -5,11 +5,12 @@ Source: section 1.3 of Dask's contract. An annotation goes before a keyword of t
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dask.typing import Key
+
+from dask_redisq.seeding import check_seed
 
 __all__ = [
     "RESOURCE",
@@ -121,11 +122,11 @@ def priorities(annotations: Mapping[str, Any]) -> dict[Key, int]:
 
 def seeds(
     annotations: Mapping[str, Any], keys: list[Key], seed: int | None = None
-) -> dict[int, int]:
-    """Return task -> the seed of its random numbers, for tasks that have one.
+) -> dict[int, tuple[int, int]]:
+    """Return task -> the seed that it was given, and its number; for tasks that have one.
 
-    It is made of the seed that was given and the task's key: the same wherever it runs, and another
-    one for each task.
+    See `dask_redisq.seeding` for what is made of them. By its number, not its key: that is a new
+    one each time for what `dask.delayed` and `dask.array.random` make.
 
     Parameters
     ----------
@@ -135,6 +136,11 @@ def seeds(
         The key of each task.
     seed : int, optional
         For tasks that are not annotated.
+
+    Raises
+    ------
+    ValueError
+        For a seed that is no whole number from 0 on.
     """
     by_key = annotations.get("seed") or {}
     if not by_key and seed is None:
@@ -143,8 +149,7 @@ def seeds(
     for task, key in enumerate(keys):
         given = by_key.get(key, seed)
         if given is not None:
-            text = f"{given!r} {key!r}".encode()
-            found[task] = int.from_bytes(hashlib.blake2b(text, digest_size=4).digest())
+            found[task] = (check_seed(given, f" of task {key!r}"), task)
     return found
 
 

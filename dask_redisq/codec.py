@@ -114,8 +114,8 @@ class Block(NamedTuple):
         again, -1 for what holds for its job. For tasks with limits of their own.
     outer : dict of int to tuple of KeptValue
         Task number -> what it reads of other jobs.
-    seeds : dict of int to int
-        Task number -> the seed of its random numbers.
+    seeds : dict of int to tuple of int
+        Task number -> the seed of its random numbers, and which stream of that.
     kept : bool
         Whether the values of `outputs` stay, for later jobs.
     """
@@ -127,7 +127,7 @@ class Block(NamedTuple):
     restricted: dict[int, tuple[str, ...]]
     limits: dict[int, tuple[float, int]]
     outer: dict[int, tuple[KeptValue, ...]]
-    seeds: dict[int, int]
+    seeds: dict[int, tuple[int, int]]
     kept: bool
 
 

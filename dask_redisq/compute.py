@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import dask
-from dask._task_spec import DataNode
+from dask._task_spec import DataNode, Task
 from dask.base import unpack_collections
 from dask.core import flatten
+from dask.delayed import Delayed
 from dask.local import get_sync
 from dask.typing import Key
 
@@ -37,9 +39,10 @@ from dask_redisq.pool import Pool
 from dask_redisq.secret import find_secret
 from dask_redisq.serving import in_slot, stand_in
 from dask_redisq.settings import setting
+from dask_redisq.task import itself
 from dask_redisq.unshared import refuse_unshared
 
-__all__ = ["Submitted", "compute_graph", "persist_graphs", "submit"]
+__all__ = ["Submitted", "compute_graph", "persist_graphs", "scatter", "submit"]
 
 
 def plan_job(
@@ -252,6 +255,22 @@ def persist_graphs(
         *collections, traverse=False, optimize_graph=optimize_graph, scheduler=schedule
     )
     return list(done)
+
+
+def scatter(pool: Pool, names: Keys, thing: Any, kwargs: dict[str, Any]) -> Delayed:
+    """Do what `Queue.scatter` promises.
+
+    A task that returns what it is given: so the value has a graph to be made again of, as any other.
+    """
+    sender = _Sender(pool, names, kwargs)
+    key = f"scatter-{secrets.token_hex(16)}"
+    node = Task(key, itself, DataNode(None, thing))
+    plan, _, options = sender.plan({key: node}, [key])
+    plan.kept = True
+    with pool.lend(names) as link:
+        part = Part(sender.send(link, plan, options)[1], key, plan.outputs[key])
+    enter_parts(pool, names, {key: part})
+    return Delayed(key, {key: part})  # as a value that dask.delayed made, and persist kept
 
 
 class _Sender:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Collection, Sequence
+from functools import cached_property
 from typing import Any
 
 from dask.typing import Key
@@ -81,8 +82,9 @@ class Follower:
 
     #: Who wants to know what happens to the tasks.
     observer: Observer | None = None
-    #: The task that raised, if that ended the job.
-    failed: int | None = None
+    #: The task whose failure ended the job, and whether that was an exception of its own.
+    culprit: int | None = None
+    raised = False
     #: Tags of which some task needs one; those of other readers' graphs are not known.
     restrictions: Collection[tuple[str, ...]] = ()
 
@@ -108,8 +110,13 @@ class Follower:
         self._wanted = len(set(outputs))
         self._said = False
         self._repairs = self._repaired_at = 0
-        self._born = time.monotonic()
+        self._born = self._heard = time.monotonic()
         self._kept = False
+        #: Whether the last answer held any output.
+        self.came = False
+        # Where it reads on in the log, and of which rebuild that is.
+        self._cursor, self._gen = 0, b""
+        self._progress, self._renew_at = -1, self._born + options.client_lease
 
     def __repr__(self) -> str:
         return f"<Follower of job {self.id}, {len(self.received)} of {self._wanted} outputs>"
@@ -127,51 +134,73 @@ class Follower:
         deadline : float, optional
             When to give up with a `TimeoutError`; by `time.monotonic`.
         """
-        options = self.options
-        monitor = Monitor(self.link, self.keys, self.id, options.ft_interval, options.alive_expiry)
-        events = self._event_reader()
-        cursor, generation, finished, heard = 0, b"", -1, time.monotonic()
-        renew_at = heard + options.client_lease
+        while not self.ask():
+            now = time.monotonic()
+            if deadline is not None and now >= deadline:
+                done = self._progress
+                raise TimeoutError(f"job {self.id} has no answer yet: {done} tasks are done")
+            if not self.came:
+                self._wait(deadline, now)
+                self.look_after(time.monotonic())
+        return self.received
+
+    def ask(self) -> bool:
+        """Ask once, and read what came; tell whether all outputs are here.
+
+        Raises
+        ------
+        BaseException
+            What a task raised, or why else the job has ended without its outputs.
+        """
         while True:
             answer = self.link.call(
-                "gather", self.keys, job=self.id, cursor=cursor, gen=generation, limit=GATHER
+                "gather", self.keys, job=self.id, cursor=self._cursor, gen=self._gen, limit=GATHER
             )
-            before = generation
-            state, reason, progress, further, generation, asked, *items = unpack(answer)
-            if generation != before and not self.options.pure:
+            before = self._gen
+            state, reason, progress, further, self._gen, asked, *items = unpack(answer)
+            anew = self._gen != before
+            if anew and not self.options.pure:
                 self._begin_anew(items)
             if self._read_items(items):
-                cursor = further
-            if events is not None:
-                events.read(self.received, anew=generation != before)
+                self._cursor = further
+            if self._events is not None:
+                self._events.read(self.received, anew=anew)
             if asked == UPLOAD:
                 self._upload_again()
             elif asked:
                 self._repair(progress)
             if asked and not self.options.pure:
                 continue  # what is here may be of two histories: only the next answer tells
-            if len(self.received) == self._wanted:
-                return self.received
-            if state != b"running" and not items:
-                self.ended = state.decode()
-                raise self._verdict(self.ended, reason)
-            now = time.monotonic()
-            self._keep_lease()
-            if now >= renew_at:
-                self.renew_values()
-                renew_at = now + options.client_lease
-            if progress != finished:
-                finished, heard = progress, now
-            if deadline is not None and now >= deadline:
-                raise TimeoutError(f"job {self.id} has no answer yet: {progress} tasks are done")
-            if not items:
-                self._wait(deadline, now)
-                now = time.monotonic()
-                monitor.run(now)
-                if now - heard >= min(QUIET, options.no_workers_timeout or QUIET):
-                    self._look_for_workers(now - heard)
+            break
+        self.came = bool(items)
+        if len(self.received) == self._wanted:
+            return True
+        if state != b"running" and not items:
+            self.ended = state.decode()
+            raise self._verdict(self.ended, reason)
+        now = time.monotonic()
+        self._keep_lease()
+        if now >= self._renew_at:
+            self.renew_values()
+            self._renew_at = now + self.options.client_lease
+        if progress != self._progress:
+            self._progress, self._heard = progress, now
+        return False
 
-    def _event_reader(self) -> EventReader | None:
+    def look_after(self, now: float) -> None:
+        """Look for dead workers, and for any at all, when there was nothing to read."""
+        self._monitor.run(now)
+        quiet = now - self._heard
+        if quiet >= min(QUIET, self.options.no_workers_timeout or QUIET):
+            self._look_for_workers(quiet)
+
+    @cached_property
+    def _monitor(self) -> Monitor:
+        options = self.options
+        return Monitor(self.link, self.keys, self.id, options.ft_interval, options.alive_expiry)
+
+    @cached_property
+    def _events(self) -> EventReader | None:
         if self.observer is None:
             return None
         return EventReader(self.link, self.keys, self.id, self.names, self.observer)
@@ -306,7 +335,7 @@ class Follower:
         else:
             error = as_exception(reason, self.id, self.names, self.seal)
             kind, task, *_ = unpack(reason)
-            self.failed = task if kind == b"raised" else None
+            self.culprit, self.raised = task if task >= 0 else None, kind == b"raised"
         if not self.detached and is_dropped(state, reason):
             return Dropped(str(error))
         return error

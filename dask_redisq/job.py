@@ -12,7 +12,7 @@ import struct
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, Self
 
 from dask.typing import Key
 
@@ -131,20 +131,31 @@ class Job(Follower):
                 logger.warning("%s: %d tasks go again, as job %s", why, len(job.plan), job.id)
                 continue
             except Exception as error:
-                if self.rerun is None or job.failed is None:
+                if not job.can_replace():
                     raise
-                failed, told = job.failed, repr(error)
+                failure = error
             # Not while that error is handled: what this may raise is not of its making.
-            key = job.plan.keys[failed]
-            job.received[failed] = self.rerun(key)
-            warnings.warn(
-                f"task {key!r} raised {told} on a worker, and not here: its value here is used",
-                stacklevel=2,
-            )
+            job.replace(failure)
+            del failure  # its traceback holds this frame
             values |= job.values()
             job = job.again(job.received)
             if not len(job.plan):
                 return values
+
+    def can_replace(self) -> bool:
+        """Tell whether something can take the place of the result of the task that failed."""
+        return self.rerun is not None and self.raised
+
+    def replace(self, error: Exception) -> None:
+        """Enter that; the rest is submitted again."""
+        assert self.rerun is not None
+        assert self.culprit is not None
+        key = self.plan.keys[self.culprit]
+        self.received[self.culprit] = self.rerun(key)
+        warnings.warn(
+            f"task {key!r} raised {error!r} on a worker, and not here: its value here is used",
+            stacklevel=3,
+        )
 
     def _compute_once(self) -> None:
         try:
@@ -169,7 +180,7 @@ class Job(Follower):
             sweep(self.link, self.keys, self.id)
         return list(warned)
 
-    def again(self, received: Mapping[int, Any]) -> Job:
+    def again(self, received: Mapping[int, Any]) -> Self:
         """Return a new job, not yet submitted, for the outputs that `received` lacks.
 
         Its client slept past its lease, or the server lost its data: the graph is still here.
@@ -183,7 +194,7 @@ class Job(Follower):
         if self.observer is not None:  # they are no tasks of that job, and may not have been told
             for task in sorted(received):
                 self.observer.done(self.plan.keys[task], received[task])
-        return Job(
+        return type(self)(
             self.link, self.keys, plan, self.options, self.signer,
             observer=self.observer, rerun=self.rerun,
         )  # fmt: skip

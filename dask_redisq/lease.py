@@ -18,7 +18,8 @@ from dask_redisq.batch import Batch, Published
 from dask_redisq.codec import Block, dumps
 from dask_redisq.errors import ValueTooLarge
 from dask_redisq.pace import EDGES, Pace
-from dask_redisq.task import kind_of, run_node, run_task, seeded, settled
+from dask_redisq.seeding import seeded
+from dask_redisq.task import kind_of, run_node, run_task, settled
 
 __all__ = ["Lease", "LeaseRun"]
 
@@ -165,7 +166,7 @@ class LeaseRun:
             self.begin(task, position)
             try:
                 if task in block.seeds:
-                    with seeded(block.seeds[task]):
+                    with seeded(*block.seeds[task]):
                         value = run_task(node, self.values)
                 else:
                     value = run_task(node, self.values)

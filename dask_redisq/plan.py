@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 from dask._task_spec import Alias, DataNode, GraphNode, Task, TaskRef
 from dask.typing import Key
@@ -49,8 +49,8 @@ class Plan:
         Task -> its timeout and retries; see `codec.Block`.
     every : bool
         Whether the client waits for the values of all tasks: a callback looks at them.
-    seeds : dict of int to int
-        Task -> the seed of its random numbers.
+    seeds : dict of int to tuple of int
+        Task -> the seed of its random numbers, and which stream of that.
     outer : dict of int to tuple of KeptValue
         Task -> what it reads of kept jobs; `names` holds the numbers of these too, below 0.
     parts : dict of int to object
@@ -73,7 +73,7 @@ class Plan:
     restricted: dict[int, tuple[str, ...]] = field(default_factory=dict)
     limits: dict[int, tuple[float, int]] = field(default_factory=dict)
     every: bool = False
-    seeds: dict[int, int] = field(default_factory=dict)
+    seeds: dict[int, tuple[int, int]] = field(default_factory=dict)
     outer: dict[int, tuple[KeptValue, ...]] = field(default_factory=dict)
     parts: dict[int, Any] = field(default_factory=dict)
     fetched: dict[Key, Any] = field(default_factory=dict)
@@ -125,7 +125,7 @@ class Plan:
             counts[task] += 1
         return counts
 
-    def without(self, received: Mapping[int, Any]) -> Plan:
+    def without(self, received: Mapping[int, Any]) -> Self:
         """Return the plan of the outputs that are still missing: fewer tasks, other numbers.
 
         A received value that a missing output needs is a constant there, and not computed again:
@@ -147,7 +147,7 @@ class Plan:
         old = sorted(needed)  # their order is as good for the rest
         number = dict(zip(old, range(len(old)), strict=True))
         found = {n: received[task] for n, task in self.names.items() if task in received}
-        return Plan(
+        return type(self)(
             keys=[self.keys[task] for task in old],
             nodes=[self.nodes[task] for task in old],
             inputs=[tuple([number[i] for i in self.inputs[t] if i in number]) for t in old],

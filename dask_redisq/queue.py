@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Self
 
+from dask.delayed import Delayed
 from dask.utils import shorten_traceback
 
 from dask_redisq import client_lease, status
-from dask_redisq.compute import compute_graph, persist_graphs, submit
+from dask_redisq.compute import compute_graph, persist_graphs, scatter, submit
 from dask_redisq.files import upload
 from dask_redisq.future import Future, attach, cancel_job
+from dask_redisq.loops import Loops
 from dask_redisq.keys import Keys, check_queue_name
 from dask_redisq.link import redact
 from dask_redisq.pool import Pool
@@ -23,7 +25,7 @@ from dask_redisq.unnamed import server_url
 __all__ = ["Queue"]
 
 
-class Queue:
+class Queue(Loops):
     """A named family of Redis keys that workers listen on.
 
     Parameters
@@ -55,6 +57,7 @@ class Queue:
         self.name = check_queue_name(setting("queue") if name is None else name)
         self.keys = Keys(self.name)
         self._url = url
+        self.defaults: dict[str, Any] = {}
         name = self.name  # not self, which would then be garbage only when somebody looks for it
         #: Its connections.
         self.pool = Pool(lambda: url or server_url(name))
@@ -127,7 +130,7 @@ class Queue:
             What went wrong otherwise: see `dask_redisq.errors`.
         """
         with shorten_traceback():
-            return compute_graph(self.pool, self.keys, dsk, keys, kwargs)
+            return compute_graph(self.pool, self.keys, dsk, keys, self.with_defaults(kwargs))
 
     def compute(
         self,
@@ -217,6 +220,32 @@ class Queue:
             optimize_graph=optimize_graph,
         )
         return done if several else done[0]
+
+    def scatter(self, thing: Any, **kwargs: Any) -> Delayed:
+        """Send an object to the workers once, for any number of later loops and graphs.
+
+        It goes to the first slot that is free, and to the server; further slots read it when they
+        first need it, and keep it in their memory (`redisq.kept-memory`).
+
+        Parameters
+        ----------
+        thing : object
+            What can be pickled.
+        **kwargs
+            Keywords of `get`: ``workers`` says where it is to be.
+
+        Returns
+        -------
+        Delayed
+            What stands for it in Dask graphs, ``dask.delayed(fn)(table)``, and among the arguments of
+            `foreach` or an `Executor`. The object is freed when nobody holds one any more.
+
+        Examples
+        --------
+        >>> table = queue.scatter(table)  # doctest: +SKIP
+        >>> queue.foreach(look_up, words, itertools.repeat(table))  # doctest: +SKIP
+        """
+        return scatter(self.pool, self.keys, thing, kwargs)
 
     def attach(self, job: str) -> Future:
         """Return the future of a detached job, in whatever process; its id is in `jobs`.

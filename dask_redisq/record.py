@@ -6,7 +6,7 @@ then its size follows instead. `lua/lib/finish.lua` writes it.
 
 from __future__ import annotations
 
-__all__ = ["read_record"]
+__all__ = ["read_record", "size_of"]
 
 #: Characters of an attempt's name: a slot's id and a sequence number.
 _ATTEMPT = 24
@@ -22,3 +22,14 @@ def read_record(record: bytes) -> tuple[bytes | None, str]:
     """
     attempt = record[1 : 1 + _ATTEMPT].decode()
     return (record[1 + _ATTEMPT :] if record[:1] == b"i" else None), attempt
+
+
+def size_of(record: bytes | None) -> int:
+    """Return how many bytes a value takes on the server; 0 for one that is lost.
+
+    >>> size_of(b"e" + b"0123456789abcdef00000007" + b"70000")
+    70000
+    """
+    if not record:
+        return 0
+    return len(record) if record[:1] == b"i" else int(record[1 + _ATTEMPT :])

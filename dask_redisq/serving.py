@@ -18,7 +18,7 @@ from dask_redisq.errors import RedisqError
 from dask_redisq.keys import Keys
 from dask_redisq.page import Page
 
-__all__ = ["in_slot", "serve", "serves", "stand_in"]
+__all__ = ["in_slot", "name_of_slot", "serve", "serves", "stand_in"]
 
 #: Seconds for which an answer of the supervisor is waited for.
 PATIENCE = 2.0
@@ -26,14 +26,16 @@ PATIENCE = 2.0
 _served: set[tuple[str, str]] = set()
 _page: Page | None = None
 _supervisor = 0
+_where = ""
 _lock = threading.Lock()
 #: How many calls in this process wait now.
 _waiting = 0
 
 
-def serve(url: str, queues: Iterable[str], page: Page | None = None) -> None:
-    """Note that this process is a slot of `queues` on the server at `url`."""
-    global _page, _supervisor  # noqa: PLW0603
+def serve(url: str, queues: Iterable[str], page: Page | None = None, where: str = "") -> None:
+    """Note that this process is a slot of `queues` on the server at `url`, of worker `where`."""
+    global _page, _supervisor, _where  # noqa: PLW0603
+    _where = where
     _supervisor = os.getppid()  # now: a process that a task forks has another parent
     _served.update((url, queue) for queue in queues)
     _page = page
@@ -42,6 +44,11 @@ def serve(url: str, queues: Iterable[str], page: Page | None = None) -> None:
 def in_slot() -> bool:
     """Tell whether this process is a slot."""
     return bool(_served)
+
+
+def name_of_slot() -> str:
+    """Return the name of the worker whose slot this process is; empty if it is none."""
+    return _where
 
 
 def serves(url: str, keys: Keys) -> bool:

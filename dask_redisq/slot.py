@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     dask.config.set({"scheduler": "threads", "redisq.queue": options.queue[0]})
     link = Link(os.environ["DASK_REDISQ__URL"], patience=None)
     page = Page(options.page)
-    serve(os.environ["DASK_REDISQ__URL"], options.queue, page)
+    serve(os.environ["DASK_REDISQ__URL"], options.queue, page, options.where)
     tags, signer = frozenset(options.tag), find_secret()
     keep = int(memory() * setting("kept-memory") / options.slots)
     files = SlotFiles(f"{options.files}/{options.slot}", signer)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import random
-import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from functools import partial
 from io import IOBase
 from types import FunctionType
@@ -14,7 +11,7 @@ from weakref import ProxyTypes
 
 from dask._task_spec import GraphNode, Task
 
-__all__ = ["kind_of", "run_node", "run_task", "seeded", "settled"]
+__all__ = ["itself", "kind_of", "run_node", "run_task", "settled"]
 
 
 def run_task(task: Any, values: Mapping[int, Any]) -> Any:
@@ -81,23 +78,9 @@ def run_node(node: GraphNode, names: tuple[Any, ...], data: dict[Any, Any], *val
     return node({**data, **dict(zip(names, values, strict=True))})
 
 
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Let random numbers begin with `seed`, Python's own, and NumPy's if it is there; then go on.
-
-    Without the second, the tasks that follow in this slot would draw the same in each run.
-    """
-    numpy = sys.modules.get("numpy")
-    state = random.getstate(), numpy.random.get_state() if numpy is not None else None
-    random.seed(seed)
-    if numpy is not None:
-        numpy.random.seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(state[0])
-        if numpy is not None:
-            numpy.random.set_state(state[1])
+def itself(value: Any) -> Any:
+    """Return what is given."""
+    return value
 
 
 def kind_of(task: Any) -> str:

@@ -1,0 +1,296 @@
+"""`concurrent.futures` on the workers of a queue.
+
+Calls are sent in jobs of as many as keep the slots busy for a moment, no more: what was not sent can
+be cancelled. Nothing runs here while there is nothing to do: the threads end with the last call.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor as BaseExecutor
+from concurrent.futures import Future
+from typing import Any
+
+from dask_redisq import client_lease
+from dask_redisq.body import Caught, Setup, catching
+from dask_redisq.calls import Call, plan_calls
+from dask_redisq.options import check_keywords, job_options
+from dask_redisq.queue import Queue
+from dask_redisq.secret import find_secret
+from dask_redisq.settings import setting, whole
+from dask_redisq.stream import Arrived, CallJob, Failed
+
+__all__ = ["Executor"]
+
+#: Calls under way: at least these, and twice as many as there are slots; and at most.
+LEAST, MOST = 4, 10_000
+#: A job that took less has more calls next, one that took longer has fewer; seconds.
+SOON, LATE = 0.2, 1.0
+
+
+class Executor(BaseExecutor):
+    """Runs calls on the workers of a queue: a full `concurrent.futures.Executor`.
+
+    Also a scheduler of Dask, ``x.compute(scheduler=executor)``, though with `redisq.get` values need
+    not pass through the client.
+
+    Parameters
+    ----------
+    queue : str or Queue, optional
+        By default the setting ``redisq.queue``.
+    url : str, optional
+        By default the setting ``redisq.url``, or the private server.
+    initializer : callable, optional
+        Called with `initargs` once in each slot that takes part, before its first call.
+    initargs : tuple, default ()
+        For that.
+    max_workers : int, optional
+        Calls that run at a time, at most; by default as many as there are slots.
+    **kwargs
+        Keywords of `Queue.get` that are of a job, for all calls: ``timeout``, ``workers`` ...
+
+    Examples
+    --------
+    >>> import dask_redisq as redisq
+    >>> with redisq.Executor("jobs") as executor:  # doctest: +SKIP
+    ...     list(executor.map(pow, range(4), [2] * 4))
+    [0, 1, 4, 9]
+    """
+
+    def __init__(
+        self,
+        queue: str | Queue | None = None,
+        url: str | None = None,
+        *,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        max_workers: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        check_keywords(kwargs)
+        self.queue = queue if isinstance(queue, Queue) else Queue(queue, url)
+        words = self.queue.with_defaults(kwargs)
+        words["timeout"] = setting("timeout", words.get("timeout"))
+        self._words, self._options = words, job_options(words)
+        self._setup = None
+        if initializer is not None:
+            init = _Initializer(initializer, initargs)
+            self._setup = Setup(secrets.token_hex(8), worker_init=init)
+        self._cap = None if max_workers is None else whole("max_workers", max_workers, 1)
+        self._lock = threading.Condition()
+        self._pending: deque[tuple[Future[Any], Call]] = deque()
+        self._sent: dict[int, Future[Any]] = {}
+        self._jobs: dict[int, CallJob] = {}
+        self._threads: set[threading.Thread] = set()
+        self._numbers = itertools.count()
+        self._feeding = False
+        self._room = LEAST
+        self._shutdown = False
+
+    def __repr__(self) -> str:
+        return f"<Executor on queue {self.queue.name}, {len(self._pending)} calls wait>"
+
+    @property
+    def _max_workers(self) -> int:
+        """How many calls run at a time; Dask asks for it by this name."""
+        return self._cap or max(1, self.queue.stats()["slots"])
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Have a function called on a worker; return the future of what it returns.
+
+        Raises
+        ------
+        RuntimeError
+            After `shutdown`.
+        """
+        future: Future[Any] = Future()
+        with self._lock:
+            if self._shutdown:
+                raise RuntimeError("cannot schedule new futures after shutdown")
+            self._pending.append((future, Call(catching, (self._setup, fn, *args), kwargs)))
+            if not self._feeding:
+                self._feeding, self._room = True, LEAST  # these may be of another kind
+                self._start(self._feed)
+        return future
+
+    def map(
+        self,
+        fn: Callable[..., Any],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        **kwargs: Any,
+    ) -> Iterator[Any]:
+        """Call a function for the items of iterables; see `concurrent.futures.Executor.map`.
+
+        Parameters
+        ----------
+        fn : callable
+            The function.
+        *iterables : iterable
+            It is called with an item of each.
+        timeout : float, optional
+            Seconds for the next result, from this call on.
+        chunksize : int, default 1
+            Items of one call: a slot takes as many calls as fill its time, so 1 is good mostly.
+        **kwargs
+            ``buffersize`` of Python 3.14.
+        """
+        if chunksize < 1:
+            raise ValueError("chunksize must be >= 1.")
+        if chunksize == 1:
+            return super().map(fn, *iterables, timeout=timeout, **kwargs)
+        chunks = _chunks(zip(*iterables, strict=False), chunksize)
+        found = super().map(_Chunk(fn), chunks, timeout=timeout, **kwargs)
+        return itertools.chain.from_iterable(found)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002
+        """Take no more calls.
+
+        Parameters
+        ----------
+        wait : bool, default True
+            Whether to return only when all calls are done.
+        cancel_futures : bool, default False
+            Whether to cancel those that were not sent.
+        """
+        with self._lock:
+            self._shutdown = True
+            left = list(self._pending) if cancel_futures else []
+            if cancel_futures:
+                self._pending.clear()
+            self._lock.notify_all()
+        for future, _ in left:
+            future.cancel()
+            future.set_running_or_notify_cancel()  # for those who wait with others for it
+        while wait and (threads := list(self._threads)):
+            for thread in threads:
+                thread.join()
+
+    def abort(self, reason: str = "the executor was told to abort") -> None:
+        """Cancel all calls, also those that run: their futures fail with `JobCancelled`."""
+        with self._lock:
+            left = list(self._pending)
+            self._pending.clear()
+        for future, _ in left:
+            future.cancel()
+            future.set_running_or_notify_cancel()
+        for job in list(self._jobs.values()):
+            self.queue.cancel(job.id, reason)
+
+    # -- threads: one that sends while there is something to send, and one per job ------------
+
+    def _start(self, target: Callable[..., None], *args: Any) -> None:
+        thread = threading.Thread(target=target, args=args, name="redisq-executor")
+        self._threads.add(thread)
+        thread.start()
+
+    def _feed(self) -> None:
+        client_lease.look()
+        slots, asked_at = 0, 0.0
+        while True:
+            if time.monotonic() >= asked_at:
+                slots, asked_at = self._slots(), time.monotonic() + 1.0
+            with self._lock:
+                # Not each time one is done: a job of one call costs as much as one of hundreds.
+                while self._pending and self._free(slots) <= 0:
+                    self._lock.wait()
+                calls = self._take(self._free(slots))
+                if calls:
+                    self._start(self._follow, calls)
+                elif not self._pending:
+                    self._feeding = False
+                    self._threads.discard(threading.current_thread())
+                    return
+
+    def _free(self, slots: int) -> int:
+        """Return how many calls to send now; 0 while more than half of those sent are to come."""
+        if self._cap is not None and self._cap < slots:
+            return self._cap - len(self._sent)
+        room = max(self._room, 2 * slots)
+        return room - len(self._sent) if 2 * len(self._sent) <= room else 0
+
+    def _slots(self) -> int:
+        try:
+            return self.queue.stats()["slots"]
+        except Exception:  # the calls will tell
+            return 0
+
+    def _take(self, most: int) -> dict[int, Call]:
+        """Return calls that were not cancelled, by number: they run from now on, as futures say."""
+        calls: dict[int, Call] = {}
+        while self._pending and len(calls) < most:
+            future, call = self._pending.popleft()
+            if future.set_running_or_notify_cancel():
+                number = next(self._numbers)
+                calls[number], self._sent[number] = call, future
+        return calls
+
+    def _follow(self, calls: dict[int, Call]) -> None:
+        started, me = time.monotonic(), threading.get_ident()
+        try:
+            self._compute(calls, me)
+        except BaseException as error:  # it is that of each call which has no result
+            self._deliver([(number, Failed(error)) for number in calls], 0)
+        took = time.monotonic() - started
+        self._jobs.pop(me, None)
+        with self._lock:
+            if took < SOON:
+                self._room = min(MOST, 2 * self._room)
+            elif took > LATE:
+                self._room = max(LEAST, self._room // 2)
+            self._lock.notify_all()
+            self._threads.discard(threading.current_thread())
+
+    def _compute(self, calls: dict[int, Call], me: int) -> None:
+        pool, keys = self.queue.pool, self.queue.keys
+        plan = plan_calls(list(calls.values()), list(calls), self._words)
+        signer = find_secret(pool.url)
+        with pool.lend(keys) as link:
+            job = CallJob(link, keys, plan, self._options, signer)
+            job.each, job.deliver = True, self._deliver
+            job.watch = lambda current: self._jobs.__setitem__(me, current)
+            job.compute()
+
+    def _deliver(self, results: Arrived, _size: int) -> None:
+        for number, value in results:
+            with self._lock:
+                future = self._sent.pop(number, None)  # type: ignore[call-overload]
+                self._lock.notify_all()
+            if future is None:
+                continue
+            if type(value) is Caught:
+                value = Failed(value.error(repr(number)))
+            if type(value) is Failed:
+                future.set_exception(value.error)
+            else:
+                future.set_result(value)
+
+
+class _Initializer:
+    def __init__(self, fn: Callable[..., object], args: tuple[Any, ...]) -> None:
+        self.fn = fn
+        self.args = args
+
+    def __call__(self) -> object:
+        return self.fn(*self.args)
+
+
+class _Chunk:
+    """Calls a function for each of some items."""
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        self.fn = fn
+
+    def __call__(self, items: list[tuple[Any, ...]]) -> list[Any]:
+        return [self.fn(*args) for args in items]
+
+
+def _chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    while chunk := list(itertools.islice(items, size)):
+        yield chunk

@@ -1,0 +1,225 @@
+"""A loop whose iterations run on the workers of a queue: R's foreach, as doRedis runs it.
+
+Source: doRedis's ``R/doRedis.R`` and the vignette; sections 2b and 4 of the reference. Iterations are
+drawn as they are needed, in windows; each window is a job (`dask_redisq.stream`), and its results are
+combined as they come, and let go.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dask.sizeof import sizeof
+
+from dask_redisq import client_lease
+from dask_redisq.body import Body, Caught, Setup, with_globals
+from dask_redisq.calls import Call, plan_calls
+from dask_redisq.combine import NOTHING, Combiner
+from dask_redisq.keys import Keys
+from dask_redisq.loop_progress import Progress
+from dask_redisq.options import JobOptions
+from dask_redisq.pool import Pool
+from dask_redisq.seeding import check_seed
+from dask_redisq.secret import find_secret
+from dask_redisq.serving import in_slot, stand_in
+from dask_redisq.stream import Failed, Stream
+
+__all__ = ["Loop", "run_loop"]
+
+logger = logging.getLogger("dask_redisq")
+
+#: Windows under way at most: a few, each of which may wait for one long iteration; and iterations
+#: without a result from which on no further window is sent.
+AHEAD, FULL = 16, 2 * 10_000
+#: Results that wait here for one before them, and those that may come to them.
+MOST_WAITING = 100_000
+#: Iterations in a window, seconds in which they are drawn, and about their bytes: at most.
+WINDOW, DRAWING, WINDOW_BYTES = 10_000, 0.02, 2**26
+#: A generator that gives fewer in that time is slow.
+FEW = 20
+
+ERRORHANDLING = ("stop", "remove", "pass")
+
+
+@dataclass
+class Loop:
+    """A loop as it was asked for.
+
+    Attributes
+    ----------
+    fn : callable
+        Its body.
+    iterables : sequence
+        What the body is called with, one item of each; an int n is range(n).
+    when : callable, optional
+        Called as the body would be, in this process; iterations for which it is false are left out.
+    combiner : Combiner
+        Makes the value of the results.
+    errorhandling : {"stop", "remove", "pass"}
+        What an iteration that raises means.
+    packages, export, noexport, worker_init, seed, seed_worker
+        See `dask_redisq.body`.
+    progress : bool
+        Whether to show a bar.
+    """
+
+    fn: Callable[..., Any]
+    iterables: Sequence[Any]
+    combiner: Combiner
+    when: Callable[..., Any] | None = None
+    errorhandling: str = "stop"
+    packages: tuple[str, ...] = ()
+    export: Mapping[str, Any] | None = None
+    noexport: tuple[str, ...] = ()
+    worker_init: Callable[[], object] | None = None
+    seed: int | None = None
+    seed_worker: Callable[[int], object] | None = None
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        if not callable(self.fn):
+            raise TypeError(f"the body of a loop is a function, not {self.fn!r}")
+        if self.errorhandling not in ERRORHANDLING:
+            raise ValueError(
+                f"errorhandling is one of {', '.join(map(repr, ERRORHANDLING))}, "
+                f"not {self.errorhandling!r}"
+            )
+        if self.seed is not None:
+            self.seed = check_seed(self.seed)
+
+    def iterations(self) -> Iterator[tuple[Any, ...]]:
+        """Return the arguments of each; they end with the shortest iterable."""
+        if not self.iterables:
+            return iter(())
+        found = [range(some) if type(some) is int else some for some in self.iterables]
+        drawn = zip(*found, strict=False)
+        when = self.when
+        return drawn if when is None else (args for args in drawn if when(*args))
+
+    def length(self) -> int | None:
+        """Return how many there are, if that is known."""
+        if self.when is not None:
+            return None
+        sizes = [some if type(some) is int else _length(some) for some in self.iterables]
+        return None if None in sizes else min((size for size in sizes if size is not None), default=0)
+
+    def body(self) -> Callable[..., Any]:
+        """Return what runs on the workers: called with the number of the iteration first."""
+        export = dict(self.export or {})
+        fn = with_globals(self.fn, export, self.noexport)
+        setup = None
+        if self.packages or self.worker_init is not None:
+            setup = Setup(secrets.token_hex(8), tuple(self.packages), self.worker_init)
+        catch = self.errorhandling != "stop"
+        return Body(fn, setup, self.seed, self.seed_worker, catch, export or None)
+
+    @property
+    def plain(self) -> bool:
+        """Whether its body is the user's function, and nothing more."""
+        extras = (self.packages, self.worker_init, self.export, self.noexport, self.seed_worker)
+        return not any(extras) and self.seed is None and self.errorhandling == "stop"
+
+
+def _length(some: Any) -> int | None:
+    try:
+        return len(some)
+    except TypeError:
+        return None
+
+
+def run_loop(
+    pool: Pool, keys: Keys, loop: Loop, options: JobOptions, kwargs: Mapping[str, Any]
+) -> Any:
+    """Do what `Queue.foreach` promises."""
+    with Progress(loop.length(), shown=loop.progress) as progress:
+        if not in_slot():  # asked first: the URL of no server may start one
+            return _run(pool, keys, loop, options, kwargs, progress)
+        with stand_in(pool.url, keys) as free:
+            if free:
+                return _run(pool, keys, loop, options, kwargs, progress)
+        return _in_place(loop, progress)
+
+
+def _run(
+    pool: Pool,
+    keys: Keys,
+    loop: Loop,
+    options: JobOptions,
+    kwargs: Mapping[str, Any],
+    progress: Progress,
+) -> Any:
+    client_lease.look()
+    windows = _windows(loop)
+    signer = find_secret(pool.url)
+    combiner, more = loop.combiner, True
+    with Stream(pool, keys, options, signer, each=loop.errorhandling != "stop") as stream:
+        while True:
+            while more and _has_room(stream, combiner):
+                window = next(windows, None)
+                more = window is not None
+                if window is not None:
+                    stream.send(plan_calls(*window, kwargs))
+            if not stream.active:
+                return combiner.value()
+            arrived = stream.receive()
+            for i, value in arrived:
+                combiner.add(i, _result(loop, i, value))
+            progress.done(len(arrived))
+
+
+def _has_room(stream: Stream, combiner: Combiner) -> bool:
+    """Tell whether to send another window: back-pressure, on what runs and on what waits here."""
+    return (
+        stream.active < AHEAD
+        and stream.outstanding < FULL
+        and stream.outstanding + combiner.waiting < MOST_WAITING
+    )
+
+
+def _windows(loop: Loop) -> Iterator[tuple[list[Call], range]]:
+    """Yield calls with their numbers: as many as are there in a moment, or as one job should have.
+
+    Of a generator it is not known how long the next item takes, and what was drawn would wait for
+    it. So the first window has one item, each further one twice as many, and after an item that took
+    long it is one again.
+    """
+    body, plain = loop.fn if loop.plain else loop.body(), loop.plain
+    drawn, first = loop.iterations(), 0
+    size = 1 if loop.length() is None else WINDOW
+    for args in drawn:
+        calls = [Call(body, args if plain else (first, *args))]
+        started, slow = time.perf_counter(), False
+        most = max(1, min(size, WINDOW_BYTES // max(1, sizeof(args))))
+        for args in itertools.islice(drawn, most - 1):
+            calls.append(Call(body, args if plain else (first + len(calls), *args)))
+            if slow := time.perf_counter() - started > DRAWING:
+                break
+        yield calls, range(first, first + len(calls))
+        first += len(calls)
+        size = 1 if slow and len(calls) < FEW else min(2 * size, WINDOW)
+
+
+def _result(loop: Loop, i: int, value: Any) -> Any:
+    """Return what is combined for iteration `i`."""
+    if type(value) is Caught:
+        value = Failed(value.error(repr(i)))
+    if type(value) is not Failed:
+        return value
+    return NOTHING if loop.errorhandling == "remove" else value.error
+
+
+def _in_place(loop: Loop, progress: Progress) -> Any:
+    """Run the loop in this slot, which would wait for itself otherwise."""
+    body = loop.body()
+    for i, args in enumerate(loop.iterations()):
+        loop.combiner.add(i, _result(loop, i, body(i, *args)))
+        progress.done(1)
+    return loop.combiner.value()
+
+

@@ -1,0 +1,218 @@
+"""joblib on the workers of a queue: whatever has an `n_jobs` reaches beyond one machine.
+
+Source: ``joblib.parallel.ParallelBackendBase``, and joblib's backend for distributed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from dask.sizeof import sizeof
+from joblib.parallel import AutoBatchingMixin, ParallelBackendBase, register_parallel_backend
+from joblib.parallel import SequentialBackend  # type: ignore[attr-defined]
+
+from dask_redisq.executor import Executor
+from dask_redisq.queue import Queue
+
+__all__ = ["RedisqBackend", "register_redisq"]
+
+#: Bytes from which an argument that comes again is sent once, and read from there.
+LARGE = 2**18
+_ATOMS = frozenset((int, float, bool, complex, str, type(None), slice))
+
+
+def register_redisq() -> None:
+    """Make the backend known to joblib, as "redisq".
+
+    Examples
+    --------
+    >>> import dask_redisq.joblib, joblib
+    >>> dask_redisq.joblib.register_redisq()
+    >>> with joblib.parallel_config(backend="redisq", queue="jobs"):  # doctest: +SKIP
+    ...     joblib.Parallel()(joblib.delayed(abs)(i) for i in (-1, 2))
+    [1, 2]
+    """
+    register_parallel_backend("redisq", RedisqBackend)
+
+
+class RedisqBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]  # no types
+    """A backend of joblib; see `register_redisq`.
+
+    Parallel calls inside of a call are sequential. `n_jobs` is a cap; -1, the default, means all slots,
+    and waits until there is one. With ``n_jobs=1`` joblib asks no backend.
+
+    Parameters
+    ----------
+    queue : str or Queue, optional
+        By default the setting ``redisq.queue``.
+    url : str, optional
+        By default the setting ``redisq.url``, or the private server.
+    nesting_level, inner_max_num_threads
+        joblib's. Slots have one thread each for BLAS and OpenMP.
+    **kwargs
+        Keywords of `Queue.get` that are of a job: ``timeout``, ``workers`` and so on.
+    """
+
+    supports_retrieve_callback = True
+    default_n_jobs = -1
+    MIN_IDEAL_BATCH_DURATION = 0.05
+    MAX_IDEAL_BATCH_DURATION = 1.0
+
+    def __init__(
+        self,
+        queue: str | Queue | None = None,
+        url: str | None = None,
+        nesting_level: int | None = None,
+        inner_max_num_threads: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads)
+        self.queue = queue if isinstance(queue, Queue) else Queue(queue, url)
+        self._words = kwargs
+        self._cap: int | None = None
+        self._executor: Executor | None = None
+        #: id -> the argument, which is held so that its id is not used again, and what stands for it.
+        self._large: dict[int, tuple[Any, Any]] = {}
+
+    def __repr__(self) -> str:
+        return f"<RedisqBackend on {self.queue!r}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SequentialBackend, ()  # on a worker
+
+    def effective_n_jobs(self, n_jobs: int | None) -> int:
+        """Return how many calls run at a time; at least 2, or joblib would make them here."""
+        if n_jobs == 0:
+            raise ValueError("n_jobs == 0 in Parallel has no meaning")
+        if n_jobs is None or n_jobs == 1:
+            return 1
+        if n_jobs > 0:
+            return n_jobs
+        if not self.queue.stats()["slots"]:
+            self.queue.wait_for_workers(1)
+        return max(2, self.queue.stats()["slots"] + 1 + n_jobs)
+
+    def configure(
+        self, n_jobs: int | None = 1, parallel: Any = None, **_backend_kwargs: Any
+    ) -> int:
+        """Get ready for calls of one `Parallel`."""
+        self.parallel = parallel
+        self._cap = n_jobs if n_jobs is not None and n_jobs > 0 else None
+        return self.effective_n_jobs(n_jobs)
+
+    def compute_batch_size(self) -> int:
+        """Return how many calls make a batch: as joblib does, but in fewer steps.
+
+        Of a batch of empty calls all time is the way there and back, which takes as long for 16.
+        """
+        size, took = self._effective_batch_size, self._smoothed_batch_duration
+        if not 0 < took < self.MIN_IDEAL_BATCH_DURATION:
+            return int(super().compute_batch_size())
+        fitting = int(size * self.MIN_IDEAL_BATCH_DURATION / took)
+        self._effective_batch_size = max(1, min(16 * size, fitting))
+        self._smoothed_batch_duration = self._DEFAULT_SMOOTHED_BATCH_DURATION
+        return self._effective_batch_size
+
+    def start_call(self) -> None:
+        """Get ready for one call of it."""
+        self._executor = Executor(self.queue, max_workers=self._cap, **self._words)
+
+    def stop_call(self) -> None:
+        """Let go of what it used."""
+        self._large.clear()
+        if self._executor is not None:
+            self._executor.shutdown(wait=False)
+
+    def submit(
+        self, func: Any, callback: Callable[[Future[Any]], object] | None = None
+    ) -> Future[Any]:
+        """Have a batch of calls made on a worker."""
+        assert self._executor is not None
+        parts: dict[int, Any] = {}
+        items = [
+            (f, self._marked(args, parts), dict(zip(kw, self._marked(kw.values(), parts), strict=True)))
+            for f, args, kw in func.items
+        ]
+        future = self._executor.submit(_run, items, tuple(parts), *parts.values())
+        if callback is not None:
+            future.add_done_callback(callback)
+        return future
+
+    def _marked(self, args: Any, parts: dict[int, Any]) -> tuple[Any, ...]:
+        """Return arguments with marks in place of what is large and was scattered; note it."""
+        found = []
+        for arg in args:
+            part = None if type(arg) in _ATOMS else self._scattered(arg)
+            if part is not None:
+                parts[id(arg)] = part
+                arg = _Mark(id(arg))
+            found.append(arg)
+        return tuple(found)
+
+    def _scattered(self, arg: Any) -> Any:
+        """Return what stands for a large argument, from the second time on that it comes."""
+        who = id(arg)
+        if who not in self._large:
+            self._large[who] = (arg, None)
+            return None
+        part = self._large[who][1]
+        if part is None:
+            part = self.queue.scatter(arg) if _size(arg) >= LARGE else False
+            self._large[who] = (arg, part)
+        return None if part is False else part
+
+    def retrieve_result_callback(self, out: Future[Any]) -> Any:
+        """Return the results of a batch, or raise what one of its calls raised."""
+        return out.result()
+
+    def abort_everything(self, ensure_ready: bool = True) -> None:  # noqa: FBT001, FBT002 - joblib's
+        """Cancel what is under way, on the workers too."""
+        if self._executor is not None:
+            self._executor.abort()
+            self._executor.shutdown(wait=False)
+        if ensure_ready:
+            self.start_call()
+
+    def terminate(self) -> None:
+        """Wait for the threads."""
+        if self._executor is not None:
+            self._executor.shutdown()
+            self._executor = None
+
+    def get_nested_backend(self) -> tuple[Any, int | None]:
+        """Return what calls inside of a call use."""
+        return SequentialBackend(nesting_level=(self.nesting_level or 0) + 1), None
+
+
+class _Mark:
+    """Stands for an argument that is read from the server."""
+
+    __slots__ = ("who",)
+
+    def __init__(self, who: int) -> None:
+        self.who = who
+
+
+def _run(items: list[Any], names: tuple[int, ...], *values: Any) -> list[Any]:
+    """Make the calls of a batch on a worker."""
+    from joblib import parallel_config
+
+    found = dict(zip(names, values, strict=True))
+
+    def filled(arg: Any) -> Any:
+        return found[arg.who] if type(arg) is _Mark else arg
+
+    with parallel_config(backend=SequentialBackend(nesting_level=1), n_jobs=None):
+        return [
+            f(*map(filled, args), **{name: filled(arg) for name, arg in kwargs.items()})
+            for f, args, kwargs in items
+        ]
+
+
+def _size(arg: Any) -> int:
+    try:
+        return int(sizeof(arg))
+    except Exception:  # of an object that does not like to be looked at
+        return 0

@@ -1,0 +1,215 @@
+"""The loops of a `Queue`, and their defaults: the doors of doRedis that are not of Dask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from dask_redisq.combine import NOTHING, Combiner
+from dask_redisq.foreach import Loop, run_loop
+from dask_redisq.keys import Keys
+from dask_redisq.options import check_keywords, job_options
+from dask_redisq.pool import Pool
+from dask_redisq.settings import setting, whole
+
+__all__ = ["Loops"]
+
+
+class Loops:
+    """What `Queue` has of doRedis's foreach.
+
+    Attributes
+    ----------
+    defaults : dict
+        Keywords of `get`, `compute` and `foreach` that hold where a call has none: see the `set_`
+        methods.
+    """
+
+    pool: Pool
+    keys: Keys
+    defaults: dict[str, Any]
+
+    def foreach(
+        self,
+        fn: Callable[..., Any],
+        *iterables: Any,
+        combine: Callable[..., Any] | None = None,
+        multicombine: bool = False,
+        maxcombine: int = 100,
+        inorder: bool = True,
+        init: Any = NOTHING,
+        final: Callable[[Any], Any] | None = None,
+        errorhandling: str = "stop",
+        when: Callable[..., Any] | None = None,
+        packages: Iterable[str] | None = None,
+        export: Mapping[str, Any] | None = None,
+        noexport: Iterable[str] = (),
+        seed: int | None = None,
+        seed_worker: Callable[[int], object] | None = None,
+        worker_init: Callable[[], object] | None = None,
+        progress: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Call `fn` on the workers, once for each item of an iterable, and combine the results.
+
+        doRedis's ``foreach(...) %dopar%``. Generators are drawn as there is room, and results are
+        combined as they come, so that neither need fit into memory. Nested loops are a generator,
+        ``foreach(fn, ((i, j) for i in rows for j in columns))``, or a foreach inside of `fn`.
+
+        Parameters
+        ----------
+        fn : callable
+            The body.
+        *iterables : iterable or int
+            It is called with one item of each; the shortest ends the loop. An int n is
+            ``range(n)``. Without any there is no iteration; see `times`.
+        combine, multicombine, maxcombine, inorder, init, final
+            How results become the value: see `dask_redisq.combine.Combiner`. By default a list.
+        errorhandling : {"stop", "remove", "pass"}
+            What an iteration that raises, or loses its process too often, means: "stop" raises that
+            and cancels the rest, "remove" leaves it out, "pass" has the exception for its result.
+        when : callable, optional
+            Called with the same items, here; iterations for which it is false are left out.
+        packages : iterable of str, optional
+            Modules that workers import first.
+        export : Mapping of str to object, optional
+            Global names of `fn`, set on the workers; those that it uses are found without.
+        noexport : iterable of str, optional
+            Global names that are not sent.
+        seed : int, optional
+            Of the random numbers: iteration i, from 0, draws from
+            ``numpy.random.SeedSequence(seed, spawn_key=(i,))``, wherever it runs. Both `random` and
+            ``numpy.random`` do.
+        seed_worker : callable, optional
+            Called with i instead, before each iteration: doRedis's ``set.seed.worker``.
+        worker_init : callable, optional
+            Called once in each slot that takes part: doRedis's ``worker.init``. What it raises ends
+            the loop.
+        progress : bool, default False
+            Whether to draw a bar.
+        **kwargs
+            Keywords of `get` that are of a job: `chunk_size`, `ft_interval`, `allowed_failures`,
+            `timeout`, `retries`, `workers`, `priority` and so on.
+
+        Returns
+        -------
+        object
+            The list of the results, or what `combine` made of them; [] if there are none.
+
+        Raises
+        ------
+        BaseException
+            What an iteration, `combine` or an iterable raised.
+        RedisqError
+            What went wrong otherwise: see `dask_redisq.errors`.
+
+        Examples
+        --------
+        >>> queue.foreach(pow, range(5), [2] * 5, combine=sum)  # doctest: +SKIP
+        30
+        """
+        check_keywords(kwargs)
+        loop = Loop(
+            fn,
+            iterables,
+            Combiner(
+                combine, multicombine=multicombine, maxcombine=maxcombine, inorder=inorder,
+                init=init, final=final,
+            ),
+            when=when,
+            errorhandling=errorhandling,
+            packages=_names("packages", self._default("packages", packages, ())),
+            export=self._default("export", export, {}),
+            noexport=_names("noexport", noexport),
+            worker_init=worker_init,
+            seed=seed,
+            seed_worker=seed_worker,
+            progress=self._default("progress", progress, False),
+        )  # fmt: skip
+        return self._run(loop, kwargs)
+
+    def times(self, n: int, fn: Callable[[], Any], **kwargs: Any) -> Any:
+        """Call `fn` n times, without arguments, and combine the results: R's ``times(n) %dopar%``.
+
+        Parameters
+        ----------
+        n : int
+            How often.
+        fn : callable
+            The body.
+        **kwargs
+            As for `foreach`.
+
+        Examples
+        --------
+        >>> queue.times(3, list)  # doctest: +SKIP
+        [[], [], []]
+        """
+        n = whole("times, how often the body is called,", n, 0)
+        return self.foreach(_Times(fn), n, **kwargs)
+
+    def _run(self, loop: Loop, kwargs: dict[str, Any]) -> Any:
+        words = self.with_defaults(kwargs)
+        words["timeout"] = setting("timeout", words.get("timeout"))
+        return run_loop(self.pool, self.keys, loop, job_options(words), words)
+
+    # -- defaults ----------------------------------------------------------------------------
+
+    def with_defaults(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return keywords of a job, with those that were set for this object."""
+        words = dict(kwargs)
+        if "chunksize" in words:
+            words.setdefault("chunk_size", words["chunksize"])
+        for name in ("chunk_size", "ft_interval"):
+            if name in self.defaults:
+                words.setdefault(name, self.defaults[name])
+        return words
+
+    def _default(self, name: str, given: Any, otherwise: Any) -> Any:
+        return self.defaults.get(name, otherwise) if given is None else given
+
+    def set_chunk_size(self, value: int | None = 1) -> None:
+        """Set the tasks per lease of this object's jobs, None for as many as their duration allows.
+
+        doRedis's ``setChunkSize``; see `get`.
+        """
+        self._set("chunk_size", value, lambda: job_options({"chunk_size": value}))
+
+    def set_ft_interval(self, value: float | None = 30.0) -> None:
+        """Set the seconds between two looks for dead workers, at least 1: ``setFtinterval``."""
+        self._set("ft_interval", value, lambda: job_options({"ft_interval": value}))
+
+    def set_progress(self, value: bool = True) -> None:  # noqa: FBT001, FBT002 - as doRedis has it
+        """Set whether loops draw a bar: doRedis's ``setProgress``."""
+        self._set("progress", bool(value))
+
+    def set_packages(self, packages: Iterable[str] | None = ()) -> None:
+        """Set the modules that workers import before the iterations of a loop: ``setPackages``."""
+        self._set("packages", None if packages is None else _names("packages", packages))
+
+    def set_export(self, names: Mapping[str, Any] | None = None) -> None:
+        """Set further global names of the functions of loops, name -> value: ``setExport``."""
+        self._set("export", None if names is None else dict(names))
+
+    def _set(self, name: str, value: Any, check: Callable[[], object] = lambda: None) -> None:
+        if value is None:
+            self.defaults.pop(name, None)
+        else:
+            check()
+            self.defaults[name] = value
+
+
+class _Times:
+    """A body that is called without arguments, whatever the loop has for it."""
+
+    def __init__(self, fn: Callable[[], Any]) -> None:
+        self.fn = fn
+
+    def __call__(self, _: int) -> Any:
+        return self.fn()
+
+
+def _names(what: str, given: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(given, str):
+        raise TypeError(f"{what} is a list of names, not {given!r}")
+    return tuple(given)

@@ -1,0 +1,263 @@
+"""Calls as they are drawn, in one job after the other; what they give is handed over as it comes.
+
+A job knows how many tasks it has, and a loop over a generator does not. So its calls go in windows,
+each a job of its own, followed by a thread of its own: while one window runs, the next one is on its
+way, and what the one before it gave is combined. What is under way is bounded, on either side.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from itertools import count
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from dask.typing import Key
+
+from dask_redisq.calls import CallPlan
+from dask_redisq.job import Job
+from dask_redisq.keys import Keys
+from dask_redisq.options import JobOptions
+from dask_redisq.persist import wait_for_parts
+from dask_redisq.pool import Pool
+from dask_redisq.record import size_of
+from dask_redisq.trust import Signer
+
+__all__ = ["Arrived", "CallJob", "Failed", "Stream"]
+
+#: Bytes of results that are read before they are handed over, and that wait for their reader.
+PORTION, PENDING = 2**22, 2**26
+
+
+class Failed(NamedTuple):
+    """What stands for the result of a call that has none."""
+
+    error: BaseException
+
+
+#: Results by the names of their calls.
+Arrived = list[tuple[Key, Any]]
+
+
+class _Received(dict[int, Any]):
+    """Which outputs arrived; the values are in `fresh`, until they are handed over."""
+
+    def __init__(self) -> None:
+        self.fresh: list[tuple[int, Any]] = []
+
+    def __setitem__(self, task: int, value: Any) -> None:
+        super().__setitem__(task, None)
+        self.fresh.append((task, value))
+
+
+class CallJob(Job):
+    """A job of calls: its values are handed over, and not kept; see `Job`.
+
+    Attributes
+    ----------
+    deliver : callable
+        Called as ``deliver(results, size)``, with about the bytes that these had on the server.
+    each : bool
+        Whether a failure is the result of its call, and the others go on; else it is the job's.
+    watch : callable
+        Called with each job once it is submitted: it may be lost, and another takes its place.
+    """
+
+    plan: CallPlan
+    deliver: Callable[[Arrived, int], None]
+    watch: Callable[[CallJob], None]
+    each: bool = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.received: _Received = _Received()
+
+    def again(self, received: Mapping[int, Any]) -> Self:
+        """Return a new job for the calls that `received` lacks; see `Job.again`."""
+        job = super().again(received)
+        job.deliver, job.each, job.watch = self.deliver, self.each, self.watch
+        return job
+
+    def submit(self) -> str:
+        """Upload the calls, once what they use of kept jobs is there; see `Job.submit`. Whoever closed the stream meanwhile found no job."""
+        wait_for_parts(self.plan, self.link)
+        state = super().submit()
+        self.watch(self)
+        return state
+
+    def values(self) -> dict[Key, Any]:
+        """Return nothing: all of it was handed over."""
+        return {}
+
+    def can_replace(self) -> bool:
+        """Tell whether the failure is the result of a call."""
+        return self.each and self.culprit is not None
+
+    def replace(self, error: Exception) -> None:
+        """Hand it over."""
+        assert self.culprit is not None
+        self.received[self.culprit] = Failed(error)
+        self._hand_over(0)
+
+    def _read_items(self, items: list[Any]) -> bool:
+        complete, first, size = True, 0, 0
+        for i in range(1, len(items) + 1, 2):
+            size += size_of(items[i])
+            if size >= PORTION or i + 1 == len(items):
+                complete &= super()._read_items(items[first : i + 1])
+                self._hand_over(size)
+                first, size = i + 1, 0
+        return complete
+
+    def _hand_over(self, size: int) -> None:
+        fresh, names = self.received.fresh, self.plan.keys
+        if fresh:
+            self.received.fresh = []
+            self._keep_lease(size)
+            self.deliver([(names[task], value) for task, value in fresh], size)
+
+
+class _End(NamedTuple):
+    """A job has ended, maybe by an error."""
+
+    error: BaseException | None
+
+
+class Stream:
+    """Jobs of calls under way, and their results; a context manager, which cancels what is left.
+
+    Parameters
+    ----------
+    pool : Pool
+        The server.
+    keys : Keys
+        The queue.
+    options : JobOptions
+        The settings of each job.
+    signer : Signer
+        Signs what is sent, and checks what comes.
+    each : bool, default False
+        See `CallJob`.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        keys: Keys,
+        options: JobOptions,
+        signer: Signer,
+        *,
+        each: bool = False,
+    ) -> None:
+        self.pool = pool
+        self.keys = keys
+        self.options = options
+        self.signer = signer
+        self.each = each
+        #: Jobs that have not ended, and calls that have no result.
+        self.active = self.outstanding = 0
+        self._jobs: dict[int, CallJob] = {}  # by the number of their thread
+        self._threads: list[threading.Thread] = []
+        self._numbers = count()
+        self._inbox: deque[Arrived | _End] = deque()
+        self._sizes: deque[int] = deque()
+        self._pending = 0
+        self._closed = False
+        self._news = threading.Condition()
+
+    def __repr__(self) -> str:
+        return f"<Stream of {self.active} jobs on queue {self.keys.queue}>"
+
+    def send(self, plan: CallPlan) -> None:
+        """Submit some calls, and follow them, in a thread of their own."""
+        self.active += 1
+        self.outstanding += len(plan)
+        thread = threading.Thread(
+            target=self._follow, args=(next(self._numbers), plan), name="redisq-stream"
+        )
+        self._threads = [other for other in self._threads if other.is_alive()]
+        self._threads.append(thread)
+        thread.start()
+
+    def receive(self) -> Arrived:
+        """Wait for results, or until one more job has ended; raise what ended it.
+
+        Raises
+        ------
+        BaseException
+            What a call raised, or what went wrong otherwise.
+        """
+        with self._news:
+            while not self._inbox:
+                self._news.wait()
+            told = self._inbox.popleft()
+            if not isinstance(told, _End):
+                self._pending -= self._sizes.popleft()
+                self._news.notify_all()
+        if not isinstance(told, _End):
+            self.outstanding -= len(told)
+            return told
+        self.active -= 1
+        if told.error is not None:
+            raise told.error
+        return []
+
+    def _follow(self, number: int, plan: CallPlan) -> None:
+        error: BaseException | None = None
+        try:
+            with self.pool.lend(self.keys) as link:
+                job = CallJob(link, self.keys, plan, self.options, self.signer)
+                job.deliver, job.each = self._deliver, self.each
+
+                def watch(current: CallJob) -> None:
+                    if self._closed:
+                        raise _Closed
+                    self._jobs[number] = current
+
+                job.watch = watch
+                job.compute()
+        except BaseException as why:  # it is the other thread's
+            error = why
+        self._jobs.pop(number, None)
+        with self._news:
+            self._inbox.append(_End(error))
+            self._news.notify_all()
+
+    def _deliver(self, results: Arrived, size: int) -> None:
+        """Hand results over; wait while their reader is far behind."""
+        with self._news:
+            while self._pending > PENDING and not self._closed:
+                self._news.wait()
+            if self._closed:
+                raise _Closed
+            self._pending += size
+            self._sizes.append(size)
+            self._inbox.append(results)
+            self._news.notify_all()
+
+    def close(self, reason: str = "its results are not wanted any more") -> None:
+        """Cancel the jobs that are under way, and wait until all of them are gone."""
+        with self._news:
+            self._closed = True
+            self._news.notify_all()
+        jobs = list(self._jobs.values())
+        if jobs:
+            with self.pool.lend() as link:
+                for job in jobs:
+                    link.call("cancel", self.keys, job=job.id, reason=reason, tomb="")
+        for thread in self._threads:
+            thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Closed(BaseException):
+    """The stream is closed: nobody wants what comes. Not an Exception: no task raised it."""

@@ -1,0 +1,437 @@
+"""Loops as a user of doRedis runs them: scenarios 1, 2, 3, 7, 8, 22, 25 to 27 and 29, and further."""
+
+from __future__ import annotations
+
+import itertools
+import operator
+import os
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import WorkerProcess, slots_of, wait_until
+
+import dask_redisq as redisq
+from dask_redisq.link import Link
+from dask_redisq.queue import Queue
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[redisq.LocalCluster]:
+    """A server and two slots for the module."""
+    with redisq.LocalCluster(n_workers=2, queue="test") as running:
+        yield running
+
+
+@pytest.fixture
+def loops(cluster: redisq.LocalCluster) -> Iterator[Queue]:
+    """The module's queue; no job is left on it."""
+    with Queue("test", cluster.url) as queue:
+        yield queue
+        wait_until(lambda: queue.jobs() == [])
+
+
+def pi(_: int, n: int = 1_000_000) -> float:
+    """Return an estimate of pi from some draws."""
+    x, y = np.random.default_rng().random((2, n))
+    return 4 * float(np.count_nonzero(x * x + y * y < 1)) / n
+
+
+def test_scenario_1_pi_by_ten_tasks(queue: Queue, workers: WorkerProcess, link: Link) -> None:
+    """Listing 1; workers leave with exit code 0 when the queue is removed, and no key stays."""
+    assert len(queue.workers()[0]["slots"]) == 2
+    total = queue.foreach(pi, 10, combine=sum, multicombine=True, inorder=False)
+    assert abs(total / 10 - np.pi) < 0.003
+    queue.remove()
+    assert workers.wait(2) == 0
+    left = [key for key in link.command("KEYS", "redisq:{test}:*") if b":tomb:" not in key]
+    assert left == []
+
+
+def test_scenario_2_work_before_workers(
+    queue: Queue, start_worker: Callable[..., WorkerProcess]
+) -> None:
+    """A loop waits for the first worker."""
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(queue.foreach(abs, [-1, -2])))
+    thread.start()
+    wait_until(lambda: queue.stats()["ready"] == 2)
+    start_worker("test", "--nworkers", "1")
+    thread.join(20)
+    assert found == [[1, 2]]
+
+
+def die_once(j: int, marks: str) -> int:
+    """End this process the first time that it sees the first items of two."""
+    mark = Path(marks) / str(j)
+    if j in (1, 3) and not mark.exists():
+        mark.touch()
+        os._exit(1)
+    return j
+
+
+def test_scenario_3_tasks_that_end_their_process(loops: Queue, tmp_path: Path) -> None:
+    """Listing 2: two of four die with their process, and run again; the sum is 10."""
+    marks = itertools.repeat(str(tmp_path))
+    total = loops.foreach(
+        die_once, range(1, 5), marks, combine=sum, chunk_size=2, allowed_failures=50
+    )
+    assert total == 10
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "3"]
+
+
+def rows(n: int) -> np.ndarray[Any, Any]:
+    """Return some rows."""
+    return np.full((n, 1), n)
+
+
+def test_scenario_7_a_combine_of_many_with_a_value_before(loops: Queue) -> None:
+    """Listing 6, in any order of completion: 100 rows, and no more than maxcombine at a time."""
+    seen: list[int] = []
+
+    def stacked(*parts: Any) -> Any:
+        seen.append(len(parts))
+        return np.vstack(parts)
+
+    sizes = [14] * 6 + [15]
+    for inorder in (True, False):
+        table = loops.foreach(
+            rows, sizes, combine=stacked, multicombine=True, maxcombine=3, inorder=inorder,
+            init=np.zeros((1, 1)),
+        )  # fmt: skip
+        assert table.shape == (100, 1)
+    assert max(seen) <= 3
+
+
+def draw(_: int) -> tuple[float, float]:
+    """Return a number of either generator."""
+    return random.random(), float(np.random.rand())  # noqa: NPY002
+
+
+def seed_55(_: int) -> None:
+    """Seed all alike."""
+    random.seed(55)
+    np.random.seed(55)  # noqa: NPY002
+
+
+def test_scenario_8_random_numbers(
+    loops: Queue, queue: Queue, start_worker: Callable[..., WorkerProcess]
+) -> None:
+    """Equal for any number of workers and any chunk size; another seed gives others."""
+    first = loops.foreach(draw, 5, seed=1)
+    assert len(set(first)) == 5
+    assert loops.foreach(draw, 5, seed=1, chunk_size=1) == first
+    assert loops.foreach(draw, 5, seed=1, chunk_size=5) == first
+    assert set(loops.foreach(draw, 5, seed=99)).isdisjoint(first)
+    start_worker("test", "--nworkers", "1")
+    assert queue.foreach(draw, 5, seed=1) == first
+    expected = np.random.RandomState(np.random.SeedSequence(1, spawn_key=(0,)).generate_state(8))
+    assert first[0][1] == expected.rand()
+    alike = loops.foreach(draw, 5, seed_worker=seed_55)
+    assert len(set(alike)) == 1
+    assert len(set(loops.foreach(draw, 20))) == 20
+
+
+def note_and_fail(i: int, log: str) -> int:
+    """Leave a file; the first one raises."""
+    (Path(log) / str(i)).touch()
+    if i == 0:
+        raise LookupError("the first one", i)
+    time.sleep(0.05)
+    return i
+
+
+def test_scenario_22_an_error_stops_the_loop_at_once(loops: Queue, tmp_path: Path) -> None:
+    """Its own type comes back, and few others run: doRedis runs all twenty."""
+    with pytest.raises(LookupError) as caught:
+        loops.foreach(note_and_fail, 20, itertools.repeat(str(tmp_path)), chunk_size=1)
+    assert caught.value.args == ("the first one", 0)
+    assert "note_and_fail" in str(caught.traceback[-1])
+    assert len(list(tmp_path.iterdir())) < 10
+
+
+def test_scenario_22_errors_are_left_out_or_passed_on(loops: Queue, tmp_path: Path) -> None:
+    """19 results, or the exception in its place; a failing combine raises."""
+    log = itertools.repeat(str(tmp_path))
+    assert loops.foreach(note_and_fail, 20, log, errorhandling="remove") == list(range(1, 20))
+    passed = loops.foreach(note_and_fail, 20, log, errorhandling="pass")
+    assert isinstance(passed[0], LookupError)
+    assert passed[1:] == list(range(1, 20))
+    with pytest.raises(TypeError, match="unsupported operand"):
+        loops.foreach(note_and_fail, 5, log, errorhandling="pass", combine=operator.add)
+
+
+def exit_3(i: int) -> int:
+    """End the process, for one of them."""
+    if i == 3:
+        os._exit(3)
+    return i
+
+
+def test_an_iteration_that_kills_its_process_is_left_out_or_passed_on(loops: Queue) -> None:
+    """As one that raises; the others are not lost."""
+    kept = loops.foreach(exit_3, 6, errorhandling="remove", allowed_failures=1)
+    assert kept == [0, 1, 2, 4, 5]
+    passed = loops.foreach(exit_3, 6, errorhandling="pass", allowed_failures=1)
+    assert isinstance(passed[3], redisq.WorkerDied)
+
+
+def count_init() -> None:
+    """Count a call."""
+    count: Any = sys.modules.setdefault("redisq_inits", _Count())  # type: ignore[arg-type]
+    count.calls += 1
+
+
+class _Count:
+    calls = 0
+
+
+def inits_here(_: int, marks: str) -> tuple[int, int]:
+    """Return this process, and how many calls it counted; wait until another one is there."""
+    (Path(marks) / str(os.getpid())).touch()
+    wait_until(lambda: len(os.listdir(marks)) > 1)
+    return os.getpid(), sys.modules["redisq_inits"].calls  # type: ignore[attr-defined]
+
+
+def test_scenario_25_worker_init_runs_once_per_slot_and_job(loops: Queue, tmp_path: Path) -> None:
+    """100 iterations on two slots: two calls; its error is that of the loop."""
+    marks = itertools.repeat(str(tmp_path))
+    seen = set(loops.foreach(inits_here, 100, marks, worker_init=count_init, chunk_size=2))
+    assert len(seen) == 2
+    assert {calls for _, calls in seen} == {1}
+
+    def failing() -> None:
+        raise RuntimeError("no licence here")
+
+    for errorhandling in ("stop", "pass"):
+        with pytest.raises(RuntimeError, match="no licence here"):
+            loops.foreach(abs, 5, worker_init=failing, errorhandling=errorhandling)
+
+
+def test_scenario_26_code_that_was_edited_runs(loops: Queue) -> None:
+    """By the same name, on the same workers."""
+    for version in ("old", "new"):
+        scope: dict[str, Any] = {"__name__": "__main__", "version": version}
+        exec("def f(i):\n    return version", scope)  # noqa: S102
+        assert loops.foreach(scope["f"], 3) == [version] * 3
+
+
+def test_scenario_27_many_iterations_in_large_and_in_small_chunks(loops: Queue) -> None:
+    """100,000 by ten thousand, 20,000 one by one."""
+    assert loops.foreach(operator.neg, 100_000, combine=sum, chunk_size=10_000) == -4_999_950_000
+    assert loops.foreach(operator.neg, 5_000, combine=sum, chunk_size=1) == -12_497_500
+
+
+def test_scenario_29_the_first_iteration_runs_before_the_last_is_drawn(
+    loops: Queue, tmp_path: Path
+) -> None:
+    """A generator is drawn as its items are sent."""
+
+    def slow() -> Iterator[int]:
+        yield 0
+        wait_until(lambda: (tmp_path / "0").exists())
+        yield 1
+
+    log = itertools.repeat(str(tmp_path))
+    with pytest.raises(LookupError):
+        loops.foreach(note_and_fail, slow(), log)
+    assert (tmp_path / "0").exists()
+
+
+def test_generators_are_drawn_no_further_than_there_is_room(
+    queue: Queue, start_worker: Callable[..., WorkerProcess]
+) -> None:
+    """Without a worker the loop stops to draw; with one it goes on."""
+    drawn = itertools.count()
+    last = [0]
+
+    def items() -> Iterator[int]:
+        for i in itertools.islice(drawn, 200_000):
+            last[0] = i
+            yield i
+
+    total: list[int] = []
+    thread = threading.Thread(
+        target=lambda: total.append(queue.foreach(abs, items(), combine=sum, multicombine=True))
+    )
+    thread.start()
+    wait_until(lambda: last[0] > 10_000)
+    wait_until(lambda: not _moved(last))
+    assert last[0] < 60_000
+    start_worker("test", "--nworkers", "1")
+    thread.join(60)
+    assert total == [sum(range(200_000))]
+
+
+def _moved(last: list[int]) -> bool:
+    before = last[0]
+    time.sleep(0.3)
+    return last[0] != before
+
+
+def test_iterables_end_with_the_shortest(loops: Queue) -> None:
+    """An int is a range; none is no iteration; times calls without arguments."""
+    assert loops.foreach(pow, 4, itertools.repeat(2)) == [0, 1, 4, 9]
+    assert loops.foreach(pow, [2, 3], (5, 1, 7)) == [32, 3]
+    assert loops.foreach(abs) == []
+    assert loops.foreach(abs, 0, combine=sum) == []
+    assert loops.times(3, list) == [[], [], []]
+    with pytest.raises(ValueError, match="whole number"):
+        loops.times(-1, list)
+
+
+def test_iterations_can_be_left_out_and_loops_nested(loops: Queue) -> None:
+    """R's ``when`` and ``%:%``."""
+    assert loops.foreach(operator.neg, 7, when=lambda i: i % 2 == 0) == [0, -2, -4, -6]
+    pairs = ((i, j) for i in range(3) for j in range(i))
+    assert loops.foreach(sum, pairs) == [1, 2, 3]
+
+
+def inner(i: int, url: str) -> int:
+    """Run a loop on the queue that this runs on."""
+    with closing(Queue("test", url)) as queue:
+        return int(queue.foreach(pow, i, itertools.repeat(2), combine=sum, init=0))
+
+
+def test_a_loop_inside_of_a_loop_does_not_wait_for_itself(loops: Queue) -> None:
+    """A stand-in runs it."""
+    found = loops.foreach(inner, 6, itertools.repeat(loops.url))
+    assert found == [sum(k * k for k in range(i)) for i in range(6)]
+
+
+exported = 1
+
+
+def reads_globals(i: int) -> tuple[int, Any]:
+    """Return a global of this module, and one that only a text names."""
+    return exported + i, eval("by_text + 1")  # noqa: S307
+
+
+def missing(_: int) -> bool:
+    """Tell whether a global is there."""
+    return "exported" in globals()
+
+
+def test_globals_are_exported_and_kept_back(loops: Queue) -> None:
+    """Of a function of an importable module, too, which would travel by its name."""
+    found = loops.foreach(reads_globals, 2, export={"exported": 10, "by_text": 20})
+    assert found == [(10, 21), (11, 21)]
+    assert loops.foreach(missing, 1, noexport=["exported"]) == [False]
+    with pytest.raises(TypeError, match="for a function"):
+        loops.foreach(abs, 1, export={"x": 1})
+
+
+def test_packages_are_imported_first(loops: Queue) -> None:
+    """What is not there is the loop's error."""
+    module = "colorsys"
+    assert loops.foreach(lambda _: module in sys.modules, 2, packages=[module]) == [True] * 2
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        loops.foreach(abs, 2, packages=["no_such_module"])
+    with pytest.raises(TypeError, match="a list of names"):
+        loops.foreach(abs, 2, packages="colorsys")
+
+
+def test_defaults_of_a_queue_hold_where_a_call_has_none(loops: Queue) -> None:
+    """doRedis's set functions; they are of this object."""
+    loops.set_chunk_size(3)
+    loops.set_ft_interval(2)
+    loops.set_export({"by_text": 1})
+    loops.set_packages(["colorsys"])
+    assert loops.with_defaults({}) == {"chunk_size": 3, "ft_interval": 2}
+    assert loops.with_defaults({"chunksize": 7})["chunk_size"] == 7
+    assert loops.foreach(reads_globals, 1) == [(1, 2)]
+    loops.set_chunk_size(None)
+    assert loops.with_defaults({}) == {"ft_interval": 2}
+    with pytest.raises(ValueError, match="at least 1 s"):
+        loops.set_ft_interval(0.1)
+    assert Queue("test", loops.url).defaults == {}
+
+
+def test_a_bar_counts_iterations(loops: Queue, capsys: pytest.CaptureFixture[str]) -> None:
+    """Dask's own."""
+    loops.foreach(abs, 50, progress=True)
+    assert "100% Completed" in capsys.readouterr().out
+
+
+def test_wrong_arguments_of_a_loop_are_told(loops: Queue) -> None:
+    """Before anything is drawn or sent."""
+    with pytest.raises(ValueError, match="errorhandling is one of 'stop', 'remove', 'pass'"):
+        loops.foreach(abs, 1, errorhandling="ignore")
+    with pytest.raises(TypeError, match="is a function"):
+        loops.foreach(3, 1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="chunk_size"):
+        loops.foreach(abs, 1, chunk_size=0)
+    with pytest.raises(TypeError, match="not iterable|must support iteration"):
+        loops.foreach(abs, 1.5)
+
+
+def test_an_iterable_that_raises_cancels_what_was_sent(loops: Queue) -> None:
+    """Its error is the loop's."""
+
+    def broken() -> Iterator[int]:
+        yield 0
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        loops.foreach(abs, broken())
+
+
+def test_an_interrupted_loop_leaves_no_job(loops: Queue) -> None:
+    """Ctrl-C, wherever it comes: here where results are combined."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        loops.foreach(time.sleep, [0.01] * 500, combine=interrupt, chunk_size=1)
+    assert loops.jobs() == []
+
+
+def big(i: int) -> np.ndarray[Any, Any]:
+    """Return 8 MB."""
+    return np.full(2**20, float(i))
+
+
+def test_large_results_are_let_go_as_they_are_combined(loops: Queue) -> None:
+    """A gigabyte goes through, and a fraction of it is ever here."""
+    import tracemalloc
+
+    tracemalloc.start()
+    try:
+        total = loops.foreach(
+            big, 100, combine=lambda a, b: a + float(b[0]), init=0.0, inorder=False
+        )
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert total == sum(range(100))
+    assert peak < 300e6
+
+
+def test_a_killed_slots_iterations_run_again(loops: Queue, cluster: redisq.LocalCluster) -> None:
+    """Scenario 5: each counts once."""
+    import psutil
+
+    def kill_one() -> None:
+        wait_until(lambda: loops.stats()["running"] > 0)
+        workers = psutil.Process().children(recursive=True)
+        slot = next(p for p in workers if "dask_redisq.slot" in p.cmdline())
+        slot.kill()
+
+    thread = threading.Thread(target=kill_one)
+    thread.start()
+    found = loops.foreach(_slowly, 60, chunk_size=5)
+    thread.join()
+    assert found == list(range(60))
+
+
+def _slowly(i: int) -> int:
+    time.sleep(0.02)
+    return i

@@ -1,0 +1,71 @@
+"""Data that stays where it is: `Queue.scatter`, and what reads it."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+from conftest import WorkerProcess, wait_until
+
+from dask_redisq.link import Link
+from dask_redisq.queue import Queue
+
+
+def sent_by(link: Link) -> int:
+    """Return the bytes that the server ever sent."""
+    stats = dict(line.split(b":", 1) for line in link.command("INFO", "stats").split() if b":" in line)
+    return int(stats[b"total_net_output_bytes"])
+
+
+def shifted_sum(i: int, table: np.ndarray[Any, Any]) -> float:
+    """Return a number that needs both."""
+    return float(table.sum()) + i
+
+
+def test_the_second_loop_over_scattered_data_moves_none_of_it(
+    queue: Queue, workers: WorkerProcess, link: Link
+) -> None:
+    """Each slot reads it once at most; then not a byte of 8 MB."""
+    table = queue.scatter(np.ones(2**20))
+    expected = [2.0**20 + i for i in range(40)]
+    for _ in range(3):  # until both slots had a task
+        assert queue.foreach(shifted_sum, 40, itertools.repeat(table), chunk_size=1) == expected
+    before = sent_by(link)
+    assert queue.foreach(shifted_sum, 40, itertools.repeat(table), chunk_size=1) == expected
+    assert sent_by(link) - before < 2**18
+
+
+def test_scattered_data_is_an_input_of_dask_graphs(queue: Queue, workers: WorkerProcess) -> None:
+    """Of delayed calls, also inside of containers, and next to collections."""
+    data = queue.scatter({"x": [1, 2, (sum, [3])]})
+    size = dask.delayed(lambda table: len(table["x"]))(data)
+    inside = dask.delayed(lambda box: box["here"]["x"][0])({"here": data})
+    x = da.ones(10, chunks=5).sum()
+    assert dask.compute(size, inside, x, scheduler=queue.get) == (3, 1, 10)
+    assert data.compute(scheduler=queue.get) == {"x": [1, 2, (sum, [3])]}
+
+
+def test_scattered_data_is_freed_with_its_last_reference(
+    queue: Queue, workers: WorkerProcess
+) -> None:
+    """The job that keeps it goes."""
+    data = queue.scatter([1, 2, 3])
+    assert queue.foreach(len, itertools.repeat(data, 1)) == [3]
+    assert len(queue.jobs()) == 1
+    del data
+    wait_until(lambda: queue.jobs() == [])
+
+
+def test_a_delayed_value_that_is_nowhere_is_no_argument_of_a_loop(
+    queue: Queue, workers: WorkerProcess
+) -> None:
+    """It is to be persisted, or scattered."""
+    with pytest.raises(TypeError, match="persisted first, or scattered"):
+        queue.foreach(len, [dask.delayed(list)()])
+    with dask.config.set(scheduler=queue.get):
+        kept = dask.delayed(list)("abc").persist()
+    assert queue.foreach(len, [kept]) == [3]
