@@ -173,12 +173,18 @@ def test_a_priority_is_a_number(queue: Queue) -> None:
 # Resources, and how many slots work for a job.
 
 
-def at_once(log: Path, name: str) -> int:
-    """Return how many of `name` run now; stay a moment."""
-    mine = log / f"{name}-{os.getpid()}-{time.monotonic_ns()}"
+def at_once(log: Path, name: str, least: int = 1) -> int:
+    """Return how many of `name` run now; stay a moment, and until `least` were seen once."""
+    mine, met = log / f"{name}-{os.getpid()}-{time.monotonic_ns()}", log / f"met {name}"
     mine.touch()
+    found, until = 1, time.monotonic() + 20
+    while found < least and not met.exists() and time.monotonic() < until:
+        time.sleep(0.005)
+        found = len(list(log.glob(f"{name}-*")))
+    if found >= least:
+        met.touch()
     time.sleep(0.1)
-    found = len(list(log.glob(f"{name}-*")))
+    found = max(found, len(list(log.glob(f"{name}-*"))))
     mine.unlink()
     return found
 
@@ -192,10 +198,10 @@ def test_a_worker_runs_no_more_than_its_resources_allow(
     with dask.annotate(resources={"GPU": 1}):
         alone = [dask.delayed(at_once)(tmp_path, "alone") for _ in range(6)]
     with dask.annotate(resources={"GPU": 0.5, "MEMORY": 1e9}):
-        pairs = [dask.delayed(at_once)(tmp_path, "pair") for _ in range(12)]
+        pairs = [dask.delayed(at_once)(tmp_path, "pair", 2) for _ in range(12)]
     assert set(dask.compute(*alone, scheduler=queue.get)) == {1}
     assert max(dask.compute(*pairs, scheduler=queue.get, chunk_size=1)) == 2
-    free = [dask.delayed(at_once)(tmp_path, "free") for _ in range(12)]
+    free = [dask.delayed(at_once)(tmp_path, "free", 2) for _ in range(12)]
     done = dask.compute(*alone, *free, scheduler=queue.get, chunk_size=1)
     assert set(done[:6]) == {1}
     assert max(done[6:]) >= 2
