@@ -389,6 +389,7 @@ class Engine:
         want: int = 1000,
         floor: int = 1,
         known: str | None = None,
+        others: Sequence[str | int] = (),
         rest: bool = False,
         seq: int | None = None,
         job: str | None = None,
@@ -402,6 +403,7 @@ class Engine:
             "batch": pack(batch_of(groups)) if job else b"",
             "failure": pack([failure[0], "raised", failure[1], retries]) if failure else b"",
             "known": self.known if known is None else known, "want": want, "floor": floor, "rest": int(rest),
+            "others": pack(list(others)) if others else b"",
         }  # fmt: skip
         slot.lease = None
         slot.calls.append(args)

@@ -6,6 +6,16 @@
 
 local LEAST, MOST = 1, 1000
 
+-- How many tasks of a job fill this slot's time, and how many are worth a round trip; nil if it is unknown.
+local function pace_of(job)
+  if job == arg.known then return tonumber(arg.want), tonumber(arg.floor) end
+  if arg.others == '' then return nil end
+  local others = cmsgpack.unpack(arg.others)
+  for i = 1, #others, 3 do
+    if others[i] == job then return others[i + 1], others[i + 2] end
+  end
+end
+
 -- How many tasks this slot may take from `ready` ready ones.
 --
 -- The slot asks for what fills its time budget; its fair share of the backlog caps that, so the
@@ -15,9 +25,9 @@ local function chunk_size(job, chunk, ready)
   if chunk > 0 then return chunk end
   local slots = math.max(1, redis.call('SCARD', key.slots()))
   if chunk < 0 then return math.max(LEAST, math.ceil(ready / slots)) end
-  if job ~= arg.known then return LEAST end
-  local fair = math.max(LEAST, tonumber(arg.floor), math.ceil(ready / (2 * slots)))
-  return math.min(MOST, tonumber(arg.want), fair)
+  local want, floor = pace_of(job)
+  if not want then return LEAST end
+  return math.min(MOST, want, math.max(LEAST, floor, math.ceil(ready / (2 * slots))))
 end
 
 -- Take up to `count` tasks from the front of a ready set; a task that must run alone only by itself.
