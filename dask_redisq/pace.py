@@ -21,12 +21,12 @@ JOBS = 8
 class Pace:
     """How long tasks take, by kind and by lease, and calls to the server: from it come chunk sizes.
 
-    `want` is for tasks of the job that was worked for last; see step.lua. A queue serves its jobs in
-    turns, so others are known, too: else each lease would hold a single task as soon as there are
-    two jobs (3 ms a task were measured, for 0.05).
+    `want` is for tasks of the job that was worked for last; see step.lua. A queue serves its jobs
+    in turns, so others are known, too: else each lease would hold a single task as soon as there
+    are two jobs (3 ms a task were measured, for 0.05).
 
-    A call takes 0.3 ms beside the server, 1 ms where it has to be woken, and 20 ms over a slow line:
-    a lease that lasts a hundred times as long loses 1 % to it.
+    A call takes 0.3 ms beside the server, 1 ms where it has to be woken, and 20 ms over a slow
+    line: a lease that lasts a hundred times as long loses 1 % to it.
 
     Attributes
     ----------
