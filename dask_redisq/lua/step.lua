@@ -149,7 +149,8 @@ end
 
 local found, retry = false, 0
 local fresh = {from = 1}
-if alive and redis.call('HEXISTS', key.job(job), 'hard:1') == 0 then
+local sorted = alive and redis.call('HMGET', key.job(job), 'hard:1', 'ordered')
+if alive and not sorted[1] and not sorted[2] then
   for _, task in ipairs(ready.free) do fresh[#fresh + 1] = task end
 elseif alive then
   make_ready(job, ready.free, '')
