@@ -6,6 +6,8 @@ Source: section 1.3 of Dask's contract. An annotation goes before a keyword of t
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from math import isfinite
+from numbers import Integral, Real
 from typing import Any
 
 from dask.typing import Key
@@ -14,6 +16,8 @@ from dask_redisq.seeding import check_seed
 
 __all__ = [
     "RESOURCE",
+    "SOFT",
+    "check_priority",
     "check_resources",
     "check_retries",
     "limits",
@@ -25,6 +29,8 @@ __all__ = [
 
 #: How a need begins among the tags of a restriction: ``resource:GPU=1``.
 RESOURCE = "resource:"
+#: Among the tags: others may run the task as well, after `redisq.locality-wait`.
+SOFT = "soft:"
 #: Three tenths are a little more than 0.3.
 ROUND = 1 + 1e-9
 
@@ -33,6 +39,8 @@ def restrictions(
     annotations: Mapping[str, Any], keys: list[Key], kwargs: Mapping[str, Any]
 ) -> dict[int, tuple[str, ...]]:
     """Return task -> where it may run: the tags of which its slot must carry one, and its needs.
+
+    With `SOFT` among the tags they say where it is to run rather than elsewhere.
 
     Parameters
     ----------
@@ -64,7 +72,9 @@ def restrictions(
         return found
     for task, key in enumerate(keys):
         tags = by_key.get(key, workers)
-        wanted = _sorted_tags(tags) if tags and not free.get(key, others) else ()
+        wanted = _sorted_tags(tags) if tags else ()
+        if wanted and free.get(key, others):
+            wanted = (SOFT, *wanted)
         wanted += _needs(needs.get(key, resources), key)
         if wanted:
             found[task] = wanted
@@ -104,20 +114,24 @@ def may_run(wanted: Iterable[str], tags: Iterable[str], resources: Mapping[str, 
     True
     """
     plain = [tag for tag in wanted if not tag.startswith(RESOURCE)]
-    if plain and set(plain).isdisjoint(tags):
+    if plain and SOFT not in plain and set(plain).isdisjoint(tags):
         return False
     needs = [need.removeprefix(RESOURCE) for need in wanted if need.startswith(RESOURCE)]
     amounts = [need.rpartition("=") for need in needs]
     return all(resources.get(name, 0) * ROUND >= float(amount) for name, _, amount in amounts)
 
 
-def priorities(annotations: Mapping[str, Any]) -> dict[Key, int]:
+def priorities(annotations: Mapping[str, Any]) -> dict[Key, float]:
     """Return key -> priority, of the tasks that are annotated; higher ones run first."""
-    found: dict[Key, int] = dict(annotations.get("priority") or {})
-    for key, given in found.items():
-        if isinstance(given, bool) or not isinstance(given, int | float):
-            raise TypeError(f"the priority of task {key!r} is a number, not {given!r}")
-    return found
+    given: Mapping[Key, Any] = annotations.get("priority") or {}
+    return {key: check_priority(value, f" of task {key!r}") for key, value in given.items()}
+
+
+def check_priority(given: Any, whose: str = "") -> float:
+    """Return a priority; what is no number is a TypeError."""
+    if isinstance(given, bool) or not isinstance(given, Real) or not isfinite(given):
+        raise TypeError(f"the priority{whose} is a number, not {given!r}")
+    return float(given)
 
 
 def seeds(
@@ -201,6 +215,6 @@ def check_timeout(given: Any, whose: str = "") -> float:
 
 def check_retries(given: Any, whose: str = "") -> int:
     """Return a number of retries; anything but a whole number from 0 on is a ValueError."""
-    if isinstance(given, bool) or not isinstance(given, int) or given < 0:
+    if isinstance(given, bool) or not isinstance(given, Integral) or given < 0:
         raise ValueError(f"retries{whose} is how often it may run again, from 0, not {given!r}")
-    return given
+    return int(given)

@@ -146,6 +146,8 @@ class Observer:
                 self._aliases.add(name)
         cache = {name: value for name, value in plan.data.items() if name not in self._aliases}
         cache |= {k: v for k, v in plan.constants.items() if k not in self._aliases}
+        # Of persisted collections: they are there, and stay where they are.
+        cache |= {name: UNREAD for name, n in plan.names.items() if n < 0 and name not in nodes}
         self.state = _first_state(nodes, cache)
         for hooks in self.callbacks:
             if hooks[1]:

@@ -25,7 +25,7 @@ from dask_redisq.graph import plan_graph
 from dask_redisq.job import Job
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
-from dask_redisq.options import JobOptions, check_keywords, job_options
+from dask_redisq.options import JobOptions, check_keywords, clamped, job_options
 from dask_redisq.persist import (
     KeptJob,
     Part,
@@ -103,15 +103,24 @@ def _compute(pool: Pool, names: Keys, dsk: Any, keys: Any, kwargs: dict[str, Any
     kept = find_part(pool, names)
     if not callbacks:
         plan = plan_job(graph, keys, annotations, kwargs, kept)
+        options = _as_urgent(options, plan, kwargs)
         return assemble(keys, _values(pool, names, plan, options, rerun=rerun), plan.local)
     looks = looks_at_values(callbacks, setting("callback-values"))
     with Observer(callbacks, graph, keys, looks=looks) as observer:
         observer.start()
         plan = plan_job(observer.dsk, keys, annotations, kwargs, kept)
         plan.every = looks
+        options = _as_urgent(options, plan, kwargs)
         observer.begin(plan)
         values = _values(pool, names, plan, options, observer, rerun)
         return assemble(keys, values, plan.local, observer.here)
+
+
+def _as_urgent(options: JobOptions, plan: Plan, kwargs: Mapping[str, Any]) -> JobOptions:
+    """Give a job whose tasks are all annotated their least priority, unless a keyword does."""
+    if not plan.urgency or kwargs.get("priority"):
+        return options
+    return replace(options, priority=clamped(options.priority + plan.urgency))
 
 
 def _reruns(kwargs: Mapping[str, Any]) -> bool:
@@ -292,7 +301,7 @@ class _Sender:
         graph, keys, annotations, words = read_graph(dsk, keys, self.ambient, self.kwargs)
         kept = find_part(self.pool, self.names)
         plan = plan_job(graph, keys, annotations, words, kept, finalize_here=finalize_here)
-        return plan, keys, job_options(words)
+        return plan, keys, _as_urgent(job_options(words), plan, words)
 
     def send(
         self, link: Link, plan: Plan, options: JobOptions, answer: Answer | None = None

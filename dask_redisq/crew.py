@@ -142,6 +142,8 @@ class Crew:
         wanted = self.options.nworkers + len(waiting) - len(asking)
         for child in asking:
             granted = wanted < most + (MORE if child.page.must_wait() else 0)
+            if granted and self.options.resources:
+                self.registration.lend(self.keys, child)
             child.page.answer_wait(granted=granted)
             wanted += granted
         if wanted >= len(self.places):

@@ -42,8 +42,10 @@ def plain_graph(dsk: Any, keys: Any) -> tuple[Mapping[Key, Any], Any, Mapping[st
         # An array's tasks are fused over the borders of its layers, and annotations are of layers:
         # they would all be lost (dask#7036). The setting is one for the whole process, which costs
         # another thread that looks at it now no more than a fusion; only ours must not restore it
-        # in the wrong order.
-        with _unfused, dask.config.set({"optimization.fuse.active": False}):
+        # in the wrong order. Nor are annotations merged: of two layers that ask for two workers
+        # Dask makes one for none, which is anywhere.
+        apart = {"optimization.fuse.active": False, "optimization.annotations.fuse": False}
+        with _unfused, dask.config.set(apart):
             return dsk.__dask_graph__(), keys, dsk.__dask_annotations__()
     annotations = dsk.__dask_annotations__() if hasattr(dsk, "__dask_annotations__") else {}
     return dsk.__dask_graph__(), keys, annotations
@@ -75,8 +77,8 @@ def read_graph(
     # for theirs, and these would go before the keywords.
     graph, keys, annotations = Context().run(plain_graph, dsk, keys)
     by_type, words = dict(annotations), dict(kwargs)
-    for name in OF_TASKS & ambient.keys() - kwargs.keys():
-        value = ambient[name]
+    for name in OF_TASKS & (ambient.keys() | kwargs.keys()):
+        value = words.pop(name) if name in words else ambient[name]
         if callable(value):
             by_type[name] = {key: value(key) for key in graph} | (by_type.get(name) or {})
         else:
@@ -115,7 +117,9 @@ def _shuffle_by_tasks(expr: Any) -> Any:
     shuffle = sys.modules.get("dask.dataframe.dask_expr._shuffle")
     if shuffle is None or not hasattr(expr, "walk"):
         return expr
-    for hit in [e for e in expr.walk() if type(e) is shuffle.DiskShuffle]:
+    # One at a time: what is below another shuffle has another name once that is substituted.
+    while hits := [e for e in expr.walk() if type(e) is shuffle.DiskShuffle]:
+        hit = hits[0]  # itself it is neither true nor false
         # A shuffle to disk keeps the index whatever it is told, and what it promised others is so.
         names = hit._parameters  # noqa: SLF001 - an expression has no other word for them
         operands = dict(zip(names, hit.operands, strict=True)) | {"ignore_index": False}

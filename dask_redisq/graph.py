@@ -231,10 +231,11 @@ def _number(
     priority: Mapping[Key, float],
 ) -> Plan:
     places = depth_first(dict.fromkeys(outputs.values()), reader.inputs_of, reader.keys.__getitem__)
-    if order == "dask" or (order is None and len(places) <= FEW):
+    by_dask, urgency = order == "dask" or (order is None and len(places) <= FEW), 0.0
+    if by_dask:
         places = _dask_order(places, reader)
     if priority:
-        places = _urgent_first(places, reader, priority)
+        places, urgency = _urgent_first(places, reader, priority)
     number = dict(zip(places, range(len(places)), strict=True))
     seen = reader.inputs  # all of them are, by now
     inputs = [tuple([number[k] for k in seen[place] or ()]) for place in places]
@@ -260,16 +261,20 @@ def _number(
         data=reader.data,
         outer=outer,
         parts=reader.parts,
+        ordered=by_dask or bool(priority),
+        urgency=urgency,
     )
 
 
-def _urgent_first(places: list[int], reader: _Reader, priority: Mapping[Key, float]) -> list[int]:
-    """Return `places` by falling priority; what a task needs is as urgent as the task."""
+def _urgent_first(
+    places: list[int], reader: _Reader, priority: Mapping[Key, float]
+) -> tuple[list[int], float]:
+    """Return `places` by falling priority, and the least; what a task needs is as urgent as it."""
     urgent = {place: priority.get(reader.keys[place], 0) for place in places}
     for place in reversed(places):
         for needed in reader.inputs_of(place):
             urgent[needed] = max(urgent[needed], urgent[place])
-    return sorted(places, key=lambda place: -urgent[place])
+    return sorted(places, key=lambda place: -urgent[place]), min(urgent.values(), default=0)
 
 
 def _dask_order(places: list[int], reader: _Reader) -> list[int]:

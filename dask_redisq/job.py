@@ -36,6 +36,7 @@ from dask_redisq.server_check import most_bytes
 from dask_redisq.task_warnings import issue_warnings
 from dask_redisq.trust import BLOCK as A_BLOCK
 from dask_redisq.trust import UNSIGNED, Signer
+from dask_redisq.unshared import holds_open_file
 from dask_redisq.versions import python_tag
 
 __all__ = ["Job", "JobOptions"]
@@ -240,6 +241,7 @@ class Job(Follower):
             chunk=self.options.chunk_size,
             priority=self.options.priority,
             most=self.options.num_workers,
+            ordered=int(plan.ordered),
             python=python_tag(),
             allowed=self.options.allowed_failures,
             retries=self.options.retries,
@@ -349,9 +351,13 @@ class Job(Follower):
             try:
                 dumps(task)
             except Exception as error:
+                hint = (
+                    ". xarray has the file open in this process, as for threads: write it under "
+                    "`with redisq.enable():`, then tasks open it; or write zarr"
+                )
                 return TaskNotSerializable(
                     f"{self._name(first + i)} cannot be sent to a worker: its function or an "
-                    f"argument does not pickle: {error}"
+                    f"argument does not pickle: {error}{hint if holds_open_file(task) else ''}"
                 )
         return why
 

@@ -107,6 +107,8 @@ class LeaseRun:
         self._edges = 0
         self._last_edges: Any = None
         self._most = lease.chunk if lease.chunk > 0 else 1 << 30
+        first = lease.tasks[0]
+        self._restricted = first in blocks[first // lease.block].restricted
         self._room = INLINE_TOTAL
 
     # -- running --------------------------------------------------------------------
@@ -217,12 +219,18 @@ class LeaseRun:
         return found
 
     def _may_run_here(self, wanted: tuple[str, ...]) -> bool:
-        """Tell whether a restricted task may: this lease holds the resources of its own tasks."""
+        """Tell whether a task may, by its restriction: this lease holds what its own tasks need.
+
+        No more than that, or the task would run without; and no less, or it would keep what others
+        wait for: a minute on a core behind a second on the only GPU.
+        """
         size, first = self.lease.block, self.lease.tasks[0]
         held = self.blocks[first // size].restricted.get(first, ())
-        needs = [need for need in wanted if need.startswith(RESOURCE)]
+        needs = {need for need in wanted if need.startswith(RESOURCE)}
         plain = [tag for tag in wanted if not tag.startswith(RESOURCE)]
-        return not (plain and self.tags.isdisjoint(plain)) and all(need in held for need in needs)
+        return not (plain and self.tags.isdisjoint(plain)) and needs == {
+            need for need in held if need.startswith(RESOURCE)
+        }
 
     def _only_follower(self, task: int) -> bool:
         """Tell whether nothing but `task` could follow from all that was made here."""
@@ -239,8 +247,9 @@ class LeaseRun:
         block = self.blocks[task // self.lease.block]
         if any(kept.number not in self.values for kept in block.outer.get(task, ())):
             return False
-        wanted = block.restricted.get(task)
-        if wanted is not None and not self._may_run_here(wanted):
+        if (block.restricted or self._restricted) and not self._may_run_here(
+            block.restricted.get(task, ())
+        ):
             return False
         if elapsed > self.pace.budget or self._edges > EDGES:
             return False

@@ -9,11 +9,11 @@ from typing import Any
 
 import dask
 
-from dask_redisq.annotations import check_retries
+from dask_redisq.annotations import check_priority, check_retries
 from dask_redisq.serving import in_slot
 from dask_redisq.settings import setting, whole
 
-__all__ = ["JobOptions", "check_keywords", "job_options"]
+__all__ = ["JobOptions", "check_keywords", "clamped", "job_options"]
 
 #: Keywords of `Queue.get`, in its own words and those of Dask's schedulers.
 KEYWORDS = frozenset(
@@ -30,6 +30,8 @@ OTHERS = frozenset(
     loads optimize_graph pack_exception pool raise_exception submit sync
     """.split()  # noqa: SIM905
 )
+#: Priorities of jobs are no higher, nor lower than its negative: see lua/lib/ready.lua.
+MOST_PRIORITY = 4096.0
 #: Seconds that the job of a task outlives it: it was killed, as its own job was cancelled, say.
 NESTED_LEASE = 5.0
 _told: set[str] = set()
@@ -49,7 +51,7 @@ class JobOptions:
     """Settings of one job; the names are those of `redisq.yaml`."""
 
     chunk_size: int = 0
-    priority: int = 0
+    priority: float = 0
     #: Slots that may work for it at a time; 0: all.
     num_workers: int = 0
     allowed_failures: int = 3
@@ -80,13 +82,13 @@ def job_options(kwargs: dict[str, Any]) -> JobOptions:
         chunk = whole("chunk_size, a number of tasks or -1 to spread them evenly,", chunk, -1)
         if chunk == 0:
             raise ValueError("chunk_size is a number of tasks, or -1 to spread them evenly, not 0")
-    priority = whole("priority", kwargs.get("priority") or 0, -(2**31))
+    priority = check_priority(kwargs.get("priority") or 0)
     # A job of a task goes before other tasks: these would run in the stand-in, and wait as well.
     priority += in_slot()
     return JobOptions(
         chunk_size=chunk or 0,
         pure=bool(kwargs.get("pure", True)),
-        priority=max(-4096, min(4096, priority)),
+        priority=clamped(priority),
         num_workers=_num_workers(kwargs.get("num_workers")),
         allowed_failures=setting("allowed-failures", kwargs.get("allowed_failures")),
         retries=check_retries(setting("retries", kwargs.get("retries"))),
@@ -97,6 +99,11 @@ def job_options(kwargs: dict[str, Any]) -> JobOptions:
         client_lease=_client_lease(),
         no_workers_timeout=setting("no-workers-timeout", kwargs.get("no_workers_timeout")),
     )
+
+
+def clamped(priority: float) -> float:
+    """Return the priority of a job, as far as they go."""
+    return max(-MOST_PRIORITY, min(MOST_PRIORITY, priority))
 
 
 def _num_workers(given: Any) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 __all__ = ["EDGES", "Pace"]
 
 #: Seconds of work that a lease should hold: at least these, and so many round trips, at most those.
@@ -12,14 +14,19 @@ SHORT = 0.2
 EDGES = 2000
 #: Work worth less than a round trip is not divided further, in seconds.
 WORTH = 0.001
+#: Jobs of which it is known how long their tasks take: those that were worked for last.
+JOBS = 8
 
 
 class Pace:
     """How long tasks take, by kind and by lease, and calls to the server: from it come chunk sizes.
 
-    `want` is for tasks of the job it was measured on; see step.lua. A call takes 0.3 ms beside the
-    server, 1 ms where it has to be woken, and 20 ms over a slow line: a lease that lasts a hundred
-    times as long loses 1 % to it.
+    `want` is for tasks of the job that was worked for last; see step.lua. A queue serves its jobs
+    in turns, so others are known, too: else each lease would hold a single task as soon as there
+    are two jobs (3 ms a task were measured, for 0.05).
+
+    A call takes 0.3 ms beside the server, 1 ms where it has to be woken, and 20 ms over a slow
+    line: a lease that lasts a hundred times as long loses 1 % to it.
 
     Attributes
     ----------
@@ -32,8 +39,8 @@ class Pace:
         self._trip = 0.0
         self.job = ""
         self._kinds: dict[str, float] = {}
-        self._unit: float | None = None
-        self._edges = 1.0
+        #: Job -> seconds and edges of a leased task with what follows from it; the last one last.
+        self._jobs: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def __repr__(self) -> str:
         return f"<Pace {len(self._kinds)} kinds, want {self.want}>"
@@ -58,25 +65,37 @@ class Pace:
 
     def leased(self, job: str, tasks: int, seconds: float, edges: int) -> None:
         """Note how long a lease of `tasks` tasks took, with what followed from them."""
-        if job != self.job:
-            self.job, self._unit = job, None
-        unit = seconds / tasks
-        self._unit = unit if self._unit is None else self._unit + 0.5 * (unit - self._unit)
-        self._edges = max(1.0, edges / tasks)
+        self.job, unit = job, seconds / tasks
+        before = self._jobs.pop(job, None)
+        if before is not None:
+            unit = before[0] + 0.5 * (unit - before[0])
+        self._jobs[job] = unit, max(1.0, edges / tasks)
+        if len(self._jobs) > JOBS:
+            self._jobs.popitem(last=False)
 
     def surprised(self) -> None:
         """Ask for one task next: its kind is not known."""
-        self._unit = None
+        self._jobs.pop(self.job, None)
+
+    def _fitting(self, job: str) -> tuple[int, int]:
+        """Return how many tasks of a job fill the budget, and one report; and are worth a trip."""
+        if job not in self._jobs:
+            return 1, 1
+        unit, edges = self._jobs[job]
+        unit = max(unit, 1e-6)
+        most = min(self.budget / unit, EDGES / edges)
+        return max(1, round(most)), max(1, int(WORTH / unit))
 
     @property
     def want(self) -> int:
         """How many tasks fill the budget, and what one call may report."""
-        if self._unit is None:
-            return 1
-        most = min(self.budget / max(self._unit, 1e-6), EDGES / self._edges)
-        return max(1, round(most))
+        return self._fitting(self.job)[0]
 
     @property
     def floor(self) -> int:
         """How many tasks are worth a round trip."""
-        return 1 if self._unit is None else max(1, int(WORTH / max(self._unit, 1e-6)))
+        return self._fitting(self.job)[1]
+
+    def others(self) -> list[str | int]:
+        """Return job, want and floor, of each further job that is known."""
+        return [x for job in self._jobs if job != self.job for x in (job, *self._fitting(job))]

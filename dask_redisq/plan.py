@@ -59,6 +59,11 @@ class Plan:
         Requested key -> the part that already is its value.
     kept : bool
         Whether the job keeps its outputs, for later ones.
+    ordered : bool
+        Whether ready tasks go by their numbers alone: by default one that just became ready goes
+        first, where its input is.
+    urgency : float
+        The least priority of its tasks.
     """
 
     keys: list[Key]
@@ -78,6 +83,8 @@ class Plan:
     parts: dict[int, Any] = field(default_factory=dict)
     fetched: dict[Key, Any] = field(default_factory=dict)
     kept: bool = False
+    ordered: bool = False
+    urgency: float = 0
 
     def __len__(self) -> int:
         return len(self.nodes)
@@ -164,6 +171,8 @@ class Plan:
             outer={number[t]: kept for t, kept in self.outer.items() if t in number},
             parts=self.parts,
             kept=self.kept,
+            ordered=self.ordered,
+            urgency=self.urgency,
         )
 
     def _packed(self, task: int) -> Any:

@@ -131,6 +131,13 @@ class Registration:
         )
         return answer
 
+    def lend(self, queues: Iterable[Keys], slot: SlotProcess) -> None:
+        """Let others have the resources of a slot whose task waits for other tasks."""
+        cursor = slot.page.read()
+        for keys in queues:
+            if slot.queues[cursor.queue] == keys.queue:
+                self.link.call("lend", keys, slot=slot.slot, seq=cursor.seq)
+
     def leave(self, queues: Iterable[Keys]) -> None:
         """Unregister the worker; its leases go back."""
         for keys in queues:

@@ -235,6 +235,7 @@ class Slot:
                 known=self.pace.job,
                 want=self.pace.want if more else 0,
                 floor=self.pace.floor,
+                others=pack(others) if (others := self.pace.others()) else b"",
                 rest=int(rest and more),
             )
             status, refused, leased, retry = unpack(answer)

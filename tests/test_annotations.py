@@ -14,7 +14,7 @@ import dask
 import dask.array as da
 import numpy as np
 import pytest
-from conftest import WorkerProcess
+from conftest import WorkerProcess, wait_until
 
 from dask_redisq.errors import NoWorkersError
 from dask_redisq.queue import Queue
@@ -136,6 +136,53 @@ def test_with_allow_other_workers_a_task_does_not_wait_for_its_own(two: Queue) -
     assert set(done) <= {"left", "right"}
 
 
+def test_with_allow_other_workers_a_tasks_own_go_first(two: Queue, tmp_path: Path) -> None:
+    """The other one, as idle, takes none while they are served, and some once they are not."""
+    with dask.annotate(workers=["left"], allow_other_workers=True):
+        some = [dask.delayed(where)(i) for i in range(40)]
+    options: dict[str, Any] = {"scheduler": two.get, "chunk_size": 1, "locality_wait": 5}
+    assert set(dask.compute(*some, **options)) == {"left"}
+    with dask.annotate(workers=["left"], allow_other_workers=True):
+        more = [dask.delayed(hold_left)(i, tmp_path / "go") for i in range(3)]
+    options["locality_wait"] = 0.1
+    assert sorted(dask.compute(*more, **options)) == ["left", "right", "right"]
+
+
+def hold_left(i: int, go: Path) -> str:
+    """Return the worker's name; the left one stays until the right one did its part twice."""
+    if os.environ["WHERE"] == "left":
+        wait_until(go.exists, 20)
+    elif i > 0 and go.with_name("once").exists():
+        go.touch()
+    else:
+        go.with_name("once").touch()
+    return os.environ["WHERE"]
+
+
+def test_layers_that_ask_for_different_workers_each_get_theirs(two: Queue) -> None:
+    """Dask would fuse them, and ask for a worker that is both, which it takes for any."""
+    x = da.ones(8, chunks=2)
+    with dask.annotate(workers="left"):
+        y = x.map_blocks(where_block, dtype="U5")
+    with dask.annotate(workers="right"):
+        z = y.map_blocks(both_blocks, dtype="U11")
+    assert set(z.compute(scheduler=two.get)) == {"left-right"}
+
+
+def both_blocks(block: Any) -> Any:
+    """Return the names in a block, and that of the worker."""
+    return np.array([f"{name}-{os.environ['WHERE']}" for name in block])
+
+
+def test_workers_as_a_keyword_may_be_a_function_of_the_key(two: Queue) -> None:
+    """As for `dask.annotate`."""
+    tasks = [dask.delayed(where)(i, dask_key_name=f"t{i}") for i in range(4)]
+    got = dask.compute(
+        *tasks, scheduler=two.get, workers=lambda key: "left" if key < "t2" else "right"
+    )
+    assert got == ("left", "left", "right", "right")
+
+
 # Priority.
 
 
@@ -162,6 +209,24 @@ def test_tasks_of_higher_priority_run_first_with_what_they_need(
     assert log.read_text().split() == ["needed", "high", "low0", "low1", "low2", "last"]
 
 
+def test_a_job_is_as_urgent_as_the_least_of_its_tasks(
+    queue: Queue, start_worker: Callable[..., WorkerProcess], tmp_path: Path
+) -> None:
+    """Annotated at build, as by a keyword; numbers of any kind."""
+    log = tmp_path / "log"
+    low = [dask.delayed(stamp)(log, f"low{i}") for i in range(3)]
+    with dask.annotate(priority=np.float64(1.5)):
+        high = [dask.delayed(stamp)(log, f"high{i}") for i in range(3)]
+    futures = [queue.compute(some, chunk_size=1) for some in (low, high)]
+    futures.append(queue.compute(dask.delayed(stamp)(log, "first"), priority=np.int64(2)))
+    start_worker("test", "--nworkers", "1")
+    for future in futures:
+        future.result(20)
+    words = log.read_text().split()
+    assert words[0] == "first"
+    assert {word[:4] for word in words[1:4]} == {"high"}
+
+
 def test_a_priority_is_a_number(queue: Queue) -> None:
     """Said before anything is sent."""
     with dask.annotate(priority=lambda _: "high"):
@@ -173,12 +238,18 @@ def test_a_priority_is_a_number(queue: Queue) -> None:
 # Resources, and how many slots work for a job.
 
 
-def at_once(log: Path, name: str) -> int:
-    """Return how many of `name` run now; stay a moment."""
-    mine = log / f"{name}-{os.getpid()}-{time.monotonic_ns()}"
+def at_once(log: Path, name: str, least: int = 1) -> int:
+    """Return how many of `name` run now; stay a moment, and until `least` were seen once."""
+    mine, met = log / f"{name}-{os.getpid()}-{time.monotonic_ns()}", log / f"met {name}"
     mine.touch()
+    found, until = 1, time.monotonic() + 20
+    while found < least and not met.exists() and time.monotonic() < until:
+        time.sleep(0.005)
+        found = len(list(log.glob(f"{name}-*")))
+    if found >= least:
+        met.touch()
     time.sleep(0.1)
-    found = len(list(log.glob(f"{name}-*")))
+    found = max(found, len(list(log.glob(f"{name}-*"))))
     mine.unlink()
     return found
 
@@ -192,15 +263,50 @@ def test_a_worker_runs_no_more_than_its_resources_allow(
     with dask.annotate(resources={"GPU": 1}):
         alone = [dask.delayed(at_once)(tmp_path, "alone") for _ in range(6)]
     with dask.annotate(resources={"GPU": 0.5, "MEMORY": 1e9}):
-        pairs = [dask.delayed(at_once)(tmp_path, "pair") for _ in range(12)]
+        pairs = [dask.delayed(at_once)(tmp_path, "pair", 2) for _ in range(12)]
     assert set(dask.compute(*alone, scheduler=queue.get)) == {1}
     assert max(dask.compute(*pairs, scheduler=queue.get, chunk_size=1)) == 2
-    free = [dask.delayed(at_once)(tmp_path, "free") for _ in range(12)]
+    free = [dask.delayed(at_once)(tmp_path, "free", 2) for _ in range(12)]
     done = dask.compute(*alone, *free, scheduler=queue.get, chunk_size=1)
     assert set(done[:6]) == {1}
     assert max(done[6:]) >= 2
     x = dask.delayed(draw)(0)
     assert x.compute(scheduler=queue.get, resources={"MEMORY": 17179869184}, timeout=20)
+
+
+def test_a_resource_is_not_held_by_what_follows_without_need(
+    queue: Queue, start_worker: Callable[..., WorkerProcess], tmp_path: Path
+) -> None:
+    """A GPU's task, then one that waits until the other GPU's task ran: on the only GPU."""
+    start_worker("test", "--nworkers", "2", "--resources", "GPU=1")
+    queue.wait_for_workers(2, timeout=20)
+    with dask.annotate(resources={"GPU": 1}):
+        quick = [dask.delayed(stamp)(tmp_path / "log", f"gpu{i}") for i in range(2)]
+    after = [dask.delayed(both_ran)(tmp_path / "log", x) for x in quick]
+    assert dask.compute(*after, scheduler=queue.get) == (True, True)
+
+
+def both_ran(log: Path, _: Any) -> bool:
+    """Wait until two tasks left their line."""
+    wait_until(lambda: len(log.read_text().split()) == 2, 20)
+    return True
+
+
+def compute_on_gpu(url: str) -> int:
+    """Compute something that needs a GPU, too."""
+    with Queue("test", url) as queue, dask.annotate(resources={"GPU": 1}):
+        return int(dask.delayed(abs)(-7).compute(scheduler=queue.get))
+
+
+def test_a_task_lends_its_resource_while_it_waits_for_one_that_needs_it(
+    queue: Queue, start_worker: Callable[..., WorkerProcess]
+) -> None:
+    """Else it would wait for itself."""
+    start_worker("test", "--nworkers", "1", "--resources", "GPU=1")
+    queue.wait_for_workers(1, timeout=20)
+    with dask.annotate(resources={"GPU": 1}):
+        outer = dask.delayed(compute_on_gpu)(queue.url)
+    assert outer.compute(scheduler=queue.get) == 7
 
 
 def test_a_resource_that_nobody_has_is_told(queue: Queue, workers: WorkerProcess) -> None:

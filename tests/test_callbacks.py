@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import dask
+import dask.array as da
 import pytest
 from conftest import WorkerProcess, wait_until
 from dask.cache import Cache
@@ -284,3 +285,17 @@ def test_a_rebuilt_job_tells_each_task_once(
         assert job.result() == ("open", 3)
     done = [key for what, key, *_ in recorder.seen if what == "posttask"]
     assert sorted(done) == ["a", "b", "slow"]
+
+
+@pytest.mark.parametrize(
+    "kind", [ProgressBar, Profiler, ResourceProfiler, CacheProfiler, Recorder, lambda: Cache(1e6)]
+)
+def test_callbacks_see_a_graph_that_uses_persisted_values(
+    queue: Queue, workers: WorkerProcess, kind: Any
+) -> None:
+    """These are there, and no tasks of it; a value asked for by its name neither."""
+    x = da.arange(100, chunks=10).persist(scheduler=queue.get)
+    with kind():
+        assert x.sum().compute(scheduler=queue.get) == 4950
+        assert (x + 1).max().compute(scheduler=queue.get) == 100
+        assert x.compute(scheduler=queue.get).sum() == 4950

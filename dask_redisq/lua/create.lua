@@ -1,6 +1,6 @@
 -- Make a job: its counters, settings and state; blocks follow, then seal.
 -- keys: queue jobs job answer names holders held wait consumers restrict new_wait new_consumers new_restrict new_answer new_names client tomb
--- args: job n block blocks epoch chunk priority python allowed retries retry_delay patience client_lease hard ttl pure watched kept uses most
+-- args: job n block blocks epoch chunk priority python allowed retries retry_delay patience client_lease hard ttl pure watched kept uses most ordered
 -- returns: 'created', 'exists' (a replay), 'over' (it was, and is removed), or 'unstaged' (what was staged is not there: the server lost it), or 'gone' (so is a job whose values this one uses)
 --@include expire
 --
@@ -8,7 +8,7 @@
 -- in ARGV stall everyone; a SET that is sent twice then only fills a staging key, which expires,
 -- and never resets the counters of a job that runs.
 --
--- `kept`: its values stay for others, until nobody holds it. `uses`: kept jobs whose values it reads.
+-- `ordered`: of what is ready the lowest number goes first, wherever it became ready. `kept`: its values stay for others, until nobody holds it. `uses`: kept jobs whose values it reads.
 -- It is entered among their holders here, or not made: else C drops x while a job that reads x is
 -- on its way.
 --
@@ -49,6 +49,7 @@ local files = redis.call('HGET', key.queue(), 'files')
 if files then redis.call('HSET', key.job(arg.job), 'files', files) end
 if arg.watched == '1' then redis.call('HSET', key.job(arg.job), 'watched', '1') end
 if tonumber(arg.most) > 0 then redis.call('HSET', key.job(arg.job), 'most', arg.most) end
+if arg.ordered == '1' then redis.call('HSET', key.job(arg.job), 'ordered', '1') end
 if arg.kept == '1' then redis.call('HSET', key.job(arg.job), 'kept', '1') end
 for _, other in ipairs(uses) do
   redis.call('SADD', key.held(arg.job), other)

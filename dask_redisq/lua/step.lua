@@ -1,6 +1,6 @@
 -- Finish a slot's lease and give it the next: one round trip per chunk.
 -- keys: queue slots slot job finished leases wake idle tries delayed
--- args: slot seq job epoch batch failure known want floor rest
+-- args: slot seq job epoch batch failure known want floor others rest
 -- returns: msgpack {status, refused tasks, lease or false, look again in ms}
 --@include full
 --@include finish
@@ -17,7 +17,8 @@
 -- (nothing was done: the same call again in a moment),
 -- 'unregistered' (results count, nothing is leased). `rest` = '1': enter the slot as idle if
 -- it gets nothing. `failure` = msgpack {task, kind, payload, retries (-1: the job's)}, or ''. `want` and `floor` hold for
--- tasks of the job `known`; of another job, whose tasks may take an hour each, it gets one.
+-- tasks of the job `known`, and `others` = msgpack {job, want, floor, ...}, or '', says so of further
+-- ones; of a job that is in neither, whose tasks may take an hour each, it gets one.
 local slot, seq = arg.slot, tonumber(arg.seq)
 local state = redis.call('HMGET', key.slot(slot), 'seq', 'answer', 'job', 'tags', 'steady', 'holds')
 local registered = redis.call('SISMEMBER', key.slots(), slot) == 1
@@ -148,7 +149,8 @@ end
 
 local found, retry = false, 0
 local fresh = {from = 1}
-if alive and redis.call('HEXISTS', key.job(job), 'hard:1') == 0 then
+local sorted = alive and redis.call('HMGET', key.job(job), 'hard:1', 'ordered')
+if alive and not sorted[1] and not sorted[2] then
   for _, task in ipairs(ready.free) do fresh[#fresh + 1] = task end
 elseif alive then
   make_ready(job, ready.free, '')

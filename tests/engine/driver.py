@@ -33,7 +33,7 @@ NEVER = 10**15
 
 #: Scripts of which a second call must change nothing; sweep, gather and stop_workers work in steps.
 _REPLAYED = {
-    "cancel", "create", "forget", "give_back", "put_block", "register", "renew", "renew_client", "report_missing", "seal",
+    "cancel", "create", "forget", "give_back", "lend", "put_block", "register", "renew", "renew_client", "report_missing", "seal",
     "step", "unregister",
 }  # fmt: skip
 #: Their answer tells the state that is there now.
@@ -171,6 +171,7 @@ class Engine:
         kept: int = 0,
         uses: Sequence[str] = (),
         most: int = 0,
+        ordered: bool = False,
     ) -> str:
         """Create a job of tasks 0..n-1, none of whose blocks is there yet; return its id."""
         tasks = tuple(tuple(inputs[t]) for t in range(len(inputs)))
@@ -181,7 +182,7 @@ class Engine:
             "job": job, "n": n, "block": block, "blocks": self._blocks(job), "epoch": self._new_id(8), "chunk": chunk,
             "priority": priority, "python": python, "allowed": allowed, "retries": retries, "retry_delay": retry_delay,
             "patience": patience, "client_lease": lease, "ttl": ttl, "pure": pure, "watched": 0,
-            "kept": kept, "uses": pack(list(uses)), "most": most,
+            "kept": kept, "uses": pack(list(uses)), "most": most, "ordered": int(ordered),
             "hard": pack([list(tags) for tags in graph.restrictions]),
         }  # fmt: skip
         self.create_again(job)
@@ -389,6 +390,7 @@ class Engine:
         want: int = 1000,
         floor: int = 1,
         known: str | None = None,
+        others: Sequence[str | int] = (),
         rest: bool = False,
         seq: int | None = None,
         job: str | None = None,
@@ -402,6 +404,7 @@ class Engine:
             "batch": pack(batch_of(groups)) if job else b"",
             "failure": pack([failure[0], "raised", failure[1], retries]) if failure else b"",
             "known": self.known if known is None else known, "want": want, "floor": floor, "rest": int(rest),
+            "others": pack(list(others)) if others else b"",
         }  # fmt: skip
         slot.lease = None
         slot.calls.append(args)

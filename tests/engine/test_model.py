@@ -308,7 +308,8 @@ def test_the_scripts_do_what_the_model_says(machine: type[QueueMachine]) -> None
 )
 def test_the_model_misses_a_rule(machine: type[QueueMachine], rule_off: str) -> None:
     """With one rule switched off in the Lua they do not agree."""
-    limits: dict[str, Any] = {**LIMITS, "max_examples": 400, "phases": [Phase.generate]}
+    # The first example that fails ends it. Job ids are random, and so is which of two is due first.
+    limits: dict[str, Any] = {**LIMITS, "max_examples": 2000, "phases": [Phase.generate]}
     limits |= {"report_multiple_bugs": False, "derandomize": True}
     patched = simulated(ABLATIONS[rule_off].patches, clock=False)
     with patched, pytest.raises((AssertionError, ResponseError, KeyError)):

@@ -57,6 +57,35 @@ def test_tasks_just_made_ready_do_not_starve_an_old_set(engine: Engine) -> None:
     assert engine.finish(w2, C).tasks == [B]
 
 
+def test_a_soft_restriction_is_for_its_slots_until_they_left_it_alone(engine: Engine) -> None:
+    """W2 has no GPU: it takes common tasks, is told when to look again, and takes what waited for long."""
+    gpu, other = engine.slot("w1", tags=GPU), engine.slot("w2")
+    soft = ("soft:", *GPU)
+    hard = dict.fromkeys((A, B, C), soft)
+    job = engine.job(dict.fromkeys(range(5), ()), set(range(5)), hard=hard, patience=1000, chunk=1)
+    assert engine.step(other).tasks == [D]
+    assert engine.step(gpu).tasks == [A]
+    assert engine.finish(other, D).tasks == [E]
+    answer = engine.finish(other, E)
+    assert answer.lease is None
+    assert 0 < answer.retry <= 1000
+    engine.link.command("ZINCRBY", engine.keys("sets", job), -1000, "hard:1")
+    assert engine.finish(gpu, A).tasks == [B]  # served, it is young again
+    assert engine.step(other).lease is None
+    engine.link.command("ZINCRBY", engine.keys("sets", job), -1000, "hard:1")
+    assert engine.step(other).tasks == [C]
+
+
+def test_in_an_ordered_job_what_just_became_ready_does_not_go_first(engine: Engine) -> None:
+    """W2 makes D ready by C, and takes B, whose number is lower: it has the higher priority."""
+    w1 = engine.slot("w1")
+    inputs = {A: (), B: (), C: (), D: (A,), E: ()}
+    engine.job(inputs, {B, C, D, E}, chunk=1, ordered=True)
+    assert engine.step(w1).tasks == [A]
+    assert engine.finish(w1, A).tasks == [B]
+    engine.job(inputs, {B, C, D, E}, chunk=1)
+
+
 def test_an_accepted_task_leaves_its_tagged_set(engine: Engine) -> None:
     """H57: A went back to the set of its restriction; the late result of it takes it out there."""
     w1, w2 = engine.slot("w1", GPU), engine.slot("w2", GPU)

@@ -256,6 +256,16 @@ def test_tasks_of_a_job_not_known_come_one_by_one(engine: Engine) -> None:
     assert engine.step(w1, known="another").tasks == [0]
 
 
+def test_jobs_in_turns_are_each_leased_by_their_own_pace(engine: Engine) -> None:
+    """The slot worked for B last, and A, of which it knows too, is due: not one task at a time."""
+    w1 = engine.slot()
+    a, b = (engine.job(dict.fromkeys(range(16), ()), set(range(16))) for _ in range(2))
+    want = {a: 3, b: 5}
+    leases = [engine.step(w1, known=b, want=5, others=[a, 3, 1]).lease]
+    leases.append(engine.finish(w1, known=a, want=3, others=[b, 5, 1]).lease)
+    assert {lease.job: len(lease.tasks) for lease in leases if lease is not None} == want
+
+
 def test_another_pythons_job_is_not_leased(engine: Engine) -> None:
     """Pickled functions need the same minor version."""
     w1 = engine.slot()

@@ -65,6 +65,8 @@ def a_job_is_computed(engine: Engine) -> None:
     engine.renew(w2)
     assert engine.give_back(w2, 0) == b"given"
     engine.pop_token(w3)
+    assert w1.lease is not None
+    assert engine.call("lend", slot=w1.id, seq=w1.lease.seq) == b"ok"
     engine.link.command("ZADD", engine.keys("jobs"), 0, job)  # it is older than the interval
     assert unpack(engine.call("audit", who="monitor", interval=LONG))[1] == []
     work(engine, w3)

@@ -59,10 +59,12 @@ local function wake_for(job, number, count)
     wake(python, python, count)
     return
   end
-  for _, tag in ipairs(tags_to_wake(read_restriction(job, 'hard:' .. number))) do
+  local wanted = read_restriction(job, 'hard:' .. number)
+  for _, tag in ipairs(tags_to_wake(wanted)) do
     count = count - wake(tag, python, count)
     if count <= 0 then return end
   end
+  if wanted.soft then wake(python, python, count) end -- they are told when to look again
 end
 
 -- Wake a slot for one task.

@@ -1,10 +1,11 @@
 -- Where tasks with a restriction may run: tags of which a slot carries one, and resources of its worker.
 -- keys: job slot workers worker_slots
 --
--- A restriction is a list of tags; those that begin with RESOURCE are needs, "resource:GPU=1". What is
+-- A restriction is a list of tags; those that begin with RESOURCE are needs, "resource:GPU=1"; with SOFT
+-- among them others may run the task, too, when none that carries a tag took it for a while. What is
 -- in use is not counted anywhere: it is what the leases of the worker's slots hold, so that no replay
 -- and no death can make the count wrong.
-local RESOURCE = 'resource:'
+local RESOURCE, SOFT = 'resource:', 'soft:'
 
 local function carries(tags, wanted)
   for _, tag in ipairs(wanted) do
@@ -13,13 +14,15 @@ local function carries(tags, wanted)
   return false
 end
 
--- Return {tags, needs = {name = amount}} of the restriction of a hard set.
+-- Return {tags, needs = {name = amount}, soft} of the restriction of a hard set.
 local function read_restriction(job, set)
-  local found = {tags = {}, needs = {}}
+  local found = {tags = {}, needs = {}, soft = false}
   for _, tag in ipairs(cmsgpack.unpack(redis.call('HGET', key.job(job), set))) do
     local name, amount = string.match(tag, '^' .. RESOURCE .. '(.*)=([^=]*)$')
     if name then
       found.needs[name] = tonumber(amount)
+    elseif tag == SOFT then
+      found.soft = true
     else
       table.insert(found.tags, tag)
     end

@@ -6,6 +6,16 @@
 
 local LEAST, MOST = 1, 1000
 
+-- How many tasks of a job fill this slot's time, and how many are worth a round trip; nil if it is unknown.
+local function pace_of(job)
+  if job == arg.known then return tonumber(arg.want), tonumber(arg.floor) end
+  if arg.others == '' then return nil end
+  local others = cmsgpack.unpack(arg.others)
+  for i = 1, #others, 3 do
+    if others[i] == job then return others[i + 1], others[i + 2] end
+  end
+end
+
 -- How many tasks this slot may take from `ready` ready ones.
 --
 -- The slot asks for what fills its time budget; its fair share of the backlog caps that, so the
@@ -15,9 +25,9 @@ local function chunk_size(job, chunk, ready)
   if chunk > 0 then return chunk end
   local slots = math.max(1, redis.call('SCARD', key.slots()))
   if chunk < 0 then return math.max(LEAST, math.ceil(ready / slots)) end
-  if job ~= arg.known then return LEAST end
-  local fair = math.max(LEAST, tonumber(arg.floor), math.ceil(ready / (2 * slots)))
-  return math.min(MOST, tonumber(arg.want), fair)
+  local want, floor = pace_of(job)
+  if not want then return LEAST end
+  return math.min(MOST, want, math.max(LEAST, floor, math.ceil(ready / (2 * slots))))
 end
 
 -- Take up to `count` tasks from the front of a ready set; a task that must run alone only by itself.
@@ -42,19 +52,28 @@ local function pop(job, name, count, careful)
 end
 
 -- In which order this slot looks at the tagged sets of a job: {first = before the common set,
--- last = after it}, and in how many ms another soft set may be taken over.
+-- last = after it}, in how many ms another soft set may be taken over, and {set = true} of those that
+-- are its own.
 --
 -- A soft set is its owner's until locality-wait is over or the owner left; one that nobody
 -- served for far longer goes first, or a stream of common work would starve it.
 local function order_sets(job, slot, tags, patience)
-  local first, last, retry, now = {}, {}, nil, now_ms()
+  local first, last, retry, own, now = {}, {}, nil, {[slot] = true}, now_ms()
   local sets = redis.call('ZRANGE', key.sets(job), 0, -1, 'WITHSCORES')
   for i = 1, #sets, 2 do
     local set, age = sets[i], now - sets[i + 1]
     if string.sub(set, 1, 5) == 'hard:' then
       local wanted = read_restriction(job, set)
-      if (#wanted.tags == 0 or carries(tags, wanted.tags)) and has_room(slot, wanted) then
-        table.insert(first, set)
+      local fits = #wanted.tags == 0 or carries(tags, wanted.tags)
+      if (fits or wanted.soft) and has_room(slot, wanted) then
+        if fits then
+          table.insert(first, set)
+          own[set] = true
+        elseif age >= patience then
+          table.insert(last, set)
+        else
+          retry = math.min(retry or patience, patience - age)
+        end
       end
     elseif set == slot then
       table.insert(first, set)
@@ -66,15 +85,16 @@ local function order_sets(job, slot, tags, patience)
       retry = math.min(retry or patience, patience - age)
     end
   end
-  return first, last, retry
+  return first, last, retry, own
 end
 
-local function pop_tagged(job, set, slot, count, careful)
+-- Take from a tagged set; one that its own slots serve does not grow old.
+local function pop_tagged(job, set, own, count, careful)
   local name = key.tagged(job, set)
   local tasks, alone = pop(job, name, count, careful)
   if redis.call('EXISTS', name) == 0 then
     redis.call('ZREM', key.sets(job), set)
-  elseif set == slot then
+  elseif own then
     redis.call('ZADD', key.sets(job), 'XX', now_ms(), set)
   end
   return tasks, alone
@@ -109,15 +129,15 @@ local function take_from(job, slot, tags, fresh)
     return {tasks, 0}
   end
   make_ready(job, first_of(fresh, #fresh), '')
-  local first, last, retry = order_sets(job, slot, tags, tonumber(meta[4]))
+  local first, last, retry, own = order_sets(job, slot, tags, tonumber(meta[4]))
   for _, set in ipairs(first) do
-    local tasks, alone = pop_tagged(job, set, slot, count, careful)
+    local tasks, alone = pop_tagged(job, set, own[set], count, careful)
     if #tasks > 0 then return {tasks, alone, set} end
   end
   local tasks, alone = pop(job, key.ready(job), count, careful)
   if #tasks > 0 then return {tasks, alone} end
   for _, set in ipairs(last) do
-    tasks, alone = pop_tagged(job, set, slot, count, careful)
+    tasks, alone = pop_tagged(job, set, own[set], count, careful)
     if #tasks > 0 then return {tasks, alone} end
   end
   if due then retry = math.min(retry or due, due) end

@@ -164,6 +164,7 @@ class Slot(Actor):
             "slot": self.slot, "seq": self.seq, "job": job, "epoch": epoch,
             "batch": batch.pack() if job else b"", "failure": failure,
             "known": world.some_job(), "want": want if more else 0, "floor": floor, "rest": int(more),
+            "others": b"",
         }  # fmt: skip
         if world.off == "R8":
             self._keep(batch, ())
