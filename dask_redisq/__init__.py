@@ -26,6 +26,7 @@ from dask_redisq.errors import (
     ValueTooLarge,
     WorkerDied,
 )
+from dask_redisq.executor import Executor
 from dask_redisq.future import Future
 from dask_redisq.local import LocalCluster, start_local_workers
 from dask_redisq.lock import Lock, Semaphore
@@ -44,6 +45,8 @@ __all__ = [
     "futures_of",
     "as_completed",
     "wait",
+    # other front doors
+    "Executor",
     # between tasks
     "Lock",
     "Semaphore",

@@ -29,7 +29,7 @@ class Setup:
     packages : tuple of str
         Modules to import: doRedis's setPackages.
     worker_init : callable, optional
-        Called without arguments: doRedis's worker.init. A slot that replaced a dead one calls it, too.
+        Called without arguments: doRedis's worker.init; again in a slot that replaced a dead one.
     """
 
     token: str
@@ -88,7 +88,7 @@ class Body:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         if self.export:
-            self.fn.__globals__.update(self.export)  # type: ignore[attr-defined]
+            self.fn.__globals__.update(self.export)
 
     def __call__(self, i: int, *args: Any) -> Any:
         """Run iteration `i`, from 0."""
@@ -152,7 +152,9 @@ def with_globals(
     # Another object than the one that its module has under its name: so it travels by value,
     # with the names that it uses.
     left = {name: value for name, value in fn.__globals__.items() if name not in noexport}
-    new = FunctionType(fn.__code__, {**left, **export}, fn.__name__, fn.__defaults__, fn.__closure__)
+    new = FunctionType(
+        fn.__code__, {**left, **export}, fn.__name__, fn.__defaults__, fn.__closure__
+    )
     new.__kwdefaults__ = fn.__kwdefaults__
     new.__dict__.update(fn.__dict__)
     new.__module__, new.__qualname__ = fn.__module__, fn.__qualname__

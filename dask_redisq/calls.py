@@ -1,4 +1,4 @@
-"""Calls that need nothing of each other, as the plan of a job: what loops and executors send. No I/O."""
+"""Calls that need nothing of each other, as the plan of a job: of loops, executors. No I/O."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class CallPlan(Plan):
     """A plan whose `nodes` are calls, each of them an output: no task reads of another."""
 
     def _packed(self, task: int) -> Any:
-        func, args, kwargs = self.nodes[task]
+        call: Any = self.nodes[task]
+        func, args, kwargs = call
         where: tuple[int, ...] = ()
         if kwargs:
             args = (*args, *kwargs.values())

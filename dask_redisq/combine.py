@@ -1,7 +1,8 @@
 """How the results of a loop become its value: foreach's combine. No I/O.
 
 Source: ``callCombine.R`` and the arguments ``.combine``, ``.multicombine``, ``.maxcombine``,
-``.inorder``, ``.init`` and ``.final`` of R's foreach. Results are combined as they arrive, and let go.
+``.inorder``, ``.init`` and ``.final`` of R's foreach. Results are combined as they come, and then
+let go.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class Combiner:
             raise ValueError("init comes before what combine is given: there is no combine")
         if maxcombine < 2:
             raise ValueError(f"maxcombine is at least 2, not {maxcombine!r}")
-        self._combine = combine
+        self._combine: Callable[..., Any] = list if combine is None else combine
         self._most = maxcombine if multicombine else 2
         self._inorder = inorder
         self._final = final
@@ -111,7 +112,6 @@ class Combiner:
             self._fold()
 
     def _fold(self) -> None:
-        assert self._combine is not None
         parts, self._parts = self._parts, []
         value = self._combine(parts) if self._lists else self._combine(*parts)
         self._parts.append(value)
@@ -119,11 +119,9 @@ class Combiner:
 
     def value(self) -> Any:
         """Return the value, once all results were added; [] if there was none at all."""
-        if self._combine is None:
-            found: Any = self._parts
-        elif not self._parts:
+        if not self._parts and self._combine is not list:
             return []
-        elif self._collects:
+        if self._collects:
             found = self._combine(self._parts)
         else:
             # One result alone is the value. But any([3]) is True, and sum of one array its rows'.

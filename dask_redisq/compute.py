@@ -269,7 +269,7 @@ def persist_graphs(
 def scatter(pool: Pool, names: Keys, thing: Any, kwargs: dict[str, Any]) -> Delayed:
     """Do what `Queue.scatter` promises.
 
-    A task that returns what it is given: so the value has a graph to be made again of, as any other.
+    A task that returns what it is given: the value has a graph, to be made again of, as any other.
     """
     sender = _Sender(pool, names, kwargs)
     key = f"scatter-{secrets.token_hex(16)}"

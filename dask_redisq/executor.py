@@ -1,7 +1,7 @@
 """`concurrent.futures` on the workers of a queue.
 
-Calls are sent in jobs of as many as keep the slots busy for a moment, no more: what was not sent can
-be cancelled. Nothing runs here while there is nothing to do: the threads end with the last call.
+Calls are sent in jobs of as many as keep the slots busy for a moment, no more: what was not sent
+can be cancelled. Nothing runs here while there is nothing to do: the threads end with the last.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ SOON, LATE = 0.2, 1.0
 class Executor(BaseExecutor):
     """Runs calls on the workers of a queue: a full `concurrent.futures.Executor`.
 
-    Also a scheduler of Dask, ``x.compute(scheduler=executor)``, though with `redisq.get` values need
-    not pass through the client.
+    Also a scheduler of Dask, ``x.compute(scheduler=executor)``, though with `redisq.get` values
+    need not pass through the client.
 
     Parameters
     ----------
@@ -260,7 +260,7 @@ class Executor(BaseExecutor):
     def _deliver(self, results: Arrived, _size: int) -> None:
         for number, value in results:
             with self._lock:
-                future = self._sent.pop(number, None)  # type: ignore[call-overload]
+                future = self._sent.pop(number, None)
                 self._lock.notify_all()
             if future is None:
                 continue

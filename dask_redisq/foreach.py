@@ -1,8 +1,8 @@
 """A loop whose iterations run on the workers of a queue: R's foreach, as doRedis runs it.
 
-Source: doRedis's ``R/doRedis.R`` and the vignette; sections 2b and 4 of the reference. Iterations are
-drawn as they are needed, in windows; each window is a job (`dask_redisq.stream`), and its results are
-combined as they come, and let go.
+Source: doRedis's ``R/doRedis.R`` and its vignette. Iterations are drawn as they are needed, in
+windows; each window is a job (`dask_redisq.stream`), and its results are combined as they come,
+and let go.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dask.sizeof import sizeof
@@ -25,12 +25,12 @@ from dask_redisq.keys import Keys
 from dask_redisq.loop_progress import Progress
 from dask_redisq.options import JobOptions
 from dask_redisq.pool import Pool
-from dask_redisq.seeding import check_seed
 from dask_redisq.secret import find_secret
+from dask_redisq.seeding import check_seed
 from dask_redisq.serving import in_slot, stand_in
 from dask_redisq.stream import Failed, Stream
 
-__all__ = ["Loop", "run_loop"]
+__all__ = ["Loop", "names", "run_loop"]
 
 logger = logging.getLogger("dask_redisq")
 
@@ -56,17 +56,36 @@ class Loop:
     fn : callable
         Its body.
     iterables : sequence
-        What the body is called with, one item of each; an int n is range(n).
-    when : callable, optional
-        Called as the body would be, in this process; iterations for which it is false are left out.
+        What it is called with, one item of each; an int n is range(n).
     combiner : Combiner
         Makes the value of the results.
+    when : callable, optional
+        Called with the same items, in this process; iterations for which it is false are left out.
     errorhandling : {"stop", "remove", "pass"}
-        What an iteration that raises means.
-    packages, export, noexport, worker_init, seed, seed_worker
-        See `dask_redisq.body`.
+        What an iteration that raises, or loses its process too often, means: "stop" raises that and
+        cancels the rest, "remove" leaves it out, "pass" has the exception for its result.
+    packages : iterable of str
+        Modules that workers import first.
+    export : Mapping of str to object
+        Global names of `fn`, set on the workers; those that it uses are found without.
+    noexport : iterable of str
+        Global names that are not sent.
+    worker_init : callable, optional
+        Called once in each slot that takes part, without arguments: doRedis's ``worker.init``. What
+        it raises ends the loop.
+    seed : int, optional
+        Of the random numbers: iteration i, from 0, draws from
+        ``numpy.random.SeedSequence(seed, spawn_key=(i,))``, wherever it runs; so do `random` and
+        ``numpy.random``.
+    seed_worker : callable, optional
+        Called with i instead, before each iteration: doRedis's ``set.seed.worker``.
     progress : bool
-        Whether to show a bar.
+        Whether to draw a bar.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments that are none of these.
     """
 
     fn: Callable[..., Any]
@@ -74,9 +93,9 @@ class Loop:
     combiner: Combiner
     when: Callable[..., Any] | None = None
     errorhandling: str = "stop"
-    packages: tuple[str, ...] = ()
-    export: Mapping[str, Any] | None = None
-    noexport: tuple[str, ...] = ()
+    packages: Iterable[str] = ()
+    export: Mapping[str, Any] = field(default_factory=dict)
+    noexport: Iterable[str] = ()
     worker_init: Callable[[], object] | None = None
     seed: int | None = None
     seed_worker: Callable[[int], object] | None = None
@@ -92,6 +111,8 @@ class Loop:
             )
         if self.seed is not None:
             self.seed = check_seed(self.seed)
+        self.packages = names("packages", self.packages)
+        self.noexport = names("noexport", self.noexport)
 
     def iterations(self) -> Iterator[tuple[Any, ...]]:
         """Return the arguments of each; they end with the shortest iterable."""
@@ -107,12 +128,14 @@ class Loop:
         if self.when is not None:
             return None
         sizes = [some if type(some) is int else _length(some) for some in self.iterables]
-        return None if None in sizes else min((size for size in sizes if size is not None), default=0)
+        return (
+            None if None in sizes else min((size for size in sizes if size is not None), default=0)
+        )
 
     def body(self) -> Callable[..., Any]:
         """Return what runs on the workers: called with the number of the iteration first."""
-        export = dict(self.export or {})
-        fn = with_globals(self.fn, export, self.noexport)
+        export = dict(self.export)
+        fn = with_globals(self.fn, export, tuple(self.noexport))
         setup = None
         if self.packages or self.worker_init is not None:
             setup = Setup(secrets.token_hex(8), tuple(self.packages), self.worker_init)
@@ -124,6 +147,13 @@ class Loop:
         """Whether its body is the user's function, and nothing more."""
         extras = (self.packages, self.worker_init, self.export, self.noexport, self.seed_worker)
         return not any(extras) and self.seed is None and self.errorhandling == "stop"
+
+
+def names(what: str, given: Iterable[str]) -> tuple[str, ...]:
+    """Return a list of names; a single text, which is one as well, is a TypeError."""
+    if isinstance(given, str):
+        raise TypeError(f"{what} is a list of names, not {given!r}")
+    return tuple(given)
 
 
 def _length(some: Any) -> int | None:
@@ -185,9 +215,9 @@ def _has_room(stream: Stream, combiner: Combiner) -> bool:
 def _windows(loop: Loop) -> Iterator[tuple[list[Call], range]]:
     """Yield calls with their numbers: as many as are there in a moment, or as one job should have.
 
-    Of a generator it is not known how long the next item takes, and what was drawn would wait for
-    it. So the first window has one item, each further one twice as many, and after an item that took
-    long it is one again.
+    Of a generator it is not known how long the next item takes, and what was drawn would wait
+    for it. So the first window has one item, each further one twice as many, and after an item
+    that took long it is one again.
     """
     body, plain = loop.fn if loop.plain else loop.body(), loop.plain
     drawn, first = loop.iterations(), 0
@@ -221,5 +251,3 @@ def _in_place(loop: Loop, progress: Progress) -> Any:
         loop.combiner.add(i, _result(loop, i, body(i, *args)))
         progress.done(1)
     return loop.combiner.value()
-
-

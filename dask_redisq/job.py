@@ -149,8 +149,8 @@ class Job(Follower):
 
     def replace(self, error: Exception) -> None:
         """Enter that; the rest is submitted again."""
-        assert self.rerun is not None
-        assert self.culprit is not None
+        if self.rerun is None or self.culprit is None:
+            raise error
         key = self.plan.keys[self.culprit]
         self.received[self.culprit] = self.rerun(key)
         warnings.warn(

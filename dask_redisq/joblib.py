@@ -10,8 +10,12 @@ from concurrent.futures import Future
 from typing import Any
 
 from dask.sizeof import sizeof
-from joblib.parallel import AutoBatchingMixin, ParallelBackendBase, register_parallel_backend
-from joblib.parallel import SequentialBackend  # type: ignore[attr-defined]
+from joblib.parallel import (
+    AutoBatchingMixin,
+    ParallelBackendBase,
+    SequentialBackend,
+    register_parallel_backend,
+)
 
 from dask_redisq.executor import Executor
 from dask_redisq.queue import Queue
@@ -40,8 +44,8 @@ def register_redisq() -> None:
 class RedisqBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]  # no types
     """A backend of joblib; see `register_redisq`.
 
-    Parallel calls inside of a call are sequential. `n_jobs` is a cap; -1, the default, means all slots,
-    and waits until there is one. With ``n_jobs=1`` joblib asks no backend.
+    Parallel calls inside of a call are sequential. `n_jobs` is a cap; -1, the default, means all
+    slots, and waits until there is one. With ``n_jobs=1`` joblib asks no backend.
 
     Parameters
     ----------
@@ -57,6 +61,8 @@ class RedisqBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
 
     supports_retrieve_callback = True
     default_n_jobs = -1
+    _effective_batch_size: int
+    _smoothed_batch_duration: float
     MIN_IDEAL_BATCH_DURATION = 0.05
     MAX_IDEAL_BATCH_DURATION = 1.0
 
@@ -73,7 +79,7 @@ class RedisqBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
         self._words = kwargs
         self._cap: int | None = None
         self._executor: Executor | None = None
-        #: id -> the argument, which is held so that its id is not used again, and what stands for it.
+        #: id -> the argument, held so that its id is not used again, and what stands for it.
         self._large: dict[int, tuple[Any, Any]] = {}
 
     def __repr__(self) -> str:
@@ -107,13 +113,15 @@ class RedisqBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
 
         Of a batch of empty calls all time is the way there and back, which takes as long for 16.
         """
-        size, took = self._effective_batch_size, self._smoothed_batch_duration
+        size: int = self._effective_batch_size
+        took: float = self._smoothed_batch_duration
         if not 0 < took < self.MIN_IDEAL_BATCH_DURATION:
             return int(super().compute_batch_size())
         fitting = int(size * self.MIN_IDEAL_BATCH_DURATION / took)
-        self._effective_batch_size = max(1, min(16 * size, fitting))
+        size = max(1, min(16 * size, fitting))
+        self._effective_batch_size = size
         self._smoothed_batch_duration = self._DEFAULT_SMOOTHED_BATCH_DURATION
-        return self._effective_batch_size
+        return size
 
     def start_call(self) -> None:
         """Get ready for one call of it."""
@@ -129,13 +137,19 @@ class RedisqBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
         self, func: Any, callback: Callable[[Future[Any]], object] | None = None
     ) -> Future[Any]:
         """Have a batch of calls made on a worker."""
-        assert self._executor is not None
+        if self._executor is None:
+            self.start_call()
+        executor: Any = self._executor
         parts: dict[int, Any] = {}
         items = [
-            (f, self._marked(args, parts), dict(zip(kw, self._marked(kw.values(), parts), strict=True)))
+            (
+                f,
+                self._marked(args, parts),
+                dict(zip(kw, self._marked(kw.values(), parts), strict=True)),
+            )
             for f, args, kw in func.items
         ]
-        future = self._executor.submit(_run, items, tuple(parts), *parts.values())
+        future: Future[Any] = executor.submit(_run, items, tuple(parts), *parts.values())
         if callback is not None:
             future.add_done_callback(callback)
         return future

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from dask_redisq.combine import NOTHING, Combiner
-from dask_redisq.foreach import Loop, run_loop
+from dask_redisq.foreach import Loop, names, run_loop
 from dask_redisq.keys import Keys
 from dask_redisq.options import check_keywords, job_options
 from dask_redisq.pool import Pool
@@ -30,66 +30,35 @@ class Loops:
     defaults: dict[str, Any]
 
     def foreach(
-        self,
-        fn: Callable[..., Any],
-        *iterables: Any,
-        combine: Callable[..., Any] | None = None,
-        multicombine: bool = False,
-        maxcombine: int = 100,
-        inorder: bool = True,
-        init: Any = NOTHING,
-        final: Callable[[Any], Any] | None = None,
-        errorhandling: str = "stop",
-        when: Callable[..., Any] | None = None,
-        packages: Iterable[str] | None = None,
-        export: Mapping[str, Any] | None = None,
-        noexport: Iterable[str] = (),
-        seed: int | None = None,
-        seed_worker: Callable[[int], object] | None = None,
-        worker_init: Callable[[], object] | None = None,
-        progress: bool | None = None,
+        self, fn: Callable[..., Any], *iterables: Any,
+        combine: Callable[..., Any] | None = None, multicombine: bool = False,
+        maxcombine: int = 100, inorder: bool = True, init: Any = NOTHING,
+        final: Callable[[Any], Any] | None = None, errorhandling: str = "stop",
+        when: Callable[..., Any] | None = None, packages: Iterable[str] | None = None,
+        export: Mapping[str, Any] | None = None, noexport: Iterable[str] = (),
+        seed: int | None = None, seed_worker: Callable[[int], object] | None = None,
+        worker_init: Callable[[], object] | None = None, progress: bool | None = None,
         **kwargs: Any,
-    ) -> Any:
-        """Call `fn` on the workers, once for each item of an iterable, and combine the results.
+    ) -> Any:  # fmt: skip
+        """Call `fn` on the workers, once for each item of some iterables; combine the results.
 
-        doRedis's ``foreach(...) %dopar%``. Generators are drawn as there is room, and results are
-        combined as they come, so that neither need fit into memory. Nested loops are a generator,
-        ``foreach(fn, ((i, j) for i in rows for j in columns))``, or a foreach inside of `fn`.
+        doRedis's ``foreach(...) %dopar%``. Generators are drawn as there is room, and results
+        combined as they come, so neither need fit into memory. Loops are nested as generators,
+        ``foreach(fn, ((i, j) for i in a for j in b))``, or by a foreach inside of `fn`.
 
         Parameters
         ----------
         fn : callable
             The body.
         *iterables : iterable or int
-            It is called with one item of each; the shortest ends the loop. An int n is
-            ``range(n)``. Without any there is no iteration; see `times`.
+            It is called with one item of each, until the shortest ends; an int n is ``range(n)``.
         combine, multicombine, maxcombine, inorder, init, final
-            How results become the value: see `dask_redisq.combine.Combiner`. By default a list.
-        errorhandling : {"stop", "remove", "pass"}
-            What an iteration that raises, or loses its process too often, means: "stop" raises that
-            and cancels the rest, "remove" leaves it out, "pass" has the exception for its result.
-        when : callable, optional
-            Called with the same items, here; iterations for which it is false are left out.
-        packages : iterable of str, optional
-            Modules that workers import first.
-        export : Mapping of str to object, optional
-            Global names of `fn`, set on the workers; those that it uses are found without.
-        noexport : iterable of str, optional
-            Global names that are not sent.
-        seed : int, optional
-            Of the random numbers: iteration i, from 0, draws from
-            ``numpy.random.SeedSequence(seed, spawn_key=(i,))``, wherever it runs. Both `random` and
-            ``numpy.random`` do.
-        seed_worker : callable, optional
-            Called with i instead, before each iteration: doRedis's ``set.seed.worker``.
-        worker_init : callable, optional
-            Called once in each slot that takes part: doRedis's ``worker.init``. What it raises ends
-            the loop.
-        progress : bool, default False
-            Whether to draw a bar.
+            How results become the value: see `dask_redisq.combine.Combiner`.
+        errorhandling, when, packages, export, noexport, seed, seed_worker, worker_init, progress
+            See `dask_redisq.foreach.Loop`.
         **kwargs
             Keywords of `get` that are of a job: `chunk_size`, `ft_interval`, `allowed_failures`,
-            `timeout`, `retries`, `workers`, `priority` and so on.
+            `timeout`, `retries`, `workers` and so on.
 
         Returns
         -------
@@ -99,9 +68,7 @@ class Loops:
         Raises
         ------
         BaseException
-            What an iteration, `combine` or an iterable raised.
-        RedisqError
-            What went wrong otherwise: see `dask_redisq.errors`.
+            What an iteration, `combine` or an iterable raised; `RedisqError` for the rest.
 
         Examples
         --------
@@ -109,22 +76,14 @@ class Loops:
         30
         """
         check_keywords(kwargs)
+        combiner = Combiner(
+            combine, multicombine=multicombine, maxcombine=maxcombine, inorder=inorder, init=init,
+            final=final,
+        )  # fmt: skip
         loop = Loop(
-            fn,
-            iterables,
-            Combiner(
-                combine, multicombine=multicombine, maxcombine=maxcombine, inorder=inorder,
-                init=init, final=final,
-            ),
-            when=when,
-            errorhandling=errorhandling,
-            packages=_names("packages", self._default("packages", packages, ())),
-            export=self._default("export", export, {}),
-            noexport=_names("noexport", noexport),
-            worker_init=worker_init,
-            seed=seed,
-            seed_worker=seed_worker,
-            progress=self._default("progress", progress, False),
+            fn, iterables, combiner, when, errorhandling, self._default("packages", packages, ()),
+            self._default("export", export, {}), noexport, worker_init, seed, seed_worker,
+            bool(self._default("progress", progress, None)),
         )  # fmt: skip
         return self._run(loop, kwargs)
 
@@ -185,7 +144,7 @@ class Loops:
 
     def set_packages(self, packages: Iterable[str] | None = ()) -> None:
         """Set the modules that workers import before the iterations of a loop: ``setPackages``."""
-        self._set("packages", None if packages is None else _names("packages", packages))
+        self._set("packages", None if packages is None else names("packages", packages))
 
     def set_export(self, names: Mapping[str, Any] | None = None) -> None:
         """Set further global names of the functions of loops, name -> value: ``setExport``."""
@@ -207,9 +166,3 @@ class _Times:
 
     def __call__(self, _: int) -> Any:
         return self.fn()
-
-
-def _names(what: str, given: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(given, str):
-        raise TypeError(f"{what} is a list of names, not {given!r}")
-    return tuple(given)

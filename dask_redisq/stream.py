@@ -1,8 +1,8 @@
 """Calls as they are drawn, in one job after the other; what they give is handed over as it comes.
 
 A job knows how many tasks it has, and a loop over a generator does not. So its calls go in windows,
-each a job of its own, followed by a thread of its own: while one window runs, the next one is on its
-way, and what the one before it gave is combined. What is under way is bounded, on either side.
+each a job of its own, followed by a thread of its own: while one window runs, the next one is on
+its way, and what the one before it gave is combined. What is under way is bounded, on either side.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import count
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -38,7 +39,7 @@ class Failed(NamedTuple):
 
 
 #: Results by the names of their calls.
-Arrived = list[tuple[Key, Any]]
+Arrived = list[tuple[Any, Any]]
 
 
 class _Received(dict[int, Any]):
@@ -81,7 +82,10 @@ class CallJob(Job):
         return job
 
     def submit(self) -> str:
-        """Upload the calls, once what they use of kept jobs is there; see `Job.submit`. Whoever closed the stream meanwhile found no job."""
+        """Upload the calls, once what they use of kept jobs is there; see `Job.submit`.
+
+        Then tell: who closed the stream meanwhile found no job to cancel.
+        """
         wait_for_parts(self.plan, self.link)
         state = super().submit()
         self.watch(self)
@@ -97,7 +101,8 @@ class CallJob(Job):
 
     def replace(self, error: Exception) -> None:
         """Hand it over."""
-        assert self.culprit is not None
+        if self.culprit is None:
+            raise error
         self.received[self.culprit] = Failed(error)
         self._hand_over(0)
 
@@ -211,12 +216,7 @@ class Stream:
                 job = CallJob(link, self.keys, plan, self.options, self.signer)
                 job.deliver, job.each = self._deliver, self.each
 
-                def watch(current: CallJob) -> None:
-                    if self._closed:
-                        raise _Closed
-                    self._jobs[number] = current
-
-                job.watch = watch
+                job.watch = partial(self._watch, number)
                 job.compute()
         except BaseException as why:  # it is the other thread's
             error = why
@@ -224,6 +224,11 @@ class Stream:
         with self._news:
             self._inbox.append(_End(error))
             self._news.notify_all()
+
+    def _watch(self, number: int, job: CallJob) -> None:
+        self._jobs[number] = job
+        if self._closed:
+            raise _Closed
 
     def _deliver(self, results: Arrived, size: int) -> None:
         """Hand results over; wait while their reader is far behind."""

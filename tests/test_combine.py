@@ -100,7 +100,7 @@ def test_final_is_called_once_with_the_value() -> None:
 
 
 def test_a_failing_combine_raises() -> None:
-    """doRedis prints it, and returns NULL."""
+    """DoRedis prints it, and returns NULL."""
     with pytest.raises(ZeroDivisionError):
         combined({0: 1, 1: 0}, operator.truediv)
 

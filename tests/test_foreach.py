@@ -1,4 +1,4 @@
-"""Loops as a user of doRedis runs them: scenarios 1, 2, 3, 7, 8, 22, 25 to 27 and 29, and further."""
+"""Loops as a user of doRedis runs them: many of the scenarios of its promises, and further."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import WorkerProcess, slots_of, wait_until
+from conftest import WorkerProcess, wait_until
 
 import dask_redisq as redisq
 from dask_redisq.link import Link
@@ -196,8 +196,8 @@ class _Count:
 def inits_here(_: int, marks: str) -> tuple[int, int]:
     """Return this process, and how many calls it counted; wait until another one is there."""
     (Path(marks) / str(os.getpid())).touch()
-    wait_until(lambda: len(os.listdir(marks)) > 1)
-    return os.getpid(), sys.modules["redisq_inits"].calls  # type: ignore[attr-defined]
+    wait_until(lambda: len(list(Path(marks).iterdir())) > 1)
+    return os.getpid(), sys.modules["redisq_inits"].calls
 
 
 def test_scenario_25_worker_init_runs_once_per_slot_and_job(loops: Queue, tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_scenario_29_the_first_iteration_runs_before_the_last_is_drawn(
 
     def slow() -> Iterator[int]:
         yield 0
-        wait_until(lambda: (tmp_path / "0").exists())
+        wait_until((tmp_path / "0").exists)
         yield 1
 
     log = itertools.repeat(str(tmp_path))
@@ -339,7 +339,7 @@ def test_packages_are_imported_first(loops: Queue) -> None:
 
 
 def test_defaults_of_a_queue_hold_where_a_call_has_none(loops: Queue) -> None:
-    """doRedis's set functions; they are of this object."""
+    """DoRedis's set functions; they are of this object."""
     loops.set_chunk_size(3)
     loops.set_ft_interval(2)
     loops.set_export({"by_text": 1})
@@ -368,7 +368,7 @@ def test_wrong_arguments_of_a_loop_are_told(loops: Queue) -> None:
         loops.foreach(3, 1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="chunk_size"):
         loops.foreach(abs, 1, chunk_size=0)
-    with pytest.raises(TypeError, match="not iterable|must support iteration"):
+    with pytest.raises(TypeError, match=r"not iterable|must support iteration"):
         loops.foreach(abs, 1.5)
 
 

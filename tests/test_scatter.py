@@ -17,7 +17,9 @@ from dask_redisq.queue import Queue
 
 def sent_by(link: Link) -> int:
     """Return the bytes that the server ever sent."""
-    stats = dict(line.split(b":", 1) for line in link.command("INFO", "stats").split() if b":" in line)
+    stats = dict(
+        line.split(b":", 1) for line in link.command("INFO", "stats").split() if b":" in line
+    )
     return int(stats[b"total_net_output_bytes"])
 
 

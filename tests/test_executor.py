@@ -1,0 +1,171 @@
+"""`concurrent.futures` on the workers."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import itertools
+import operator
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import pytest
+from conftest import wait_until
+
+import dask_redisq as redisq
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[redisq.LocalCluster]:
+    """A server and two slots for the module."""
+    with redisq.LocalCluster(n_workers=2, queue="test") as running:
+        yield running
+
+
+@pytest.fixture
+def executor(cluster: redisq.LocalCluster) -> Iterator[redisq.Executor]:
+    """An executor; no job is left when it is shut down."""
+    with redisq.Executor("test", cluster.url) as running:
+        yield running
+    assert running.queue.jobs() == []
+    running.queue.close()
+
+
+def seven(i: int) -> int:
+    """Raise for seven."""
+    if i == 7:
+        raise LookupError("seven")
+    return i
+
+
+def test_calls_run_on_workers(executor: redisq.Executor) -> None:
+    """By position and by name, in other processes than this one."""
+    assert executor.submit(divmod, 17, 5).result(20) == (3, 2)
+    assert executor.submit(sorted, [1, 3, 2], reverse=True).result(20) == [3, 2, 1]
+    assert executor.submit(os.getpid).result(20) != os.getpid()
+    assert executor.submit(lambda: None).result(20) is None
+
+
+def test_each_error_is_that_of_its_call(executor: redisq.Executor) -> None:
+    """Also where the process dies, or the result does not pickle; the others have their results."""
+    calls = [executor.submit(seven, i) for i in range(10)]
+    died = executor.submit(os._exit, 3)
+    stays = executor.submit(threading.Lock)
+    assert [f.result(30) for f in calls if f is not calls[7]] == [*range(7), 8, 9]
+    with pytest.raises(LookupError, match="seven"):
+        calls[7].result(30)
+    with pytest.raises(redisq.WorkerDied):
+        died.result(60)
+    with pytest.raises(redisq.TaskNotSerializable):
+        stays.result(60)
+
+
+@pytest.mark.parametrize("chunksize", [1, 7])
+def test_map_gives_results_in_order(executor: redisq.Executor, chunksize: int) -> None:
+    """As that of the standard library; errors come where they belong."""
+    found = executor.map(pow, range(100), itertools.repeat(2), chunksize=chunksize)
+    assert list(found) == [i * i for i in range(100)]
+    some = executor.map(seven, range(10), chunksize=1)
+    assert list(itertools.islice(some, 7)) == list(range(7))
+    with pytest.raises(LookupError):
+        next(some)
+    with pytest.raises(ValueError, match="chunksize"):
+        executor.map(abs, [1], chunksize=0)
+
+
+def test_map_gives_up_after_its_timeout(executor: redisq.Executor) -> None:
+    """`TimeoutError`, and what waits is cancelled."""
+    with pytest.raises(TimeoutError):
+        list(executor.map(time.sleep, [3] + [0.01] * 10, timeout=0.5))
+
+
+def test_what_was_not_sent_can_be_cancelled(executor: redisq.Executor) -> None:
+    """Few are sent ahead of the slots."""
+    futures = [executor.submit(time.sleep, 0.2) for _ in range(40)]
+    wait_until(lambda: futures[0].running() or futures[0].done())
+    cancelled = [future for future in reversed(futures) if future.cancel()]
+    assert len(cancelled) > 20
+    _, not_done = concurrent.futures.wait(futures, timeout=30)
+    assert not not_done
+    assert all(future.cancelled() for future in cancelled)
+
+
+def test_shutdown_takes_no_more_and_cancels_what_waits(cluster: redisq.LocalCluster) -> None:
+    """With `cancel_futures`; what runs is waited for."""
+    executor = redisq.Executor("test", cluster.url)
+    futures = [executor.submit(time.sleep, 0.1) for _ in range(40)]
+    executor.shutdown(wait=True, cancel_futures=True)
+    assert all(future.done() for future in futures)
+    assert sum(future.cancelled() for future in futures) > 20
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        executor.submit(abs, 1)
+    executor.shutdown()
+    executor.queue.close()
+
+
+def test_an_abort_ends_what_runs(cluster: redisq.LocalCluster) -> None:
+    """Its future fails, within seconds and not after a minute."""
+    executor = redisq.Executor("test", cluster.url)
+    future = executor.submit(time.sleep, 60)
+    wait_until(lambda: executor.queue.stats()["running"] == 1)
+    executor.abort("enough")
+    with pytest.raises(redisq.JobCancelled, match="enough"):
+        future.result(10)
+    executor.shutdown()
+    executor.queue.close()
+
+
+def test_no_more_calls_run_at_a_time_than_max_workers(
+    cluster: redisq.LocalCluster, tmp_path: Path
+) -> None:
+    """Fewer than there are slots."""
+
+    def at_once(log: Path) -> int:
+        mine = log / str(time.monotonic_ns())
+        mine.touch()
+        time.sleep(0.05)
+        found = len(list(log.iterdir()))
+        mine.unlink()
+        return found
+
+    with redisq.Executor("test", cluster.url, max_workers=1) as executor:
+        assert set(executor.map(at_once, [tmp_path] * 6)) == {1}
+        executor.queue.close()
+    with pytest.raises(ValueError, match="max_workers"):
+        redisq.Executor("test", cluster.url, max_workers=0)
+
+
+def test_an_initializer_runs_once_per_slot(cluster: redisq.LocalCluster, tmp_path: Path) -> None:
+    """With its arguments, before the first call there."""
+
+    def begin(log: Path) -> None:
+        with (log / str(os.getpid())).open("a") as file:
+            file.write("x")
+
+    with redisq.Executor("test", cluster.url, initializer=begin, initargs=(tmp_path,)) as executor:
+        list(executor.map(abs, range(50)))
+        executor.queue.close()
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"x"}
+
+
+def test_dask_takes_it_for_a_scheduler(executor: redisq.Executor) -> None:
+    """Through `dask.local.get_async`, as any executor."""
+    x: Any = da.arange(1000, chunks=100)
+    assert x.sum().compute(scheduler=executor) == 499_500
+
+
+def test_thousands_of_small_calls_are_sent_together(executor: redisq.Executor) -> None:
+    """In jobs of many: each has its result."""
+    futures = [executor.submit(operator.neg, i) for i in range(5000)]
+    assert [future.result(60) for future in futures] == [-i for i in range(5000)]
+
+
+def test_scattered_data_is_an_argument(executor: redisq.Executor) -> None:
+    """By position and by name."""
+    data = executor.queue.scatter([3, 1, 2])
+    assert executor.submit(len, data).result(20) == 3
+    assert executor.submit(sorted, data, key=operator.neg).result(20) == [3, 2, 1]

@@ -1,0 +1,184 @@
+"""joblib on the workers of a queue, and scikit-learn above it."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import WorkerProcess, wait_until
+from joblib import Parallel, delayed, parallel_config
+from joblib.parallel import effective_n_jobs
+
+import dask_redisq as redisq
+from dask_redisq.joblib import register_redisq
+from dask_redisq.queue import Queue
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[redisq.LocalCluster]:
+    """A server and two slots for the module."""
+    register_redisq()
+    with redisq.LocalCluster(n_workers=2, queue="test") as running:
+        yield running
+
+
+@pytest.fixture
+def backend(cluster: redisq.LocalCluster) -> Iterator[None]:
+    """Our backend, for all that joblib does in the test."""
+    with parallel_config(backend="redisq", queue="test", url=cluster.url):
+        yield
+
+
+def here(_: Any = None) -> int:
+    """Return this process."""
+    return os.getpid()
+
+
+def seven(i: int) -> int:
+    """Raise for seven."""
+    if i == 7:
+        raise LookupError("seven")
+    return i
+
+
+def test_calls_run_on_the_workers_in_order(backend: None) -> None:
+    """None of them here."""
+    assert Parallel()(delayed(pow)(i, 2) for i in range(200)) == [i * i for i in range(200)]
+    assert os.getpid() not in Parallel(n_jobs=2)(delayed(here)(i) for i in range(20))
+
+
+def test_results_are_generated_in_order_or_as_they_come(backend: None) -> None:
+    """Both of joblib's generators."""
+    ordered = Parallel(return_as="generator")(delayed(abs)(-i) for i in range(50))
+    assert list(ordered) == list(range(50))
+    unordered = Parallel(return_as="generator_unordered")(delayed(abs)(-i) for i in range(50))
+    assert sorted(unordered) == list(range(50))
+
+
+def test_an_error_comes_as_it_is_and_the_backend_goes_on(
+    backend: None, cluster: redisq.LocalCluster
+) -> None:
+    """What else was sent is cancelled."""
+    for _ in range(2):
+        with pytest.raises(LookupError, match="seven"):
+            Parallel()(delayed(seven)(i) for i in range(500))
+    with Queue("test", cluster.url) as queue:
+        wait_until(lambda: queue.jobs() == [])
+    assert Parallel()(delayed(seven)(i) for i in range(5)) == [0, 1, 2, 3, 4]
+
+
+def test_a_timeout_aborts_what_runs(backend: None, cluster: redisq.LocalCluster) -> None:
+    """Not a minute later."""
+    with pytest.raises(TimeoutError):
+        Parallel(timeout=0.5)(delayed(time.sleep)(60) for _ in range(2))
+    with Queue("test", cluster.url) as queue:
+        wait_until(lambda: queue.jobs() == [])
+
+
+def nested(i: int) -> tuple[int, list[int]]:
+    """Return this process, and those of calls inside of this one."""
+    return os.getpid(), Parallel(n_jobs=2)(delayed(here)(j) for j in range(i))
+
+
+def test_calls_inside_of_a_call_are_sequential(backend: None) -> None:
+    """In the same process."""
+    for me, inside in Parallel()(delayed(nested)(i) for i in range(4)):
+        assert set(inside) <= {me}
+
+
+def test_without_a_worker_it_waits_for_one(
+    queue: Queue, start_worker: Callable[..., WorkerProcess]
+) -> None:
+    """Nothing runs in the caller."""
+    register_redisq()
+    found: list[Any] = []
+
+    def compute() -> None:
+        with parallel_config(backend="redisq", queue="test", url=queue.url):
+            found.append(Parallel(n_jobs=-1)(delayed(here)(i) for i in range(3)))
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    time.sleep(0.3)
+    assert not found
+    start_worker("test", "--nworkers", "1")
+    thread.join(30)
+    assert len(found[0]) == 3
+    assert os.getpid() not in found[0]
+
+
+def test_n_jobs_is_how_many_run_at_a_time(backend: None, cluster: redisq.LocalCluster) -> None:
+    """All slots for -1; joblib makes calls itself where the answer is 1."""
+    assert effective_n_jobs(-1) == 2
+    assert effective_n_jobs(5) == 5
+    with pytest.raises(ValueError, match="no meaning"):
+        effective_n_jobs(0)
+
+
+def test_a_large_argument_travels_once(backend: None, cluster: redisq.LocalCluster) -> None:
+    """16 MB, in 60 calls: the server receives it once or twice, not sixty times."""
+    table = np.ones(2**21)
+    with Queue("test", cluster.url) as queue:
+        before = _received(queue)
+        sums = Parallel(batch_size=1)(delayed(_shifted)(table, i) for i in range(60))
+        taken = _received(queue) - before
+    assert sums == [2.0**21 + i for i in range(60)]
+    assert taken < 5 * table.nbytes
+
+
+def _shifted(table: Any, i: int) -> float:
+    return float(table.sum()) + i
+
+
+def _received(queue: Queue) -> int:
+    with queue.pool.lend() as link:
+        lines = link.command("INFO", "stats").split()
+    return int(next(x for x in lines if x.startswith(b"total_net_input_bytes:")).split(b":")[1])
+
+
+class Where:
+    """An estimator that tells where it was fitted."""
+
+    def __init__(self, shift: int = 0) -> None:
+        self.shift = shift
+
+    def get_params(self, deep: bool = True) -> dict[str, int]:
+        """Return what it was made with."""
+        return {"shift": self.shift}
+
+    def set_params(self, shift: int) -> Where:
+        """Set it."""
+        self.shift = shift
+        return self
+
+    def fit(self, X: Any, y: Any) -> Where:  # noqa: N803 - scikit-learn's name
+        """Note this process."""
+        self.pid = os.getpid()
+        return self
+
+    def score(self, X: Any, y: Any) -> float:  # noqa: N803
+        """Return it."""
+        return float(self.pid)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_scikit_learn_runs_on_the_workers(backend: None) -> None:
+    """Cross-validation, grid search and forests, by the processes in which they ran."""
+    from sklearn.datasets import load_iris
+    from sklearn.ensemble import RandomForestClassifier
+    from sklearn.model_selection import GridSearchCV, cross_val_score
+    from sklearn.svm import SVC
+
+    X, y = load_iris(return_X_y=True)  # noqa: N806 - scikit-learn's name
+    pids = cross_val_score(Where(), X, y, cv=4, n_jobs=-1)
+    assert os.getpid() not in set(pids)
+    search = GridSearchCV(SVC(), {"C": [0.1, 1, 10]}, cv=3, n_jobs=-1).fit(X, y)
+    assert search.best_score_ > 0.9
+    forest = RandomForestClassifier(n_estimators=10, random_state=0, n_jobs=-1).fit(X, y)
+    alone = RandomForestClassifier(n_estimators=10, random_state=0, n_jobs=1).fit(X, y)
+    assert np.array_equal(forest.predict_proba(X), alone.predict_proba(X))
