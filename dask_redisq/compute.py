@@ -32,12 +32,13 @@ from dask_redisq.persist import (
     enter_parts,
     fetch_parts,
     find_part,
+    living_parts,
     wait_for_parts,
 )
 from dask_redisq.plan import Plan
 from dask_redisq.pool import Pool
 from dask_redisq.secret import find_secret
-from dask_redisq.serving import in_slot, stand_in
+from dask_redisq.serving import in_slot, job_in_hand, stand_in
 from dask_redisq.settings import setting
 from dask_redisq.task import itself
 from dask_redisq.unshared import refuse_unshared
@@ -53,12 +54,19 @@ def plan_job(
     kept: Callable[[Key], Part | None],
     *,
     finalize_here: bool = True,
+    held: Mapping[Key, Part] | None = None,
 ) -> Plan:
     """Return the plan for a graph, with what annotations and keywords say of its tasks."""
     order = setting("order", kwargs.get("order"))
     with collector_paused():
         plan = plan_graph(
-            graph, keys, order, priorities(annotations), finalize_here=finalize_here, kept=kept
+            graph,
+            keys,
+            order,
+            priorities(annotations),
+            finalize_here=finalize_here,
+            kept=kept,
+            held=held,
         )
     one_disk = setting("allow-disk-shuffle", kwargs.get("allow_disk_shuffle"))
     refuse_unshared(plan, one_disk=bool(one_disk), copies=bool(setting("allow-memory-store")))
@@ -81,13 +89,18 @@ def compute_graph(pool: Pool, names: Keys, dsk: Any, keys: Any, kwargs: dict[str
 def _in_place(pool: Pool, names: Keys, dsk: Any, keys: Any) -> Any:
     """Compute in this slot, which would wait otherwise; persisted values are read."""
     graph, keys, _, _ = read_graph(dsk, keys, {}, {})
+    return get_sync(_with_parts(pool, names, graph, keys), keys)
+
+
+def _with_parts(pool: Pool, names: Keys, graph: Mapping[Key, Any], keys: Any) -> Mapping[Key, Any]:
+    """Return a graph with the persisted values that `keys` need, read, as constants."""
     plan = plan_graph(graph, keys, finalize_here=False, kept=find_part(pool, names))
     parts = {name: plan.parts[n] for name, n in plan.names.items() if n < 0} | plan.fetched
     if parts:
         with pool.lend() as link:
             values = fetch_parts(parts, link)
         graph = dict(graph) | {key: DataNode(key, value) for key, value in values.items()}
-    return get_sync(graph, keys)
+    return graph
 
 
 def _compute(pool: Pool, names: Keys, dsk: Any, keys: Any, kwargs: dict[str, Any]) -> Any:
@@ -95,11 +108,13 @@ def _compute(pool: Pool, names: Keys, dsk: Any, keys: Any, kwargs: dict[str, Any
     client_lease.look()
     graph, keys, annotations, kwargs = read_graph(dsk, keys, dask.get_annotations(), kwargs)
     options = job_options(kwargs)
+    if in_slot():
+        options = replace(options, parent=job_in_hand(pool.url, names))
     cache = kwargs.get("cache", dask.config.get("cache", None))
     if cache is not None:
         graph = with_cached(graph, cache)
     callbacks = active_callbacks(kwargs.get("callbacks"))
-    rerun = _rerun(graph) if _reruns(kwargs) else None
+    rerun = _rerun(pool, names, graph) if _reruns(kwargs) else None
     kept = find_part(pool, names)
     if not callbacks:
         plan = plan_job(graph, keys, annotations, kwargs, kept)
@@ -129,9 +144,9 @@ def _reruns(kwargs: Mapping[str, Any]) -> bool:
     return bool(dask.config.get("rerun_exceptions_locally", False) if given is None else given)
 
 
-def _rerun(graph: Mapping[Key, Any]) -> Callable[[Key], Any]:
+def _rerun(pool: Pool, names: Keys, graph: Mapping[Key, Any]) -> Callable[[Key], Any]:
     """Return a function that computes a task of `graph`, with all that it needs, right here."""
-    return lambda key: get_sync(graph, key, callbacks=())
+    return lambda key: get_sync(_with_parts(pool, names, graph, key), key, callbacks=())
 
 
 def _values(
@@ -246,7 +261,7 @@ def persist_graphs(
     sender = _Sender(pool, names, kwargs)
 
     def schedule(dsk: Any, given: Any, **_: Any) -> list[Any]:
-        plan, keys, options = sender.plan(dsk, given, finalize_here=False)
+        plan, keys, options = sender.plan(dsk, given, persists=True)
         wanted = list(flatten(keys))
         plan.kept = True
         parts: dict[Key, Any] = {**plan.constants, **plan.fetched}
@@ -294,13 +309,17 @@ class _Sender:
         self.signer = find_secret(pool.url)
         client_lease.look()
 
-    def plan(
-        self, dsk: Any, keys: Any, *, finalize_here: bool = True
-    ) -> tuple[Plan, Any, JobOptions]:
-        """Return the plan for what Dask passes, its keys, and the settings of the job."""
+    def plan(self, dsk: Any, keys: Any, *, persists: bool = False) -> tuple[Plan, Any, JobOptions]:
+        """Return the plan for what Dask passes, its keys, and the settings of the job.
+
+        What is to be persisted under a name that still lives is that value, as in distributed.
+        """
         graph, keys, annotations, words = read_graph(dsk, keys, self.ambient, self.kwargs)
         kept = find_part(self.pool, self.names)
-        plan = plan_job(graph, keys, annotations, words, kept, finalize_here=finalize_here)
+        held = living_parts(self.pool, self.names, flatten(keys)) if persists else None
+        plan = plan_job(
+            graph, keys, annotations, words, kept, finalize_here=not persists, held=held
+        )
         return plan, keys, _as_urgent(job_options(words), plan, words)
 
     def send(

@@ -6,9 +6,11 @@ pass dicts and `HighLevelGraph`.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from contextvars import Context
 from typing import Any
 
@@ -25,6 +27,8 @@ OF_TASKS = {
 }  # fmt: skip
 
 _unfused = threading.Lock()
+#: What the holder of that lock has set.
+_apart: dask.config.set | None = None
 
 
 def plain_graph(dsk: Any, keys: Any) -> tuple[Mapping[Key, Any], Any, Mapping[str, Any]]:
@@ -39,16 +43,41 @@ def plain_graph(dsk: Any, keys: Any) -> tuple[Mapping[Key, Any], Any, Mapping[st
     if rewritten is not dsk:
         dsk, keys = rewritten, list(flatten(rewritten.__dask_keys__()))
     if _has_annotated_layers(dsk):
-        # An array's tasks are fused over the borders of its layers, and annotations are of layers:
-        # they would all be lost (dask#7036). The setting is one for the whole process, which costs
-        # another thread that looks at it now no more than a fusion; only ours must not restore it
-        # in the wrong order. Nor are annotations merged: of two layers that ask for two workers
-        # Dask makes one for none, which is anywhere.
-        apart = {"optimization.fuse.active": False, "optimization.annotations.fuse": False}
-        with _unfused, dask.config.set(apart):
+        with _layers_apart():
             return dsk.__dask_graph__(), keys, dsk.__dask_annotations__()
     annotations = dsk.__dask_annotations__() if hasattr(dsk, "__dask_annotations__") else {}
     return dsk.__dask_graph__(), keys, annotations
+
+
+@contextmanager
+def _layers_apart() -> Iterator[None]:
+    """Have Dask fuse nothing while the block makes a graph."""
+    # An array's tasks are fused over the borders of its layers, and annotations are of layers:
+    # they would all be lost (dask#7036). The setting is one for the whole process, which costs
+    # another thread that looks at it now no more than a fusion; only ours must not restore it
+    # in the wrong order. Nor are annotations merged: of two layers that ask for two workers
+    # Dask makes one for none, which is anywhere.
+    global _apart  # noqa: PLW0603
+    apart = {"optimization.fuse.active": False, "optimization.annotations.fuse": False}
+    with _unfused:
+        _apart = dask.config.set(apart)
+        try:
+            with _apart:
+                yield
+        finally:
+            _apart = None
+
+
+def _begin_anew() -> None:
+    """Renew the lock in a forked child, and end what its holder, the parent's, has set."""
+    global _unfused, _apart  # noqa: PLW0603
+    _unfused = threading.Lock()
+    if _apart is not None:
+        _apart.__exit__(None, None, None)
+        _apart = None
+
+
+os.register_at_fork(after_in_child=_begin_anew)
 
 
 def _has_annotated_layers(expr: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any, Self
 
 import dask
@@ -13,14 +14,25 @@ from dask_redisq.xarray_locks import patch
 __all__ = ["Enabled", "enable"]
 
 
+#: What is enabled now, the oldest first.
+_enabled: list[Enabled] = []
+_lock = threading.Lock()
+
+
 class Enabled:
     """What `enable` did, until its ``with`` block ends."""
 
     def __init__(self, scheduler: Any) -> None:
-        self._settings = dask.config.set(
-            {"scheduler": scheduler, "dataframe.shuffle.method": "tasks"}
-        )
+        with _lock:
+            self._settings = dask.config.set(
+                {"scheduler": scheduler, "dataframe.shuffle.method": "tasks"}
+            )
+            _enabled.append(self)
         self._undo = patch(_queue_of)
+
+    def inherit(self, settings: Any) -> None:
+        """Restore at the end what `settings` of an earlier one would have restored."""
+        self._settings = settings
 
     def __repr__(self) -> str:
         return "<dask-redisq is the scheduler>"
@@ -30,7 +42,18 @@ class Enabled:
 
     def __exit__(self, *error: object) -> None:
         self._undo()
-        self._settings.__exit__(*error)
+        with _lock:
+            if self not in _enabled:
+                return
+            at = _enabled.index(self)
+            _enabled.remove(self)
+            if at == len(_enabled):
+                self._settings.__exit__(*error)
+            else:
+                # Of two threads the one that came first leaves first. What holds now is of a later
+                # one, which remembers what this one set: at its end that would be set for good.
+                # So it is to restore what this one would have.
+                _enabled[at].inherit(self._settings)
 
 
 def _queue_of(scheduler: Any) -> Queue | None:
@@ -56,7 +79,9 @@ def enable(queue: str | None = None, url: str | None = None) -> Enabled:
     Returns
     -------
     context manager
-        Leaving it restores what was before.
+        Leaving it restores what was before. Several may be left in any order: what was before
+        the first of them is there after the last. That is not so with other contexts of
+        `dask.config.set`, which must end inside of it or begin outside.
 
     Examples
     --------

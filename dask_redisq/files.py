@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import secrets
 import sys
+import zipfile
 import zipimport
 from importlib.util import cache_from_source
 from pathlib import Path
@@ -62,6 +63,10 @@ class SlotFiles:
         self.signer = signer
         self._seen = ("", 0)
         self._contents: dict[str, bytes] = {}
+        #: What the files are imported as, in packages the outermost.
+        self._modules: set[str] = set()
+        #: What the slot itself runs on. Were it imported anew, classes would be two.
+        self._needed = sys.stdlib_module_names | {_outermost(name) for name in sys.modules}
 
     def __repr__(self) -> str:
         return f"<SlotFiles {self.directory}, {len(self._contents)} files>"
@@ -71,6 +76,7 @@ class SlotFiles:
         if self._seen == (keys.queue, number):
             return
         seal = self.signer.seal(keys.queue, FILES)
+        changed = False
         for signed in link.command("HVALS", keys("files")):
             try:
                 name, content = unpack(seal.open(FILE, b"", 0, signed))
@@ -80,10 +86,13 @@ class SlotFiles:
                 continue
             if self._contents.get(name.decode()) != content:
                 self._take(name.decode(), content)
+                changed = True
+        if changed:
+            self._forget_modules()
         self._seen = (keys.queue, number)  # files of two queues may have one name
 
     def _take(self, name: str, content: bytes) -> None:
-        """Write a file, and have it imported anew."""
+        """Write a file where it is imported from."""
         self._contents[name] = content
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = self.directory / Path(name).name
@@ -94,9 +103,29 @@ class SlotFiles:
         place = str(path if path.suffix in ARCHIVES else self.directory)
         if place not in sys.path:
             sys.path.insert(0, place)
-        importlib.invalidate_caches()
         sys.path_importer_cache.pop(place, None)
         zipimport._zip_directory_cache.pop(place, None)  # type: ignore[attr-defined]  # noqa: SLF001
-        for module, found in list(sys.modules.items()):
-            if (getattr(found, "__file__", None) or "").startswith(str(path)):
+        self._modules |= _modules_of(path) - self._needed
+
+    def _forget_modules(self) -> None:
+        """Have all that was uploaded imported anew."""
+        # All, as one may have done `from edited import VALUE`. And by name: the slot may have
+        # imported a module of this name from elsewhere, before there was an upload.
+        importlib.invalidate_caches()
+        for module in list(sys.modules):
+            if _outermost(module) in self._modules:
                 del sys.modules[module]
+
+
+def _modules_of(path: Path) -> set[str]:
+    """Return the names under which Python may import what is in a file."""
+    names = [path.name]
+    if path.suffix in ARCHIVES and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    return {_outermost(name.partition("/")[0]) for name in names}
+
+
+def _outermost(name: str) -> str:
+    """Return what is before the first dot: the outermost package, or the module of a file."""
+    return name.partition(".")[0]

@@ -7,11 +7,15 @@ import secrets
 import socket
 import time
 from dataclasses import replace
+from types import TracebackType
 from typing import Any
+
+from dask.utils import shorten_traceback
 
 from dask_redisq.answer import Answer, unpack_names
 from dask_redisq.errors import BadSignature, JobLost, RedisqError
 from dask_redisq.follow import Follower
+from dask_redisq.frames import without_our_frames
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.monitor import sweep
@@ -57,6 +61,7 @@ class Future:
         self._keys = keys
         self._answer = answer
         self._outcome: tuple[Any, BaseException | None] | None = None
+        self._trace: TracebackType | None = None
 
     def __repr__(self) -> str:
         if self._outcome is None:
@@ -94,12 +99,16 @@ class Future:
         JobCancelled, JobLost, RedisqError
             What went wrong otherwise.
         """
-        if self._outcome is None:
-            self._outcome = self._read(timeout)
-        value, error = self._outcome
-        if error is not None:
-            raise error
-        return value
+        with shorten_traceback():
+            value, error = self._look(timeout)
+        if error is None:
+            return value
+        try:
+            # From the traceback as it came: each raise would put its frames before the last ones.
+            raise BaseException.with_traceback(error, self._trace)
+        finally:
+            # The traceback holds this frame, which would hold the error and all that it holds.
+            del self, error
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return what `result` would raise, None if it would not; waits as that does.
@@ -109,9 +118,8 @@ class Future:
         TimeoutError
             If the job has not ended in time.
         """
-        if self._outcome is None:
-            self._outcome = self._read(timeout)
-        return self._outcome[1]
+        with shorten_traceback():
+            return self._look(timeout)[1]
 
     def done(self) -> bool:
         """Tell, without waiting, whether the job has ended, in whatever way."""
@@ -132,6 +140,16 @@ class Future:
             verb = "forget" if self.kept is None else "let_go"
             if link.call(verb, self._keys, job=self.id) != 0:  # 0: a job uses its values
                 sweep(link, self._keys, self.id)
+
+    def _look(self, timeout: float | None) -> tuple[Any, BaseException | None]:
+        """Return the outcome, which is read once."""
+        if self._outcome is None:
+            value, error = self._read(timeout)
+            if error is not None:
+                self._trace = without_our_frames(error.__traceback__)
+                BaseException.with_traceback(error, self._trace)
+            self._outcome = value, error
+        return self._outcome
 
     def _read(self, timeout: float | None) -> tuple[Any, BaseException | None]:
         """Wait for the outcome; what is no outcome of the job (no server, no time) is raised."""

@@ -33,12 +33,16 @@ class _Reader:
     tuples, which hash anew at each look (planning took 9.5 us a task by key, 6 by place).
     """
 
-    def __init__(self, dsk: Mapping[Key, Any], kept: Callable[[Key], Any]) -> None:
+    def __init__(
+        self, dsk: Mapping[Key, Any], kept: Callable[[Key], Any], held: Mapping[Key, Any]
+    ) -> None:
         self.dsk = dsk
         self.kept = kept
-        self.parts: dict[int, Any] = {}
+        self.held = held
+        self.parts: dict[int, Any] = {-1 - i: part for i, part in enumerate(held.values())}
         self.outer: dict[int, list[int]] = {}
-        self.places: dict[Key, int | None] = {}  # None for a constant
+        # None for a constant
+        self.places: dict[Key, int | None] = {key: -1 - i for i, key in enumerate(held)}
         self.data: dict[Key, Any] = {}
         self.keys: list[Key] = []
         self.nodes: list[GraphNode] = []
@@ -86,7 +90,10 @@ class _Reader:
 
     def _part(self, key: Key, missing: ValueError) -> Any:
         """Return the part of a persisted collection that is called `key`, or raise `missing`."""
-        part = self.kept(key)
+        try:
+            part = self.kept(key)
+        except KeyError as freed:
+            raise ValueError(f"{missing}: {freed.args[0]}") from None
         if part is None:
             raise missing
         return part
@@ -101,6 +108,8 @@ class _Reader:
                     f"Cycle detected in Dask graph: {' -> '.join(map(repr, [*seen, key]))}"
                 )
             seen.append(key)
+            if key in self.held:
+                return key, self.held[key]
             try:
                 node = self.node(key, (dependent,))
             except ValueError as missing:
@@ -157,6 +166,7 @@ def plan_graph(
     *,
     finalize_here: bool = True,
     kept: Callable[[Key], Any] = lambda _: None,
+    held: Mapping[Key, Any] | None = None,
 ) -> Plan:
     """Number the tasks of `dsk` that `keys` need.
 
@@ -174,8 +184,10 @@ def plan_graph(
         Leave the last step of an array or bag (its concatenation) to the client: a worker would
         receive, hold and send the whole result.
     kept : callable, optional
-        Key -> the part of a persisted collection with that name, or None; asked for what the
-        graph lacks.
+        Key -> the part of a persisted collection with that name, None, or a `KeyError` that tells
+        of it; asked for what the graph lacks.
+    held : Mapping, optional
+        Key -> the part that is taken for its value, whatever the graph says.
 
     Raises
     ------
@@ -186,19 +198,16 @@ def plan_graph(
     RuntimeError
         "Cycle detected", as `dask.order` says it.
     """
-    reader = _Reader(dsk, kept)
+    reader = _Reader(dsk, kept, held or {})
     wanted = list(dict.fromkeys(flatten_keys(keys)))
-    for key in wanted:
-        if key not in dsk and kept(key) is None:
-            raise KeyError(key)
+    if absent := [key for key in wanted if key not in dsk and kept(key) is None]:
+        raise KeyError(absent[0])
     local = _local_nodes(reader, wanted) if finalize_here else {}
-    wanted = list(dict.fromkeys([*wanted, *(k for n in local.values() for k in n.dependencies)]))
+    needed = dict.fromkeys([*wanted, *(k for n in local.values() for k in n.dependencies)])
     outputs: dict[Key, int] = {}
     constants: dict[Key, Any] = {}
     fetched: dict[Key, Any] = {}
-    for key in wanted:
-        if key in local:
-            continue
+    for key in (k for k in needed if k not in local):
         task = reader.place(key, key)
         if task is None:
             constants[key] = reader.data[key]

@@ -242,6 +242,7 @@ class Job(Follower):
             priority=self.options.priority,
             most=self.options.num_workers,
             ordered=int(plan.ordered),
+            parent=self.options.parent,
             python=python_tag(),
             allowed=self.options.allowed_failures,
             retries=self.options.retries,

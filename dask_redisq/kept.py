@@ -44,6 +44,8 @@ class KeptReader(Follower):
         super().__init__(link, keys, job, (), names, seal, options)
         #: The epoch of the job, by the last look.
         self.epoch = ""
+        #: Whether the job had ended, in whatever way, by the last look.
+        self.over = False
         self._seen = 0
 
     @property
@@ -67,6 +69,7 @@ class KeptReader(Follower):
             values=int(values),
         )
         state, reason, epoch, wait, *items = unpack(told)
+        self.over = state != b"running"
         if state not in (b"running", b"done"):
             self.ended = state.decode()
             raise self._verdict(self.ended, reason)
@@ -117,6 +120,10 @@ class KeptReader(Follower):
             monitor.run(time.monotonic())
             if now - heard >= min(QUIET, options.no_workers_timeout or QUIET):
                 self._look_for_workers(now - heard)
+
+    def warned(self) -> set[bytes]:
+        """Return what tasks of the job warned of by now; see `issue_warnings`."""
+        return set(self.link.command("SMEMBERS", self.keys("warnings", self.id)))
 
     def read(self, tasks: Collection[int], deadline: float | None = None) -> dict[int, Any]:
         """Return task -> value; wait until they are finished."""

@@ -57,6 +57,7 @@ PATTERNS: dict[str, tuple[str, str]] = {
     "client": ("job:%s:client", "string with expiry: the lease of the job's client"),
     "holders": ("job:%s:holders", "set: jobs that use values which this one keeps"),
     "held": ("job:%s:held", "set: jobs whose values this one uses"),
+    "children": ("job:%s:children", "set: jobs that tasks of this one computed, and waited for"),
     # one job: derived
     "wait": ("job:%s:wait", "u32 per task: unfinished inputs, + 1 until its block is there"),
     "consumers": ("job:%s:consumers", "u32 per task: unfinished users + 1 if undelivered output"),

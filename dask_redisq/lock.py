@@ -1,7 +1,8 @@
 """Locks and semaphores over Redis: for what tasks on several hosts must not do at the same time.
 
 Dask gives any scheduler that it does not know a lock that holds within one process: see section 1.8
-of its contract. ``da.store(x, target, lock=redisq.Lock("target"))`` holds for all workers.
+of its contract. ``da.store(x, target, lock=redisq.Lock("target"))`` holds for all workers, and that
+is what Dask's own becomes here (`dask_redisq.shared_locks`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dask_redisq.link import Link
 from dask_redisq.queue import Queue
 from dask_redisq.scheduler import default_queue
 from dask_redisq.settings import setting
+from dask_redisq.shared_locks import locks_made_by
 
 __all__ = ["Lock", "Semaphore"]
 
@@ -113,7 +115,7 @@ class Semaphore:
         """The number of the last place taken; see the class."""
         return self._held[-1].fence if self._held else 0
 
-    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:  # noqa: FBT001, FBT002 - as threading.Lock
+    def acquire(self, blocking: bool = True, timeout: float | None = -1) -> bool:  # noqa: FBT001, FBT002 - as threading.Lock
         """Take it, or wait until it is free.
 
         Parameters
@@ -121,7 +123,8 @@ class Semaphore:
         blocking : bool, default True
             False: return at once.
         timeout : float, optional
-            Seconds to wait at most; by default for ever.
+            Seconds to wait at most; by default, below 0 and None, for ever: threading's word for it
+            and distributed's.
 
         Returns
         -------
@@ -129,7 +132,9 @@ class Semaphore:
             Whether it was taken.
         """
         queue, token = self._find_queue(), secrets.token_hex(8)
-        wait = 0.0 if not blocking else timeout if timeout >= 0 else math.inf
+        wait = math.inf if timeout is None or timeout < 0 else timeout
+        if not blocking:
+            wait = 0.0
         with queue.pool.lend() as link:
             fence = 0
             try:
@@ -236,3 +241,6 @@ class Lock(Semaphore):
         self, name: str | None = None, queue: str | Queue | None = None, expiry: float = 60.0
     ) -> None:
         super().__init__(1, name, queue, expiry)
+
+
+locks_made_by(Lock)

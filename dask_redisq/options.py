@@ -9,9 +9,9 @@ from typing import Any
 
 import dask
 
-from dask_redisq.annotations import check_priority, check_retries
+from dask_redisq.annotations import check_retries
 from dask_redisq.serving import in_slot
-from dask_redisq.settings import setting, whole
+from dask_redisq.settings import number, setting, whole
 
 __all__ = ["JobOptions", "check_keywords", "clamped", "job_options"]
 
@@ -64,6 +64,8 @@ class JobOptions:
     alive_expiry: float = 10.0
     client_lease: float = 60.0
     no_workers_timeout: float | None = None
+    #: The job whose task waits for this one, if one does.
+    parent: str = ""
     #: Seconds for which the results of a detached job are kept; 0: it is not detached.
     result_ttl: float = 0.0
 
@@ -82,7 +84,7 @@ def job_options(kwargs: dict[str, Any]) -> JobOptions:
         chunk = whole("chunk_size, a number of tasks or -1 to spread them evenly,", chunk, -1)
         if chunk == 0:
             raise ValueError("chunk_size is a number of tasks, or -1 to spread them evenly, not 0")
-    priority = check_priority(kwargs.get("priority") or 0)
+    priority = number("priority", kwargs.get("priority") or 0)
     # A job of a task goes before other tasks: these would run in the stand-in, and wait as well.
     priority += in_slot()
     return JobOptions(

@@ -8,12 +8,16 @@ that nobody holds.
 
 from __future__ import annotations
 
+import os
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from dask.typing import Key
+from dask.utils import shorten_traceback
 
 from dask_redisq.client_lease import Hold
 from dask_redisq.future import cancel_job
@@ -23,6 +27,7 @@ from dask_redisq.link import Link
 from dask_redisq.options import JobOptions
 from dask_redisq.plan import Plan
 from dask_redisq.pool import Pool
+from dask_redisq.task_warnings import issue_warnings
 from dask_redisq.trust import Signer
 
 __all__ = [
@@ -32,8 +37,12 @@ __all__ = [
     "fetch_parts",
     "find_part",
     "futures_of",
+    "living_parts",
     "wait_for_parts",
 ]
+
+#: Names of freed values that are remembered, for each queue.
+MOST_FREED = 10_000
 
 
 class KeptJob:
@@ -69,6 +78,9 @@ class KeptJob:
         self.id = job
         self.options = options
         self._names = names
+        self._pid = os.getpid()
+        self._issued: set[bytes] = set()
+        self._all_issued = False
         self._seal = signer.seal(keys.queue, job)
         self._hold = Hold(pool.url, keys.queue, job, options.client_lease)
 
@@ -78,6 +90,44 @@ class KeptJob:
     def reader(self, link: Link) -> KeptReader:
         """Return what reads its values over `link`."""
         return KeptReader(link, self.keys, self.id, self._names, self._seal, self.options)
+
+    @contextmanager
+    def follow(self, link: Link) -> Iterator[KeptReader]:
+        """Give what reads its values over `link`; issue what its tasks warned of, each once.
+
+        If the job failed, too: they may tell why it did.
+        """
+        reader = self.reader(link)
+        try:
+            yield reader
+        except BaseException:
+            if reader.ended is not None:
+                with suppress(Warning):  # which a filter made an error, and would hide this one
+                    self._issue_warnings(reader)
+            raise
+        self._issue_warnings(reader)
+
+    def _issue_warnings(self, reader: KeptReader) -> None:
+        if self._all_issued:
+            return
+        found = reader.warned() - self._issued
+        self._issued |= found
+        self._all_issued = reader.over  # what ended warns of nothing more
+        issue_warnings(found)
+
+    def lives(self) -> bool:
+        """Tell whether this process holds it, and its values are there or on their way."""
+        if self._pid != os.getpid():  # a forked child holds nothing
+            return False
+        with self.pool.lend() as link:
+            reader = self.reader(link)
+            try:
+                reader.look([])
+            except BaseException:
+                if reader.ended is None:
+                    raise
+                return False
+        return True
 
     def done(self, tasks: list[int]) -> list[int]:
         """Return those of some tasks that are finished, or never will be, without waiting."""
@@ -160,19 +210,24 @@ class Part:
             What went wrong otherwise.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        with self.kept.pool.lend() as link:
-            return self.kept.reader(link).read([self.task], deadline)[self.task]
+        with (
+            shorten_traceback(),
+            self.kept.pool.lend() as link,
+            self.kept.follow(link) as reader,
+        ):
+            return reader.read([self.task], deadline)[self.task]
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return what `result` would raise, None if it would not; waits as that does."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        with self.kept.pool.lend() as link:
-            reader = self.kept.reader(link)
+        with shorten_traceback(), self.kept.pool.lend() as link:
+            reader: KeptReader | None = None
             try:
-                for _ in reader.finished([self.task], deadline):
-                    pass
+                with self.kept.follow(link) as reader:
+                    for _ in reader.finished([self.task], deadline):
+                        pass
             except BaseException as error:
-                if reader.ended is None:
+                if reader is None or reader.ended is None:
                     raise
                 return error
         return None
@@ -196,12 +251,18 @@ class _Table:
 
     def __init__(self) -> None:
         self._parts: dict[Key, list[weakref.ref[Part]]] = {}
+        self._freed: OrderedDict[Key, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._parts)
 
     def __repr__(self) -> str:
         return f"<_Table of {len(self._parts)} names>"
 
     def enter(self, key: Key, part: Part) -> None:
         """Let `part` be found by `key` until it is garbage."""
+        if self.find(key) is part:
+            return
 
         def forget(gone: weakref.ref[Part]) -> None:
             left = [ref for ref in self._parts.get(key, ()) if ref is not gone]
@@ -209,7 +270,11 @@ class _Table:
                 self._parts[key] = left
             else:
                 self._parts.pop(key, None)
+                self._freed[key] = None
+                if len(self._freed) > MOST_FREED:
+                    self._freed.popitem(last=False)
 
+        self._freed.pop(key, None)
         ref = weakref.ref(part, forget)  # first: it may start the collector, which calls forget
         self._parts.setdefault(key, []).append(ref)
 
@@ -220,6 +285,10 @@ class _Table:
             if part is not None:
                 return part
         return None
+
+    def was_freed(self, key: Key) -> bool:
+        """Tell whether there was a part of that name; only the latest are remembered."""
+        return key in self._freed
 
 
 _tables: dict[tuple[str, str], _Table] = {}
@@ -233,28 +302,54 @@ def enter_parts(pool: Pool, keys: Keys, parts: Mapping[Key, Part]) -> None:
 
 
 def find_part(pool: Pool, keys: Keys) -> Callable[[Key], Part | None]:
-    """Return a function that finds the part with a name."""
+    """Return a function that finds the part with a name.
+
+    It raises a `KeyError` for one that was freed: its graph has outlived the collection.
+    """
 
     def find(key: Key) -> Part | None:
         if not _tables:  # or a missing key would start a private server
             return None
         table = _tables.get((pool.url, keys.queue))
-        return None if table is None else table.find(key)
+        if table is None:
+            return None
+        part = table.find(key)
+        if part is None and table.was_freed(key):
+            raise KeyError(
+                f"{key!r} was persisted by this process, and was freed, since no collection that "
+                "holds it is left: keep a reference to the persisted collection"
+            )
+        return part
 
     return find
 
 
+def living_parts(pool: Pool, keys: Keys, names: Iterable[Key]) -> dict[Key, Part]:
+    """Return those parts with some names that are, or will be, values; not what failed or is gone.
+
+    Another computation under one of these names could give another value, which would then be the
+    value of both collections: they are told apart by their names alone.
+    """
+    table = _tables.get((pool.url, keys.queue)) if _tables else None
+    if not table:
+        return {}
+    found = {name: part for name in names if (part := table.find(name)) is not None}
+    dead = {kept.id for kept, _ in _by_job(found.values()) if not kept.lives()}
+    return {name: part for name, part in found.items() if part.job not in dead}
+
+
 def wait_for_parts(plan: Plan, link: Link) -> None:
-    """Wait until what a plan uses of kept jobs is there; raise what ended them otherwise.
+    """Wait until what tasks of a plan read of kept jobs is there; raise what ended them otherwise.
 
     Those who wait are here, in the client: a task never waits for another one.
     """
-    if not plan.parts:
+    if not plan.outer:
         return
-    for kept, tasks in _by_job([*plan.parts.values(), *plan.fetched.values()]):
-        reader = kept.reader(link)
-        for _ in reader.finished(tasks):
-            pass
+    used = {value.number for some in plan.outer.values() for value in some}
+    for kept, tasks in _by_job(plan.parts[number] for number in sorted(used, reverse=True)):
+        with kept.follow(link) as reader:
+            for _ in reader.finished(tasks):
+                pass
         if not kept.options.pure:
             plan.outer = {
                 task: tuple(
@@ -268,7 +363,8 @@ def fetch_parts(parts: Mapping[Key, Part], link: Link) -> dict[Key, Any]:
     """Return key -> value for requested keys that parts are the values of."""
     values: dict[tuple[str, int], Any] = {}
     for kept, tasks in _by_job(parts.values()):
-        found = kept.reader(link).read(tasks)
+        with kept.follow(link) as reader:
+            found = reader.read(tasks)
         values |= {(kept.id, task): value for task, value in found.items()}
     return {key: values[part.job, part.task] for key, part in parts.items()}
 

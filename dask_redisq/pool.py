@@ -26,6 +26,9 @@ LOOK = 60.0
 #: Idle connections that a queue keeps for its next calls.
 KEEP = 4
 
+#: Those of this process.
+_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+
 
 class Pool:
     """Connections to one server; each thread that is inside a call has its own.
@@ -47,6 +50,7 @@ class Pool:
         self._checked = False
         self._look_at = 0.0
         self._told: set[str] = set()
+        _pools.add(self)
 
     def __repr__(self) -> str:
         return f"<Pool of {len(self.links)} idle connections>"
@@ -104,6 +108,15 @@ class Pool:
             idle = self.links.copy()
             self.links.clear()
         _close(idle)
+
+
+def _begin_anew() -> None:
+    """Renew the locks in a forked child: another thread of the parent may have held one."""
+    for pool in _pools:
+        pool._lock = threading.Lock()  # noqa: SLF001 - of this module
+
+
+os.register_at_fork(after_in_child=_begin_anew)
 
 
 def _close(links: list[Link]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Any
 
@@ -23,6 +24,15 @@ def default_queue(name: str | None = None, url: str | None = None) -> Queue:
         if where not in _queues:
             _queues[where] = Queue(where[1], where[0])
         return _queues[where]
+
+
+def _begin_anew() -> None:
+    """Renew the lock in a forked child: another thread of the parent may have held it."""
+    global _queues_lock  # noqa: PLW0603
+    _queues_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_begin_anew)
 
 
 def get(dsk: Any, keys: Any, **kwargs: Any) -> Any:

@@ -18,7 +18,7 @@ from dask_redisq.errors import RedisqError
 from dask_redisq.keys import Keys
 from dask_redisq.page import Page
 
-__all__ = ["in_slot", "name_of_slot", "serve", "serves", "stand_in"]
+__all__ = ["in_slot", "job_in_hand", "name_of_slot", "serve", "serves", "stand_in"]
 
 #: Seconds for which an answer of the supervisor is waited for.
 PATIENCE = 2.0
@@ -54,6 +54,11 @@ def name_of_slot() -> str:
 def serves(url: str, keys: Keys) -> bool:
     """Tell whether tasks of a queue run in this process."""
     return (url, keys.queue) in _served
+
+
+def job_in_hand(url: str, keys: Keys) -> str:
+    """Return the job whose task runs in this process, a slot of that queue; empty for none."""
+    return _page.read().job.decode() if _page is not None and serves(url, keys) else ""
 
 
 @contextmanager

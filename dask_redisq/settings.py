@@ -7,7 +7,7 @@ from typing import Any
 
 import dask
 
-__all__ = ["setting", "whole"]
+__all__ = ["number", "setting", "whole"]
 
 _LEAST = {
     "ft-interval": 1.0,
@@ -62,6 +62,13 @@ def whole(what: str, value: Any, least: int) -> int:
     if not _is_number(value) or value != int(value) or value < least:
         raise ValueError(f"{what} is a whole number, at least {least}, not {value!r}")
     return int(value)
+
+
+def number(what: str, value: Any) -> float:
+    """Return `value`, which `what` says what it is, if it is a finite number; else a ValueError."""
+    if not _is_number(value):
+        raise ValueError(f"{what} is a number, not {value!r}")
+    return float(value)
 
 
 def _is_number(value: Any) -> bool:

@@ -23,7 +23,7 @@ from dask_redisq.memory import JobEnded, JobMemory, SlotMemory
 from dask_redisq.monitor import Monitor, try_rebuild
 from dask_redisq.pace import Pace
 from dask_redisq.page import Limit, Page
-from dask_redisq.remote_error import pack_error
+from dask_redisq.remote_error import add_note, pack_error
 from dask_redisq.server_check import most_bytes
 from dask_redisq.task_warnings import WarningBox
 from dask_redisq.trust import ERROR, UNSIGNED, Seal, Signer
@@ -42,6 +42,8 @@ FULL_WAIT, FULL_PAUSE = 10.0, 0.2
 FROZEN = 0.02
 #: Seconds after which the slot rebuilds the job itself.
 OVERDUE = 0.5
+#: Characters that are told of why a result does not pickle.
+LONGEST = 20_000
 
 
 @dataclass
@@ -282,11 +284,7 @@ class Slot:
         except JobEnded:
             return report
         except BaseException as error:  # a __setstate__ that calls exit is no word to the slot
-            error.add_note(f"dask-redisq: while loading what the task needs on worker {self.where}")
-            if isinstance(error, BadSignature):  # one a lease: the first one ends it
-                who = self._attempt(lease)
-                self.link.call("refuse", queue.keys, job=lease.job, who=who, total=1)
-            report.failure = self._failure(lease.tasks[0], error, memory.seal)
+            report.failure = self._not_loaded(queue, lease, error, memory.seal)
             return report
         if not tasks:
             return report
@@ -317,10 +315,11 @@ class Slot:
             task, why = report.batch.failed
             # It would be as large the next time.
             retries = 0 if isinstance(why, ValueTooLarge) else _own_retries(memory, lease, task)
-            report.failure = self._failure(task, why, memory.seal, retries)
+            report.failure = self._failure(task, len(lease.tasks), why, memory.seal, retries)
         elif report.batch.unpublished is not None:
             task, text = report.batch.unpublished
-            report.failure = pack([task, "unpicklable", text, 0])
+            told = text[:LONGEST].encode(errors="backslashreplace")  # the words of any __reduce__
+            report.failure = pack([task, "unpicklable", told, 0])
         return report
 
     def _store_apart(self, queue: _Queue, lease: Lease, batch: Batch) -> None:
@@ -348,8 +347,25 @@ class Slot:
         """Return the name under which step.lua records what this lease makes."""
         return f"{self.slot}{lease.seq:08x}"
 
-    def _failure(self, task: int, error: BaseException, seal: Seal, retries: int = -1) -> bytes:
+    def _not_loaded(self, queue: _Queue, lease: Lease, error: BaseException, seal: Seal) -> bytes:
+        """Return the failure of a lease of which something could not be read."""
+        add_note(error, f"dask-redisq: while loading what the task needs on worker {self.where}")
+        if isinstance(error, BadSignature):  # one a lease: the first one ends it
+            who = self._attempt(lease)
+            self.link.call("refuse", queue.keys, job=lease.job, who=who, total=1)
+        return self._failure(lease.tasks[0], -1, error, seal)
+
+    def _failure(
+        self, task: int, position: int, error: BaseException, seal: Seal, retries: int = -1
+    ) -> bytes:
+        """Return what step.lua takes of a task that raised.
+
+        An exception's `__reduce__` can kill the process as well. Were no task in hand then, none
+        would be charged: the lease went back, killed the next slot, and so on for ever.
+        """
+        self.page.begin(task, position)
         signed = seal.sign(ERROR, b"", task, pack_error(error, self.where))
+        self.page.begin(-1, position)
         return pack([task, "raised", signed, retries])
 
 

@@ -15,32 +15,62 @@ from dask_redisq.codec import pack, unpack
 
 __all__ = ["WarningBox", "issue_warnings"]
 
-#: Different warnings of one lease, and characters of one, that travel.
+#: Different warnings of one lease that travel, of those that Python shows and of those that it
+#: ignores, which else would take the room of the others; and characters of one.
 MOST, LONGEST = 20, 2000
+
+#: Ignored by Python unless it is told otherwise.
+_QUIET = (DeprecationWarning, PendingDeprecationWarning, ImportWarning)
+
+#: The filters of a Python that just began, which it looks at last.
+_OF_PYTHON = [
+    ("default", None, DeprecationWarning, "__main__", 0),
+    *[("ignore", None, category, None, 0) for category in (*_QUIET, ResourceWarning)],
+]
+_ALWAYS = ("always", None, Warning, None, 0)
 
 
 class WarningBox:
-    """Catches what the tasks of a slot warn of, and shows it in the worker's log all the same."""
+    """Catches what the tasks of a slot warn of, and shows it in the worker's log all the same.
+
+    What Python ignores by default is for the client's filters to ignore. What the worker was told
+    to ignore stays there, as do warnings of resources: a destructor knows no task.
+    """
 
     def __init__(self) -> None:
-        self._caught: dict[bytes, None] = {}
+        #: Packed, by whether they are quiet.
+        self._caught: dict[bool, dict[bytes, None]] = {False: {}, True: {}}
+        #: Of those for which there is no room: how many, and the first of them.
+        self._dropped: dict[bool, tuple[int, list[Any]]] = {}
         self._show = warnings.showwarning
+        self._hook = self._catch
 
     def __repr__(self) -> str:
-        return f"<WarningBox of {len(self._caught)} warnings>"
+        return f"<WarningBox of {sum(map(len, self._caught.values()))} warnings>"
 
     def open(self) -> None:
-        """Catch from now on, whatever was shown before: that was another job."""
-        warnings.showwarning = self._catch
-        if not sys.warnoptions:
-            warnings.simplefilter("always", append=True)
+        """Catch from now on, whatever was shown before: that was another job.
+
+        Does nothing where it is open.
+        """
+        if warnings.showwarning is not self._hook:
+            warnings.showwarning = self._hook
+        if not sys.warnoptions and _ALWAYS not in warnings.filters:
+            _let_through()
 
     def take(self) -> list[bytes]:
-        """Return the warnings since the last call, each once."""
-        if not self._caught:
+        """Return the warnings since the last call, each once, and how many there were besides."""
+        # Once a lease: `logging.captureWarnings` in a task would else have those of all later tasks
+        # of this slot.
+        self.open()
+        if not any(self._caught.values()):
             return []
-        caught, self._caught = list(self._caught), {}
-        return caught
+        taken = [entry for caught in self._caught.values() for entry in caught]
+        for count, (module, name, _, *where) in self._dropped.values():
+            text = f"{count} more warnings came with these, and are only in the log of their worker"
+            taken.append(pack([module, name, text, *where]))
+        self._caught, self._dropped = {False: {}, True: {}}, {}
+        return taken
 
     def _catch(
         self,
@@ -51,22 +81,54 @@ class WarningBox:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        if len(self._caught) < MOST:
-            # A lone surrogate, from the name of a file perhaps, is no UTF-8.
-            text = str(message)[:LONGEST].encode(errors="backslashreplace")
-            file_name = filename.encode(errors="backslashreplace")
-            where = category.__module__, category.__qualname__
-            self._caught[pack([*where, text, file_name, lineno])] = None
+        # A lone surrogate, from the name of a file perhaps, is no UTF-8.
+        text = str(message)[:LONGEST].encode(errors="backslashreplace")
+        file_name = filename.encode(errors="backslashreplace")
+        fields = [category.__module__, category.__qualname__, text, file_name, lineno]
+        fields.append(_module_at(filename, lineno))
+        quiet = issubclass(category, _QUIET)
+        caught, entry = self._caught[quiet], pack(fields)
+        if entry in caught:
+            return  # in the log, too, once a lease is enough
+        if len(caught) < MOST:
+            caught[entry] = None
+        else:
+            count, first = self._dropped.get(quiet, (0, fields))
+            self._dropped[quiet] = count + 1, first
         self._show(message, category, filename, lineno, file, line)
+
+
+def _let_through() -> None:
+    """Have all that tasks warn of shown, but for what somebody told this process to ignore."""
+    filters, of_python = list(warnings.filters), list(_OF_PYTHON)
+    while filters and of_python and filters[-1] == of_python[-1]:
+        del filters[-1], of_python[-1]
+    warnings.filters = filters
+    warnings.simplefilter("ignore", ResourceWarning, append=True)
+    warnings.simplefilter("always", append=True)
+
+
+def _module_at(filename: str, lineno: int) -> str:
+    """Return the name of the module that runs this line now, for filters by module; or "".
+
+    Python tells it only to the filters of the process in which the line ran.
+    """
+    frame = sys._getframe()  # noqa: SLF001 - `inspect` would read the sources of all of them
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_lineno == lineno and frame.f_code.co_filename == filename:
+            return str(frame.f_globals.get("__name__", ""))
+    return ""
 
 
 def issue_warnings(entries: Iterable[bytes]) -> None:
     """Issue warnings that workers caught, each different one once, as if their line were here."""
     for entry in sorted(entries):
-        module, name, text, filename, lineno = unpack(entry)
-        warnings.warn_explicit(
-            text.decode(), _category(module.decode(), name.decode()), filename.decode(), lineno
-        )
+        module, name, text, filename, lineno, *where = unpack(entry)
+        # Told nothing, Python takes the file's name for the module's; told None, it does nothing.
+        known = {"module": where[0].decode()} if where and where[0] else {}
+        category = _category(module.decode(), name.decode())
+        warnings.warn_explicit(text.decode(), category, filename.decode(), lineno, **known)
 
 
 def _category(module: str, name: str) -> type[Warning]:

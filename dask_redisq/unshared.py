@@ -1,12 +1,14 @@
 """Refuses graphs that count on what workers do not share: a disk, a memory, another scheduler.
 
-Each would be a wrong answer without an error (section 1.8 of Dask's contract).
+Each would be a wrong answer without an error (section 1.8 of Dask's contract). So would a lock,
+which can be shared, and is.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from types import FunctionType
 from typing import Any
 
 from dask._task_spec import DataNode, GraphNode, Task, TaskRef
@@ -14,15 +16,24 @@ from dask.typing import Key
 
 from dask_redisq.errors import RedisqError
 from dask_redisq.plan import Plan
+from dask_redisq.shared_locks import LockSharer
 
-__all__ = ["refuse_unshared"]
+__all__ = ["holds_open_file", "refuse_unshared"]
 
 _PARTD = ("zpartd-", "partd-", "shuffle-partd-")
-_STORE = "store-map-"
+#: In the names of tasks that write.
+_WRITES = ("store-map-", "to-hdf-")
+#: Attributes by which what wraps a store or a file system has it.
+_WRAPPED = ("store", "_store", "_mutable_mapping", "fs", "sync_fs")
+#: Wrappers in each other that are looked into.
+_DEEP = 8
+_IN_MEMORY = {"MemoryStore", "MemoryFileSystem"}
 
 
 def refuse_unshared(plan: Plan, *, one_disk: bool = False, copies: bool = False) -> None:
     """Raise if a plan's tasks pass data by something that is not theirs together.
+
+    Locks of Dask that hold within one process are replaced in the plan by locks of the queue.
 
     Parameters
     ----------
@@ -40,23 +51,37 @@ def refuse_unshared(plan: Plan, *, one_disk: bool = False, copies: bool = False)
         one by distributed's workers; and for `dask.array.store` into memory of this process.
     """
     _refuse_p2p(plan)
-    stores: set[str] = set()
+    sharer = LockSharer()
+    # Tasks of one name are alike, and what was fused does not say so in its name: the first of
+    # each is looked into. Name -> whether it has locks.
+    locks: dict[str, bool] = {}
     for task, key in enumerate(plan.keys):
+        one_of_many = isinstance(key, tuple) and bool(key)
         name = key[0] if isinstance(key, tuple) and key else key
         if not isinstance(name, str):
             continue
-        if name.startswith(_PARTD) and not one_disk:
-            raise RedisqError(
-                f"the graph shuffles through a local disk (task {key!r}), which loses rows when "
-                "workers run on several hosts. "
-                'Build it under redisq.enable(), or pass shuffle="tasks". If all workers see one '
-                "disk: redisq.allow-disk-shuffle"
-            )
-        if (
-            _STORE in name and name not in stores and not copies
-        ):  # fused with what is before, it has both names
-            stores.add(name)  # one target each
-            _refuse_memory(plan.nodes[task], plan.data, key)
+        known = locks.get(name)
+        if known is None:
+            if name.startswith(_PARTD) and not one_disk:
+                _refuse_disk(key)
+            if not one_of_many and not any(word in name for word in _WRITES):
+                continue  # a name of its own each, as those of `delayed`, and they are many
+            if not copies:
+                _refuse_memory(plan.nodes[task], plan.data, key)
+        if known is not False:
+            node = plan.nodes[task]
+            plan.nodes[task] = sharer.share(node)
+            locks[name] = plan.nodes[task] is not node
+
+
+def _refuse_disk(key: Key) -> None:
+    raise RedisqError(
+        f"the graph shuffles through a local disk (task {key!r}), which loses rows when "
+        "workers run on several hosts. "
+        'Build it under redisq.enable(), or pass shuffle="tasks" to a bag, '
+        'shuffle_method="tasks" to a dataframe. If all workers see one disk: '
+        "redisq.allow-disk-shuffle"
+    )
 
 
 def _refuse_p2p(plan: Plan) -> None:
@@ -74,7 +99,7 @@ def _refuse_p2p(plan: Plan) -> None:
 
 def _refuse_memory(node: GraphNode, data: Mapping[Key, Any], key: Key) -> None:
     target = _target(node, data)
-    kind = _memory(target)
+    kind = "" if target is None else _memory(target)
     if kind:
         raise RedisqError(
             f"task {key!r} stores into {kind}, which is in this process: a worker would write into "
@@ -88,7 +113,8 @@ def _target(node: Any, data: Mapping[Key, Any]) -> Any:
     """Return what a task of `dask.array.store` writes into, None if that is not known."""
     if type(node) is not Task:
         return None
-    name = getattr(node.func, "__name__", "")
+    # Asked of plain functions only: a callable of the user may answer with anything.
+    name = node.func.__name__ if type(node.func) is FunctionType else ""
     if name in {"store_chunk", "load_store_chunk"} and len(node.args) > 1:
         return _value(node.args[1], data)
     if name == "_execute_subgraph":  # fused: graph, its output, names of its inputs, inputs
@@ -112,7 +138,32 @@ def _memory(target: Any) -> str:
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(target, numpy.ndarray):
         return "a NumPy array"
-    store = getattr(target, "store", None)
-    if isinstance(store, dict) or type(store).__name__ == "MemoryStore":
-        return "a zarr array in memory"
+    inner = target
+    for _ in range(_DEEP):
+        inner = next((x for w in _WRAPPED if (x := getattr(inner, w, None)) is not None), None)
+        if inner is None:
+            break
+        if isinstance(inner, dict) or _IN_MEMORY & {kind.__name__ for kind in type(inner).__mro__}:
+            return "a zarr array in memory"
     return ""
+
+
+def holds_open_file(task: Any) -> bool:
+    """Tell whether a task, as a plan packs it, holds a file that xarray has open here."""
+    todo, seen = [task], set[int]()
+    while todo:
+        thing = todo.pop()
+        if id(thing) in seen:
+            continue
+        seen.add(id(thing))
+        if str(type(thing).__module__).startswith("xarray.backends"):
+            return True
+        if isinstance(thing, (list, tuple)):
+            todo += thing
+        elif isinstance(thing, dict):
+            todo += thing.values()
+        elif isinstance(thing, Task):
+            todo += [*thing.args, *thing.kwargs.values()]
+        elif isinstance(thing, DataNode):
+            todo.append(thing.value)
+    return False

@@ -23,8 +23,9 @@ def python_tag() -> str:
     return f"python{sys.version_info.major}.{sys.version_info.minor}"
 
 
-#: Packages whose objects, or whose format, are in what a client pickles.
-DIFFER = ("dask", "cloudpickle")
+#: Packages whose objects, or whose format, are in what a client or a worker pickles: `tblib` in an
+#: exception that a task returns; one that it raises does without.
+DIFFER = ("dask", "cloudpickle", "tblib")
 
 
 @cache

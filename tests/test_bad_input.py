@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import dask
 import pytest
@@ -110,7 +114,10 @@ def test_a_result_that_does_not_pickle_is_named(served: Queue) -> None:
 
 
 class Picky(Exception):
-    """An exception that cannot be read back: its reduce loses an argument."""
+    """An exception that cannot be read back, in whatever way: nobody can make it anew."""
+
+    def __new__(cls, a: int, b: int) -> Self:  # noqa: D102
+        return super().__new__(cls)
 
     def __init__(self, a: int, b: int) -> None:
         super().__init__(f"{a} and {b}")
@@ -414,8 +421,29 @@ def _end_client_lease(link: Link, keys: Keys, job: str) -> bool:
     return link.command("HGET", keys("job", job), "state") in (b"cancelled", None)
 
 
-def test_os_environment_names_the_settings() -> None:
-    """``DASK_REDISQ__URL``, and so for each."""
-    with dask.config.set(dask.config.collect(paths=[], env={"DASK_REDISQ__CHUNK_SIZE": "7"})):
-        assert dask.config.get("redisq.chunk-size") == 7
-    assert os.environ.get("DASK_REDISQ__CHUNK_SIZE") is None
+LOOK_AT_SETTINGS = """
+import json, sys
+import dask_redisq
+from dask_redisq.settings import setting
+print(json.dumps([setting(name) for name in sys.argv[1:]]))
+"""
+
+
+def test_settings_come_from_a_file_and_from_the_environment(tmp_path: Path) -> None:
+    """In a new process: ``DASK_REDISQ__...``, else ``redisq.yaml`` of the user, else ours."""
+    (tmp_path / "redisq.yaml").write_text(
+        "redisq:\n  queue: of the file\n  alive-expiry: 4\n  allowed-failures: 5\n"
+    )
+    env = {name: value for name, value in os.environ.items() if not name.startswith("DASK_")}
+    env |= {"DASK_CONFIG": str(tmp_path)}
+    env |= {"DASK_REDISQ__QUEUE": "of the environment", "DASK_REDISQ__LOCALITY_WAIT": "0.5"}
+    names = ["queue", "alive-expiry", "allowed-failures", "locality-wait", "client-lease"]
+    done = subprocess.run(
+        [sys.executable, "-c", LOOK_AT_SETTINGS, *names],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout) == ["of the environment", 4, 5, 0.5, 60.0]
+    assert done.stderr == ""

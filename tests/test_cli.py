@@ -304,6 +304,15 @@ def test_learning_our_commands_imports_no_more_than_click() -> None:
     assert imported - sys.stdlib_module_names == {"click"}
 
 
+def test_the_worker_is_a_command_of_dask() -> None:
+    """The entry point is installed, and ``dask`` finds our command by its name."""
+    command = [str(Path(sys.executable).with_name("dask")), "redisq-worker", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("Usage: dask redisq-worker [OPTIONS] [QUEUE]...")
+    assert "--nworkers" in done.stdout
+    assert done.stderr == ""
+
+
 def test_the_module_can_be_run() -> None:
     """That is how a worker is started by `start_local_workers`."""
     command = [sys.executable, "-m", "dask_redisq.cli", "worker", "--help"]

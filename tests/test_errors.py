@@ -164,6 +164,61 @@ def test_a_warning_of_a_detached_job_is_issued_where_it_is_read(
         assert queue.attach(future.id).result(20) == 3
 
 
+def warn_later(gate: Path) -> int:
+    """Warn once a file is there."""
+    while not gate.exists():
+        time.sleep(0.005)
+    return warn(3)
+
+
+def test_warnings_of_persisted_tasks_are_issued_once(
+    queue: Queue, workers: WorkerProcess, tmp_path: Path
+) -> None:
+    """Where a value is read or waited for; those of tasks that come later, when they are there."""
+    gate = tmp_path / "gate"
+    x, y = dask.persist(
+        dask.delayed(warn)(2), dask.delayed(warn_later)(gate), scheduler=queue.get, chunk_size=1
+    )
+    (early,), (late,) = dask_redisq.futures_of(x), dask_redisq.futures_of(y)
+    with pytest.warns(RuntimeWarning, match="warned by 0") as caught:
+        assert early.result() == 2
+    assert [w.filename for w in caught] == [__file__]
+    assert early.result() == 2
+    gate.touch()
+    with pytest.warns(RuntimeWarning) as caught:
+        assert late.exception() is None
+    assert [str(w.message) for w in caught] == ["warned by 1"]
+    assert dask.compute(x, y, scheduler=queue.get) == (2, 3)
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_warnings_of_persisted_tasks_are_issued_by_a_graph_that_needs_them(
+    queue: Queue, workers: WorkerProcess, *, used: bool
+) -> None:
+    """It reads the value, or waits for it."""
+    x = dask.delayed(warn)(3).persist(scheduler=queue.get)
+    later = dask.delayed(len)([x]) if used else x
+    with pytest.warns(RuntimeWarning) as caught:
+        assert later.compute(scheduler=queue.get) == (1 if used else 3)
+    assert [str(w.message) for w in caught] == ["warned by 1"]
+    assert later.compute(scheduler=queue.get) == (1 if used else 3)
+
+
+def test_a_persisted_task_that_raises_has_its_warnings_issued(
+    queue: Queue, workers: WorkerProcess
+) -> None:
+    """They may tell why it did; a filter that makes errors of them hides no other one."""
+    failing = dask.delayed(warn_and_fail)
+    (part,) = dask_redisq.futures_of(failing().persist(scheduler=queue.get))
+    with pytest.warns(RuntimeWarning, match="before the end"), pytest.raises(Refused):
+        part.result()
+    (part,) = dask_redisq.futures_of(failing().persist(scheduler=queue.get))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(Refused):
+            part.result()
+
+
 def test_a_forged_category_imports_nothing(queue: Queue) -> None:
     """What is no warning of an imported module is a `UserWarning`."""
     from dask_redisq.codec import pack
@@ -175,11 +230,11 @@ def test_a_forged_category_imports_nothing(queue: Queue) -> None:
     assert [w.category for w in caught] == [UserWarning, UserWarning]
 
 
-def fails_elsewhere(here: int) -> int:
+def fails_elsewhere(here: int, more: int = 0) -> int:
     """Raise on a worker only."""
     if os.getpid() != here:
         raise Refused(3, "elsewhere")
-    return 10
+    return 10 + more
 
 
 def test_a_task_that_raised_runs_again_here_for_a_debugger(
@@ -218,6 +273,19 @@ def test_a_task_that_raised_only_elsewhere_gives_its_value_here(
     with pytest.warns(UserWarning, match="'[ac]' raised Refused.*its value here is used"):
         got = queue.get(dsk, ["b", "c", "a"], rerun_exceptions_locally=True)
     assert got == (20, 10, 10)
+
+
+def test_a_task_that_read_persisted_values_runs_again_here(
+    queue: Queue, workers: WorkerProcess
+) -> None:
+    """They are fetched for it: its own error is raised, or its value used."""
+    x = dask.delayed(len)([1, 2]).persist(scheduler=queue.get)
+    with pytest.raises(Refused, match="2") as caught:
+        dask.delayed(locate)(x).compute(scheduler=queue.get, rerun_exceptions_locally=True)
+    assert caught.value.code == os.getpid()
+    lazy = dask.delayed(fails_elsewhere)(os.getpid(), x)
+    with pytest.warns(UserWarning, match="its value here is used"):
+        assert lazy.compute(scheduler=queue.get, rerun_exceptions_locally=True) == 12
 
 
 def test_an_unknown_keyword_is_told_once(queue: Queue, workers: WorkerProcess) -> None:

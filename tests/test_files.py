@@ -66,6 +66,59 @@ def test_an_archive_is_imported_from(queue: Queue, workers: WorkerProcess, tmp_p
     assert set(dask.compute(*values, scheduler=queue.get, chunk_size=1)) == {8}
 
 
+def test_an_upload_replaces_a_module_of_the_workers_own(
+    queue: Queue, start_worker: Callable[..., WorkerProcess], tmp_path: Path
+) -> None:
+    """Though their slots imported it already; a module in a package of it as well."""
+    own, edited = tmp_path / "own", tmp_path / "edited"
+    for folder, value in ((own, 1), (edited, 2)):
+        (folder / "own_package").mkdir(parents=True)
+        (folder / "own_module.py").write_text(f"VALUE = {value}")
+        (folder / "own_package" / "__init__.py").write_text("from own_package.inner import VALUE")
+        (folder / "own_package" / "inner.py").write_text(f"VALUE = {value}")
+    paths = os.pathsep.join([str(own), *sys.path])
+    start_worker("test", "--nworkers", "1", env={"PYTHONPATH": paths})
+    queue.wait_for_workers(1, timeout=20)
+    values = [dask.delayed(value_of)(name) for name in ("own_module", "own_package")]
+    assert dask.compute(*values, scheduler=queue.get) == (1, 1)
+    queue.upload_file(edited / "own_module.py")
+    assert dask.compute(*values, scheduler=queue.get) == (2, 1)
+    with zipfile.ZipFile(tmp_path / "own.zip", "w") as archive:
+        for path in (edited / "own_package").glob("*.py"):
+            archive.write(path, f"own_package/{path.name}")
+    queue.upload_file(tmp_path / "own.zip")
+    assert dask.compute(*values, scheduler=queue.get) == (2, 2)
+
+
+def test_what_imported_from_an_edited_upload_is_imported_anew(
+    queue: Queue, workers: WorkerProcess, tmp_path: Path
+) -> None:
+    """An uploaded module that has a value of it, though it is itself as before."""
+    base, user = tmp_path / "base_of_model.py", tmp_path / "user_of_base.py"
+    base.write_text("VALUE = 1")
+    user.write_text("from base_of_model import VALUE")
+    queue.upload_file(base)
+    queue.upload_file(user)
+    values = [dask.delayed(value_of)("user_of_base") for _ in range(6)]
+    assert set(dask.compute(*values, scheduler=queue.get, chunk_size=1)) == {1}
+    base.write_text("VALUE = 2")
+    queue.upload_file(base)
+    assert set(dask.compute(*values, scheduler=queue.get, chunk_size=1)) == {2}
+
+
+def test_an_upload_leaves_what_the_slot_runs_on(
+    queue: Queue, workers: WorkerProcess, tmp_path: Path
+) -> None:
+    """Python's own modules and ours: a second copy has other classes. No archive either."""
+    for name in ("sys.py", "redis.py", "__main__.py"):
+        (tmp_path / name).write_text("raise SystemExit")
+        queue.upload_file(tmp_path / name)
+    (tmp_path / "broken.zip").write_text("this is none")
+    queue.upload_file(tmp_path / "broken.zip")
+    values = [dask.delayed(inc)(i) for i in range(6)]
+    assert dask.compute(*values, scheduler=queue.get, chunk_size=1) == (1, 2, 3, 4, 5, 6)
+
+
 def test_a_file_is_sent_again_after_the_server_lost_all(
     queue: Queue, link: Link, workers: WorkerProcess, tmp_path: Path
 ) -> None:

@@ -19,7 +19,9 @@ import pandas as pd
 import pytest
 from conftest import WorkerProcess
 from dask._task_spec import Alias, DataNode, List, Task, TaskRef
+from dask.array.core import concatenate3
 from dask.bag.core import reify
+from dask.dot import _to_cytoscape_json
 from dask.utils_test import inc
 
 import dask_redisq as redisq
@@ -62,9 +64,27 @@ def test_an_array_reduction_equals_the_one_in_process(queue: Queue) -> None:
 
 
 def test_a_large_array_comes_back_whole(queue: Queue) -> None:
-    """Its concatenation runs in the client; large blocks go by keys of their own."""
+    """Large blocks go by keys of their own."""
     x = da.arange(1_000_000, chunks=100_000) * 2
     assert np.array_equal(x.compute(scheduler=queue.get), np.arange(1_000_000) * 2)
+
+
+def test_an_array_is_put_together_by_the_client(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The workers finish a task per block and no other; the concatenation is a call in here."""
+    joined: list[int] = []
+
+    def join(blocks: list[np.ndarray]) -> Any:
+        joined.append(len(blocks))
+        return concatenate3(blocks)
+
+    monkeypatch.setattr("dask.array.core.concatenate3", join)
+    x = da.arange(1000, chunks=100) * 2
+    before = queue.stats()["finished"]
+    assert np.array_equal(x.compute(scheduler=queue.get), np.arange(1000) * 2)
+    assert queue.stats()["finished"] == before + x.npartitions
+    assert joined == [x.npartitions]
 
 
 def test_a_bag_of_words_is_counted(queue: Queue) -> None:
@@ -274,13 +294,44 @@ def test_a_chain_of_ten_thousand_tasks_is_no_depth(queue: Queue, workers: Worker
     assert queue.get(dsk, ("x", 10_000)) == 10_000
 
 
-def test_optimizing_computes_nothing(queue: Queue) -> None:
-    """Nor does drawing: there is no worker that could."""
-    x = da.ones(10, chunks=5) + 1
+def touch_and_inc(x: Any, ran: Path) -> Any:
+    """Leave a file that tells of the call, and add one."""
+    ran.touch()
+    return x + 1
+
+
+def collection(kind: str, ran: Path) -> Any:
+    """Make a collection of such calls, none of which Dask makes while it builds."""
+    if kind == "array":
+        return da.ones(3, chunks=1).map_blocks(touch_and_inc, ran, meta=np.ones(0))
+    if kind == "bag":
+        return db.from_sequence([1, 1, 1], npartitions=3).map(touch_and_inc, ran)
+    if kind == "dataframe":
+        frame = dd.from_pandas(pd.DataFrame({"v": [1, 1, 1]}), npartitions=3)
+        return frame.map_partitions(touch_and_inc, ran, meta={"v": int})
+    return dask.delayed(np.repeat)(dask.delayed(touch_and_inc)(1, ran), 3)
+
+
+@pytest.mark.parametrize("kind", ["array", "bag", "dataframe", "delayed"])
+def test_optimizing_and_drawing_compute_nothing(
+    queue: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """No job is made, and no task runs here or there, until a result is asked for."""
+    # Dask draws with a package that is not installed: all but its last step is done here.
+    monkeypatch.setattr("dask.dot.cytoscape_graph", lambda dsk, **_: _to_cytoscape_json(dsk))
+    ran, before = tmp_path / "ran", queue.stats()["finished"]
     with redisq.enable(queue.name, queue.url):
-        (y,) = dask.optimize(x)
-        assert y.sum().compute(scheduler="sync") == 20
-    assert queue.jobs() == []
+        x = collection(kind, ran)
+        dask.optimize(x)
+        for optimize_graph in (False, True):
+            drawn = dask.visualize(x, engine="cytoscape", optimize_graph=optimize_graph)
+            assert any("touch_and_inc" in node["data"]["label"] for node in drawn["nodes"])
+        assert queue.jobs() == []
+        assert queue.stats()["finished"] == before
+        assert not ran.exists()
+        assert np.ravel(x.compute()).tolist() == [2, 2, 2]
+    assert ran.exists()
+    assert queue.stats()["finished"] > before
 
 
 def reify_and_note(seq: Any) -> Any:

@@ -40,6 +40,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("settings", "scripts", "codec", "record", "tls", "url", "trust", "output", "guard", "serving"),
     ("unnamed",),
     ("remote_error", "plan", "batch", "recount", "dask_input", "answer", "refusals"),
+    ("shared_locks",),
     ("graph", "unshared"),
     ("task_warnings",),
     ("lease", "watch", "options", "callbacks", "labels"),

@@ -20,6 +20,7 @@ import dask
 import psutil
 import pytest
 from conftest import is_gone, slots_of, wait_until
+from test_faults import Background
 
 from dask_redisq import LocalCluster, Queue, start_local_workers
 from dask_redisq import local as local_module
@@ -105,6 +106,44 @@ def test_a_second_worker_joins_the_first(start: Callable[..., LocalWorker], queu
     start(2)
     stats = queue.stats()
     assert (stats["workers"], stats["slots"]) == (2, 3)
+
+
+def square_at_the_gate(x: int, folder: Path) -> tuple[int, int]:
+    """Note our worker, wait until its gate is open, give the square and the worker."""
+    worker = os.getppid()
+    with (folder / "log").open("a") as log:
+        log.write(f"{worker}\n")
+    while not (folder / f"open {worker}").exists():
+        time.sleep(0.005)
+    return x * x, worker
+
+
+def test_workers_join_and_leave_while_a_job_runs(
+    start: Callable[..., LocalWorker], queue: Queue, tmp_path: Path
+) -> None:
+    """One joins, the first leaves by SIGTERM: both worked, and each task ran exactly once."""
+
+    def ran() -> list[int]:
+        log = tmp_path / "log"
+        return [int(pid) for pid in log.read_text().split()] if log.exists() else []
+
+    first, n = start(1), 40
+    dsk = {("x", i): (square_at_the_gate, i, tmp_path) for i in range(n)}
+    job = Background(queue.get, dsk, list(dsk), chunk_size=1, no_workers_timeout=20)
+    wait_until(lambda: first.pid in ran())
+    second = start(1)
+    wait_until(lambda: second.pid in ran(), timeout=20)
+    os.kill(first.pid, signal.SIGTERM)
+    (tmp_path / f"open {first.pid}").touch()  # the task in its hand ends
+    wait_until(lambda: first.exit_code is not None, timeout=20)
+    assert first.exit_code == 0
+    assert [row["pid"] for row in queue.workers()] == [second.pid]
+    assert [row["state"] for row in queue.jobs()] == ["running"]
+    (tmp_path / f"open {second.pid}").touch()
+    squares, workers = zip(*job.result(), strict=True)
+    assert squares == tuple(i * i for i in range(n))
+    assert set(workers) == {first.pid, second.pid}
+    assert sorted(ran()) == sorted(workers)
 
 
 def test_a_closed_worker_has_left_in_good_order(

@@ -115,6 +115,19 @@ def test_who_waits_gets_it_as_soon_as_it_is_free(queue: Queue, link: Link) -> No
     second.release()
 
 
+@pytest.mark.parametrize("timeout", [None, -1])
+def test_a_timeout_of_none_waits_for_ever(queue: Queue, link: Link, timeout: float | None) -> None:
+    """It is the word of `distributed.Lock`, whose place this takes; below 0 is threading's."""
+    first, second = redisq.Lock("x", queue), redisq.Lock("x", queue)
+    assert first.acquire(timeout=timeout)
+    waiting = Background(second.acquire, timeout=timeout)
+    wait_until(lambda: b"blocked_clients:1" in link.command("INFO", "clients"))
+    first.release()
+    assert waiting.result() is True
+    assert not first.acquire(blocking=False, timeout=timeout)
+    second.release()
+
+
 def test_the_place_of_a_holder_that_died_is_free_after_its_expiry(
     queue: Queue, link: Link, keys: Keys
 ) -> None:

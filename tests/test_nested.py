@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dask
+import dask.array as da
 import psutil
+import pytest
 from conftest import WorkerProcess, wait_until
+from dask.base import collections_to_expr
 from dask.utils_test import inc
 
 import dask_redisq as redisq
+from dask_redisq import dask_input, scheduler
 from dask_redisq.queue import Queue
 
 
@@ -206,6 +214,41 @@ def test_the_job_of_a_task_ends_soon_after_that_was_cancelled(
 # From threads, and after a fork.
 
 
+@contextmanager
+def held_elsewhere(lock: threading.Lock) -> Iterator[None]:
+    """Have another thread hold a lock."""
+    begun, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with lock:
+            begun.set()
+            over.wait(30)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    try:
+        assert begun.wait(10)
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def forked(do: Callable[[], Any]) -> int:
+    """Return how a forked child ended that did something: 0 if that ended well, and in time."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(5)
+            do()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
 def test_many_threads_compute_at_once(queue: Queue, workers: WorkerProcess) -> None:
     """Each gets its own answer."""
     answers: dict[int, Any] = {}
@@ -234,6 +277,60 @@ def test_a_forked_child_computes(queue: Queue, workers: WorkerProcess) -> None:
             os._exit(code)
     assert dask.delayed(inc)(2).compute(scheduler=queue.get) == 3
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.parametrize("lock", ["_unfused", "_queues_lock", "Pool._lock"])
+def test_a_child_that_was_forked_while_a_lock_was_held_goes_on(queue: Queue, lock: str) -> None:
+    """By another thread, which the child does not have: nobody would release it there."""
+    with dask.annotate(priority=1):
+        expr = collections_to_expr([da.ones(4, chunks=2).sum()])
+    held: dict[str, tuple[Any, Callable[[], Any]]] = {
+        "_unfused": (dask_input._unfused, lambda: dask_input.plain_graph(expr, ["x"])),
+        "_queues_lock": (
+            scheduler._queues_lock,
+            lambda: scheduler.default_queue("test", queue.url),
+        ),
+        "Pool._lock": (queue.pool._lock, queue.stats),
+    }
+    taken, go_on = held[lock]
+    with held_elsewhere(taken):
+        assert forked(go_on) == 0
+    go_on()
+
+
+def test_a_child_has_the_setting_back_that_a_thread_of_its_parent_had_changed() -> None:
+    """Fusion is off while a graph with annotations is made: in the child it is on again."""
+    inside, over = threading.Event(), threading.Event()
+
+    class Slow:
+        operands = (
+            SimpleNamespace(hlg=SimpleNamespace(layers={"x": SimpleNamespace(annotations=[1])})),
+        )
+
+        def __dask_graph__(self) -> dict[str, int]:
+            inside.set()
+            over.wait(30)
+            return {}
+
+        def __dask_annotations__(self) -> dict[str, int]:
+            return {}
+
+    def fuses() -> None:
+        assert dask.config.get("optimization.fuse.active", None) == before
+
+    before = dask.config.get("optimization.fuse.active", None)
+    thread = threading.Thread(target=dask_input.plain_graph, args=(Slow(), []))
+    thread.start()
+    try:
+        assert inside.wait(10)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of a fork with threads
+            assert forked(fuses) == 0
+    finally:
+        over.set()
+        thread.join()
+    fuses()
 
 
 def test_a_worker_that_drains_runs_what_its_tasks_wait_for(

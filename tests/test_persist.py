@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import dask
 import dask.array as da
@@ -19,11 +19,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import WorkerProcess, looked, wait_until
+from dask._task_spec import Task, TaskRef
 from dask.utils_test import inc
 from test_detach import job_keys, run_python
 
 import dask_redisq as redisq
-from dask_redisq import client_lease
+from dask_redisq import client_lease, persist
 from dask_redisq.codec import unpack
 from dask_redisq.link import Link
 from dask_redisq.queue import Queue
@@ -165,6 +166,127 @@ def test_the_same_collection_persisted_twice_is_found_by_either(
     assert first_one.sum().compute(scheduler=queue.get) == np.arange(80_000).sum() + 80_000
     assert np.array_equal(first_one.persist(scheduler=queue.get).compute(scheduler=queue.get),
         np.arange(80_000) + 1)  # fmt: skip
+
+
+def test_what_is_persisted_under_a_name_that_lives_is_that_value(
+    queue: Queue, workers: WorkerProcess
+) -> None:
+    """As in distributed: whoever came first still has what it had, and the second one the same."""
+    a = dask.delayed(inc)(1, dask_key_name="k").persist(scheduler=queue.get)
+    b = dask.delayed(inc)(100, dask_key_name="k").persist(scheduler=queue.get)
+    assert dask.compute(a, scheduler=queue.get) == dask.compute(b, scheduler=queue.get) == (2,)
+    assert redisq.futures_of(a) == redisq.futures_of(b)
+    random = dask.delayed(draw)()
+    once = random.persist(scheduler=queue.get, pure=False)
+    value = once.compute(scheduler=queue.get)
+    twice, user = dask.persist(random, dask.delayed(first)(random), scheduler=queue.get)
+    assert twice.compute(scheduler=queue.get) == value == once.compute(scheduler=queue.get)
+    assert user.compute(scheduler=queue.get) == value[:8]
+    del a, b
+    gc.collect()
+    c = dask.delayed(inc)(100, dask_key_name="k").persist(scheduler=queue.get)
+    assert c.compute(scheduler=queue.get) == 101
+
+
+def test_a_shuffle_that_is_persisted_twice_is_one(queue: Queue, workers: WorkerProcess) -> None:
+    """One "to disk" is rewritten, and has other keys than those that Dask asks for."""
+    frame = pd.DataFrame({"a": range(100), "b": [i % 7 for i in range(100)]})
+    shuffled = dd.from_pandas(frame, npartitions=5).shuffle("b")
+    one, two = shuffled.persist(scheduler=queue.get), shuffled.persist(scheduler=queue.get)
+    assert set(redisq.futures_of(one)) == set(redisq.futures_of(two))
+    for some in (one, two):
+        got = some.compute(scheduler=queue.get).sort_values("a")
+        pd.testing.assert_frame_equal(got, frame)
+        assert some.partitions[1].compute(scheduler=queue.get).b.nunique() < 7
+
+
+def test_a_name_on_another_queue_is_another_value(queue: Queue, workers: WorkerProcess) -> None:
+    """What lives there could not be read here."""
+    with redisq.Queue("other", queue.url) as other:
+        a = dask.delayed(inc)(1, dask_key_name="k").persist(scheduler=other.get)
+        b = dask.delayed(inc)(100, dask_key_name="k").persist(scheduler=queue.get)
+        assert b.compute(scheduler=queue.get) == 101
+        assert redisq.futures_of(a)[0].cancel()
+
+
+def test_persisting_what_is_on_its_way_does_not_wait_for_it(
+    queue: Queue, workers: WorkerProcess, tmp_path: Path
+) -> None:
+    """Only what a new task reads is waited for."""
+    gate = tmp_path / "gate"
+    slow = dask.delayed(wait_file)(gate)
+    x = slow.persist(scheduler=queue.get)
+    again, new = dask.persist(slow, dask.delayed(inc)(5), scheduler=queue.get)
+    assert not redisq.futures_of(x)[0].done()
+    assert new.compute(scheduler=queue.get) == 6
+    gate.touch()
+    assert again.compute(scheduler=queue.get) == 7
+
+
+def test_what_failed_or_was_cancelled_is_persisted_anew(
+    queue: Queue, link: Link, workers: WorkerProcess, tmp_path: Path
+) -> None:
+    """Its parts are still held, under that name: that is what "persist it again" mends."""
+    gate = tmp_path / "gate"
+    slow = dask.delayed(wait_file)(gate)
+    cancelled = slow.persist(scheduler=queue.get)
+    redisq.futures_of(cancelled)[0].cancel()
+    gate.touch()
+    lost = slow.persist(scheduler=queue.get)
+    assert lost.compute(scheduler=queue.get) == 7
+    for name in job_keys(link):
+        link.command("DEL", name)
+    assert slow.persist(scheduler=queue.get).compute(scheduler=queue.get) == 7
+
+
+# Names of values that were freed.
+
+
+def freed_array(queue: Queue) -> tuple[Any, Any]:
+    """Return an array and a delayed value that are made of chunks which nobody holds any more."""
+    x = chunks().persist(scheduler=queue.get)
+    redisq.wait(redisq.futures_of(x))
+    (total,) = dask.optimize(x + 1)
+    return total, dask.delayed(np.sum)(x)
+
+
+def test_a_graph_that_outlives_what_it_was_made_of_says_so(
+    queue: Queue, workers: WorkerProcess
+) -> None:
+    """It names what is missing, and what to do; other names that are missing are not called so."""
+    for lazy in freed_array(queue):
+        gc.collect()
+        with pytest.raises(ValueError, match=r"Missing dependency.*was persisted.*keep a ref"):
+            lazy.compute(scheduler=queue.get)
+        with pytest.raises(ValueError, match=r"Missing dependency.*was persisted.*keep a ref"):
+            lazy.persist(scheduler=queue.get)
+    x = chunks().persist(scheduler=queue.get)
+    key = redisq.futures_of(x)[0].key
+    del x
+    gc.collect()
+    with pytest.raises(KeyError, match=r"astype.*was persisted.*keep a reference"):
+        queue.get({}, key)
+    with pytest.raises(ValueError, match="Missing dependency") as caught:
+        queue.get({"y": Task("y", inc, TaskRef("x"))}, "y")
+    assert "persisted" not in str(caught.value)
+    with pytest.raises(KeyError) as bare:
+        queue.get({}, "x")
+    assert bare.value.args == ("x",)
+
+
+def test_names_of_freed_values_are_remembered_up_to_a_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those that were freed last; one that is persisted again is no longer freed."""
+    monkeypatch.setattr(persist, "MOST_FREED", 3)
+    table = persist._Table()
+    for key in "abcdea":
+        part = persist.Part(cast("Any", None), key, 0)
+        table.enter(key, part)
+        assert not table.was_freed(key)
+        del part
+        gc.collect()
+    assert [key for key in "abcdef" if table.was_freed(key)] == ["a", "d", "e"]
 
 
 def test_a_job_holds_what_it_uses_when_its_client_lets_go(

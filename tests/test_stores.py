@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import os
+import pickle
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +18,15 @@ import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import WorkerProcess
+from conftest import WorkerProcess, wait_until
+from dask.base import collections_to_expr
+from dask.core import flatten
+from dask.utils import SerializableLock
 
 import dask_redisq as redisq
 from dask_redisq.dask_input import plain_graph
 from dask_redisq.graph import plan_graph
+from dask_redisq.plan import Plan
 from dask_redisq.queue import Queue
 from dask_redisq.unshared import refuse_unshared
 
@@ -72,6 +80,30 @@ def test_storing_into_zarr_in_memory_is_refused(queue: Queue) -> None:
         da.store(grid(), target, scheduler=queue.get)
 
 
+@pytest.mark.parametrize("kind", ["url", "mapper", "wrapped"])
+def test_storing_into_a_file_system_in_memory_is_refused(queue: Queue, kind: str) -> None:
+    """Each process has a `memory://` of its own; so does what wraps one."""
+    fsspec = pytest.importorskip("fsspec")
+    store: Any = f"memory://{kind}/x.zarr"
+    if kind == "mapper":
+        store = fsspec.get_mapper(store)
+    elif kind == "wrapped":
+        store = zarr.storage.LoggingStore(zarr.storage.MemoryStore(), log_level="ERROR")
+    target = zarr.create_array(
+        store=store, shape=(40, 40), chunks=(10, 10), dtype="f8", overwrite=True
+    )
+    with pytest.raises(redisq.RedisqError, match="a zarr array in memory"):
+        da.store(grid(), target, scheduler=queue.get)
+
+
+def test_a_store_whose_name_was_lost_in_fusion_is_found(queue: Queue) -> None:
+    """What reads the stored blocks is one task with what stores them, and has its own name."""
+    target = np.zeros((40, 40))
+    stored: Any = da.store(grid(), target, compute=False, return_stored=True)
+    with pytest.raises(redisq.RedisqError, match="a NumPy array"):
+        (stored + 1).compute(scheduler=queue.get)
+
+
 def test_storing_what_is_in_memory_is_no_store_into_it(
     queue: Queue, workers: WorkerProcess, tmp_path: Path
 ) -> None:
@@ -100,6 +132,145 @@ def test_stores_of_unlike_chunks_take_the_lock_of_the_queue(
     lock: Any = redisq.Lock("target", queue)
     da.store(grid(), target, lock=lock, scheduler=queue.get, chunk_size=1)
     assert np.array_equal(target[:], expected())
+
+
+# Locks of Dask, which hold within one process.
+
+
+class Pages:
+    """Takes slices as a file does that is written in pages, and takes its time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __getitem__(self, where: Any) -> Any:
+        return np.load(self.path)[where]
+
+    def __setitem__(self, where: Any, part: Any) -> None:
+        whole = np.load(self.path)
+        time.sleep(0.01)
+        whole[where] = part
+        part = self.path.with_name(f"{os.getpid()}.npy")
+        np.save(part, whole)
+        part.replace(self.path)
+
+
+def meet(path: Path, me: int) -> None:
+    """Wait until the other one runs as well."""
+    import dask.array  # noqa: F401 - a slot that still imports would come too late
+
+    (path / f"met-{me}").touch()
+    wait_until((path / f"met-{1 - me}").exists, 60)
+
+
+def both_slots_at_work(queue: Queue, path: Path) -> None:
+    """Return when two slots are there that have imported what stores."""
+    queue.get({("m", me): (meet, path, me) for me in (0, 1)}, [("m", 0), ("m", 1)], chunk_size=1)
+
+
+@pytest.mark.parametrize("way", ["scheduler", "enabled", "region", "fused", "persisted"])
+def test_a_store_under_the_lock_that_dask_makes_loses_nothing(
+    queue: Queue, workers: WorkerProcess, tmp_path: Path, way: str
+) -> None:
+    """Each slot has its own, unless it becomes one of the queue: 20 tasks write into one page."""
+    target: Any = Pages(tmp_path / "x.npy")
+    np.save(target.path, np.zeros(2000))
+    x = da.arange(2000, chunks=100)
+    both_slots_at_work(queue, tmp_path)
+    if way == "enabled":
+        with redisq.enable(queue.name, queue.url):
+            da.store(x, target)
+    elif way == "persisted":
+        stored: Any = da.store(x, target, return_stored=True, scheduler=queue.get)
+        assert np.array_equal(stored.compute(scheduler=queue.get), np.arange(2000))
+    elif way == "fused":
+        later: Any = da.store(x, target, compute=False, return_stored=True)
+        assert (later + 1).sum().compute(scheduler=queue.get, chunk_size=1) == 2001000
+    else:
+        regions = (slice(0, 2000),) if way == "region" else None
+        da.store(x, target, regions=regions, scheduler=queue.get, chunk_size=1)
+    assert np.array_equal(np.load(target.path), np.arange(2000))
+
+
+def test_a_store_into_one_chunk_of_a_file_loses_nothing(
+    queue: Queue, workers: WorkerProcess, tmp_path: Path
+) -> None:
+    """As users have it: zarr, and the lock that is Dask's default."""
+    target = zarr.create_array(
+        store=str(tmp_path / "x.zarr"), shape=(2000,), chunks=(2000,), dtype="i8"
+    )
+    both_slots_at_work(queue, tmp_path)
+    da.store(da.arange(2000, chunks=100), target, scheduler=queue.get, chunk_size=1)
+    assert np.array_equal(target[:], np.arange(2000))
+
+
+def planned(collection: Any) -> tuple[Plan, dict[Any, Any]]:
+    """Return the plan of a collection, with its locks shared, and the graph that it is of."""
+    expr = collections_to_expr([collection]).optimize()
+    graph, keys, _ = plain_graph(expr, list(flatten(expr.__dask_keys__())))
+    plan = plan_graph(graph, keys)
+    refuse_unshared(plan)
+    return plan, dict(graph)
+
+
+def test_the_graph_of_the_user_keeps_its_locks(tmp_path: Path) -> None:
+    """Only the plan has others: the same graph may run on Dask's threads next."""
+    target: Any = Pages(tmp_path / "x.npy")
+    lock: Any = SerializableLock("mine")
+    made = da.store(da.arange(2000, chunks=100), target, lock=lock, compute=False)
+    plan, graph = planned(made)
+    assert len(plan) == 20
+    for key, node in zip(plan.keys, plan.nodes, strict=True):
+        assert node is not graph[key]
+        assert b"dask:mine" in pickle.dumps(node)
+        assert b"SerializableLock" not in pickle.dumps(node)
+        assert b"SerializableLock" in pickle.dumps(graph[key])
+
+
+def test_a_block_of_stores_is_as_small_as_before(tmp_path: Path) -> None:
+    """What the tasks of a layer have in common they have in common afterwards."""
+    target: Any = Pages(tmp_path / "x.npy")
+    for lock in (SerializableLock("mine"), False):
+        words: Any = {"lock": lock, "compute": False}
+        plan, _ = planned(da.store(da.arange(2000, chunks=20) + 1, target, **words))
+        size = len(pickle.dumps(plan.block(0)))
+        if lock:
+            locked = size
+    assert locked < size * 1.1 + 500
+
+
+def test_what_reads_under_a_lock_takes_that_of_the_queue(tmp_path: Path) -> None:
+    """`from_array` with a lock, fused or not."""
+    source: Any = zarr.create_array(
+        store=str(tmp_path / "x.zarr"), shape=(40,), chunks=(40,), dtype="f8"
+    )
+    x = da.from_array(source, chunks=20, lock=True)
+    for collection in (x, x + 1):
+        plan, _ = planned(collection)
+        assert all(b"dask:" in pickle.dumps(node) for node in plan.nodes)
+
+
+def test_a_lock_that_a_function_of_the_user_takes_is_left_alone() -> None:
+    """It asks for one within each process, and may look into it."""
+    lock = SerializableLock("mine")
+    plan, graph = planned(da.ones(4, chunks=2).map_blocks(lambda x, lock: x, lock=lock))
+    assert [plan.nodes[t] is graph[key] for t, key in enumerate(plan.keys)] == [True, True]
+
+
+@pytest.mark.parametrize("group", ["/data*", "/data"])
+def test_to_hdf_without_a_lock_writes_all(
+    queue: Queue, workers: WorkerProcess, tmp_path: Path, group: str
+) -> None:
+    """Of two that write into one file one failed, or lost what it wrote."""
+    pytest.importorskip("tables")
+    frame = pd.DataFrame({"a": range(100), "b": np.arange(100) * 0.5})
+    path = str(tmp_path / "x.h5")
+    parts = dd.from_pandas(frame, npartitions=10)
+    both_slots_at_work(queue, tmp_path)
+    with dask.config.set({"redisq.chunk-size": 1}):
+        parts.to_hdf(path, group, scheduler=queue.get)
+    back: Any = dd.read_hdf(path, group).compute(scheduler=queue.get)
+    assert back.sort_index().equals(frame)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -205,6 +376,79 @@ def test_xarray_is_as_it_was_when_dask_redisq_is_not_the_scheduler(queue: Queue)
             assert not isinstance(netCDF4_.get_write_lock("x"), redisq.Lock)
     after = (locks.get_write_lock, writers.get_dask_scheduler, netCDF4_.get_write_lock)
     assert after == before
+
+
+def test_netcdf_without_enable_is_refused_with_what_to_do(queue: Queue, tmp_path: Path) -> None:
+    """To xarray our `get` is threads, and it keeps the file open in this process."""
+    pytest.importorskip("h5netcdf")
+    with (
+        dask.config.set(scheduler=queue.get),
+        pytest.raises(redisq.TaskNotSerializable, match=r"with redisq\.enable\(\).*zarr"),
+    ):
+        dataset().to_netcdf(tmp_path / "x.nc", engine="h5netcdf")
+    with (
+        dask.config.set(scheduler=queue.get),
+        pytest.raises(redisq.TaskNotSerializable, match=r"with redisq\.enable\(\).*zarr"),
+    ):
+        xr.save_mfdataset([dataset()], [tmp_path / "y.nc"], engine="h5netcdf")
+    with pytest.raises(redisq.TaskNotSerializable) as other:
+        queue.get({"x": (id, threading.Lock())}, "x")
+    assert "xarray" not in str(other.value)
+
+
+def xarray_modules() -> list[Any]:
+    """Return those whose functions are replaced."""
+    return [importlib.import_module(f"xarray.backends.{name}") for name in ("locks", "writers")]
+
+
+def settings_and_locks() -> tuple[Any, ...]:
+    """Return what `enable` changes."""
+    locks, writers = xarray_modules()
+    words = ("scheduler", "dataframe.shuffle.method")
+    return (
+        *(dask.config.get(word, None) for word in words),
+        locks.get_write_lock,
+        writers.get_dask_scheduler,
+    )
+
+
+def test_two_that_were_enabled_may_end_in_any_order(queue: Queue) -> None:
+    """In two threads the first to begin may be the first to end."""
+    before = settings_and_locks()
+    other = Queue("other", queue.url)
+    first = redisq.enable(queue.name, queue.url)
+    second = redisq.enable("other", queue.url)
+    locks, writers = xarray_modules()
+    first.__exit__(None, None, None)
+    assert dask.config.get("scheduler").__self__.name == "other"
+    assert dask.config.get("dataframe.shuffle.method") == "tasks"
+    assert writers.get_dask_scheduler() == "multiprocessing"
+    assert isinstance(locks.get_write_lock("x"), redisq.Lock)
+    first.__exit__(None, None, None)  # again: it is none of its business
+    assert writers.get_dask_scheduler() == "multiprocessing"
+    second.__exit__(None, None, None)
+    assert settings_and_locks() == before
+    with redisq.enable(queue.name, queue.url), redisq.enable("other", queue.url):
+        pass
+    assert settings_and_locks() == before
+    other.close()
+
+
+def test_threads_that_enable_at_the_same_time_leave_nothing_behind(queue: Queue) -> None:
+    """Whichever way they overlap."""
+    before = settings_and_locks()
+
+    def use() -> None:
+        for _ in range(50):
+            with redisq.enable(queue.name, queue.url):
+                pass
+
+    threads = [threading.Thread(target=use) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert settings_and_locks() == before
 
 
 def test_xarray_may_be_imported_later(queue: Queue) -> None:

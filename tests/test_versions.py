@@ -33,6 +33,7 @@ def test_what_differs_is_said_with_both_versions() -> None:
     assert differences(versions()) == ""
     assert differences({}) == ""
     assert differences({"dask": "2020.1"}) == f"dask 2020.1 there and {versions()['dask']} here"
+    assert differences({"tblib": "1.0"}) == f"tblib 1.0 there and {versions()['tblib']} here"
 
 
 def test_a_client_is_told_once_of_workers_with_other_versions(

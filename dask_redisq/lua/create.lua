@@ -1,8 +1,9 @@
 -- Make a job: its counters, settings and state; blocks follow, then seal.
--- keys: queue jobs job answer names holders held wait consumers restrict new_wait new_consumers new_restrict new_answer new_names client tomb
--- args: job n block blocks epoch chunk priority python allowed retries retry_delay patience client_lease hard ttl pure watched kept uses most ordered
+-- keys: queue jobs job answer names holders held wait consumers restrict new_wait new_consumers new_restrict new_answer new_names client tomb children
+-- args: job n block blocks epoch chunk priority python allowed retries retry_delay patience client_lease hard ttl pure watched kept uses most ordered parent
 -- returns: 'created', 'exists' (a replay), 'over' (it was, and is removed), or 'unstaged' (what was staged is not there: the server lost it), or 'gone' (so is a job whose values this one uses)
 --@include expire
+--@include ending
 --
 -- Only here are a job's keys made. The counters were staged by plain SETs, because megabytes
 -- in ARGV stall everyone; a SET that is sent twice then only fills a staging key, which expires,
@@ -11,6 +12,8 @@
 -- `ordered`: of what is ready the lowest number goes first, wherever it became ready. `kept`: its values stay for others, until nobody holds it. `uses`: kept jobs whose values it reads.
 -- It is entered among their holders here, or not made: else C drops x while a job that reads x is
 -- on its way.
+--
+-- `parent`: the job whose task waits for this one: it ends with that, and is not begun after it.
 --
 -- The epoch is of this run of the server too: the server lost the job, its client lost the connection
 -- and sends all of it again, and a slot still keeps values that it made in the first one.
@@ -67,4 +70,12 @@ hear_client(arg.job)
 redis.call('HSET', key.queue(), 'schema', '1')
 renew_all(arg.job)
 renew_queue()
+if arg.parent ~= '' then
+  if redis.call('HGET', key.job(arg.parent), 'state') == 'running' then
+    redis.call('SADD', key.children(arg.parent), arg.job)
+    redis.call('PEXPIRE', key.children(arg.parent), life_of(arg.parent))
+  else
+    end_job(arg.job, 'cancelled', cmsgpack.pack({'cancelled', -1, ORPHAN, ''}))
+  end
+end
 return 'created'

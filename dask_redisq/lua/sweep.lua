@@ -1,5 +1,5 @@
 -- Remove a slice of an ended job; call until it answers 1.
--- keys: jobs active job answer names blocks edges consts const parked finished values value log alone deaths tries client wait consumers ready tagged sets delayed restrict leases settle news events warnings holders held new_wait new_consumers new_restrict new_answer new_names
+-- keys: jobs active job answer names blocks edges consts const parked finished values value log alone deaths tries client wait consumers ready tagged sets delayed restrict leases settle news events warnings holders held children new_wait new_consumers new_restrict new_answer new_names
 -- args: job
 -- returns: 1 when nothing of the job is left, 0 to call again, -1 while the job runs
 --
@@ -42,7 +42,7 @@ redis.call('UNLINK', key.job(job), key.answer(job), key.names(job), key.blocks(j
   key.values(job), key.log(job), key.alone(job), key.deaths(job), key.client(job), key.wait(job),
   key.consumers(job), key.ready(job), key.sets(job), key.restrict(job), key.leases(job),
   key.settle(job), key.news(job), key.events(job), key.warnings(job), key.tries(job), key.delayed(job),
-  key.holders(job), key.held(job))
+  key.holders(job), key.held(job), key.children(job))
 -- A client that lost its connection staged again what create takes. With that, a late copy of create
 -- would bring the job back.
 redis.call('UNLINK', key.new_wait(job), key.new_consumers(job), key.new_restrict(job), key.new_answer(job),

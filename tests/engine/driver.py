@@ -172,6 +172,7 @@ class Engine:
         uses: Sequence[str] = (),
         most: int = 0,
         ordered: bool = False,
+        parent: str = "",
     ) -> str:
         """Create a job of tasks 0..n-1, none of whose blocks is there yet; return its id."""
         tasks = tuple(tuple(inputs[t]) for t in range(len(inputs)))
@@ -182,7 +183,7 @@ class Engine:
             "job": job, "n": n, "block": block, "blocks": self._blocks(job), "epoch": self._new_id(8), "chunk": chunk,
             "priority": priority, "python": python, "allowed": allowed, "retries": retries, "retry_delay": retry_delay,
             "patience": patience, "client_lease": lease, "ttl": ttl, "pure": pure, "watched": 0,
-            "kept": kept, "uses": pack(list(uses)), "most": most, "ordered": int(ordered),
+            "kept": kept, "uses": pack(list(uses)), "most": most, "ordered": int(ordered), "parent": parent,
             "hard": pack([list(tags) for tags in graph.restrictions]),
         }  # fmt: skip
         self.create_again(job)

@@ -58,3 +58,32 @@ def test_nothing_is_left_of_a_wide_fan_in(queue: Queue, workers: WorkerProcess, 
     assert queue.get(dsk, "sum") == sum(range(n))
     left = [name for name in link.command("KEYS", "*") if b":job:" in name]
     assert left == []
+
+
+def test_a_job_ends_with_the_one_whose_task_waits_for_it(engine: Engine) -> None:
+    """W1's task of the first computes the second, whose task computes the third; the first is cancelled."""
+    first = engine.job({A: ()}, {A})
+    second = engine.job({A: ()}, {A}, parent=first)
+    third = engine.job({A: ()}, {A}, parent=second)
+    other = engine.job({A: ()}, {A})
+    engine.call("cancel", job=first, reason="", tomb="")
+    for job in (second, third):
+        assert engine.gather(job).state == "cancelled"
+        assert b"has ended" in engine.gather(job).error[2]
+    assert engine.gather(other).state == "running"
+    for job in (first, second, third, other):
+        engine.call("cancel", job=job, reason="", tomb="")
+        engine.sweep(job)
+    assert engine.link.command("KEYS", engine.keys("job", "*")) == []
+
+
+def test_a_job_whose_parent_ended_on_its_way_is_not_begun(engine: Engine) -> None:
+    """Its create arrives after the parent's failure: the slot that wanted it is about to be killed."""
+    w1 = engine.slot()
+    parent = engine.job({A: ()}, {A})
+    engine.call("cancel", job=parent, reason="", tomb="")
+    child = engine.create({A: ()}, {A}, parent=parent)
+    engine.put_block(child, 0)
+    assert engine.seal(child) == b"cancelled"
+    assert engine.step(w1).lease is None
+    assert engine.gather(child).state == "cancelled"

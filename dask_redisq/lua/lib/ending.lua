@@ -1,8 +1,10 @@
 -- End a job: one state, that every script looks at first; removal comes later, in slices.
--- keys: active job settle slot leases held holders
+-- keys: active job settle slot leases held holders children
 --@include client
 --@include control
 --@include expire
+
+local ORPHAN = 'the job whose task waited for it has ended'
 
 -- Give a job its last state and tell its client and the supervisors of its running tasks.
 --
@@ -22,6 +24,13 @@ local function end_job(job, state, reason)
     if worker then tell_worker(worker, 'cancel', slot, job) end
   end
   tell_client(job)
+  -- What its tasks compute nobody waits for any more. They are killed in a second, and these jobs would go
+  -- on until the lease of such a client is over.
+  for _, child in ipairs(redis.call('SMEMBERS', key.children(job))) do
+    if redis.call('HGET', key.job(child), 'state') == 'running' then
+      end_job(child, 'cancelled', cmsgpack.pack({'cancelled', -1, ORPHAN, ''}))
+    end
+  end
   local ttl = tonumber(redis.call('HGET', key.job(job), 'ttl') or 0)
   if ttl > 0 then -- a detached job: from now on its results age
     redis.call('HSET', key.job(job), 'ended', now_ms(), 'life', ttl + MARGIN)
