@@ -40,10 +40,14 @@ class Setup:
         """Do it, unless this process did; what it raises is the error of the job."""
         if self.token in _done:
             return
-        for name in self.packages:
-            import_module(name)
-        if self.worker_init is not None:
-            self.worker_init()
+        try:
+            for name in self.packages:
+                import_module(name)
+            if self.worker_init is not None:
+                self.worker_init()
+        except BaseException as error:
+            error.redisq_setup = True  # type: ignore[attr-defined]  # it travels with the error
+            raise
         _done.add(self.token)
 
 

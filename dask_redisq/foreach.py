@@ -132,14 +132,17 @@ class Loop:
             None if None in sizes else min((size for size in sizes if size is not None), default=0)
         )
 
-    def body(self) -> Callable[..., Any]:
-        """Return what runs on the workers: called with the number of the iteration first."""
+    def body(self, *, retried: bool = False) -> Callable[..., Any]:
+        """Return what runs on the workers: called with the number of the iteration first.
+
+        With `retried` an exception stays one, so that the server can have the iteration run again.
+        """
         export = dict(self.export)
         fn = with_globals(self.fn, export, tuple(self.noexport))
         setup = None
         if self.packages or self.worker_init is not None:
             setup = Setup(secrets.token_hex(8), tuple(self.packages), self.worker_init)
-        catch = self.errorhandling != "stop"
+        catch = self.errorhandling != "stop" and not retried
         return Body(fn, setup, self.seed, self.seed_worker, catch, export or None)
 
     @property
@@ -185,7 +188,7 @@ def _run(
     progress: Progress,
 ) -> Any:
     client_lease.look()
-    windows = _windows(loop)
+    windows = _windows(loop, retried=options.retries > 0)
     signer = find_secret(pool.url)
     combiner, more = loop.combiner, True
     with Stream(pool, keys, options, signer, each=loop.errorhandling != "stop") as stream:
@@ -212,14 +215,14 @@ def _has_room(stream: Stream, combiner: Combiner) -> bool:
     )
 
 
-def _windows(loop: Loop) -> Iterator[tuple[list[Call], range]]:
+def _windows(loop: Loop, *, retried: bool) -> Iterator[tuple[list[Call], range]]:
     """Yield calls with their numbers: as many as are there in a moment, or as one job should have.
 
     Of a generator it is not known how long the next item takes, and what was drawn would wait
     for it. So the first window has one item, each further one twice as many, and after an item
     that took long it is one again.
     """
-    body, plain = loop.fn if loop.plain else loop.body(), loop.plain
+    body, plain = loop.fn if loop.plain else loop.body(retried=retried), loop.plain
     drawn, first = loop.iterations(), 0
     size = 1 if loop.length() is None else WINDOW
     for args in drawn:

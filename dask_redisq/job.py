@@ -132,7 +132,7 @@ class Job(Follower):
                 logger.warning("%s: %d tasks go again, as job %s", why, len(job.plan), job.id)
                 continue
             except Exception as error:
-                if not job.can_replace():
+                if not job.can_replace(error):
                     raise
                 failure = error
             # Not while that error is handled: what this may raise is not of its making.
@@ -143,7 +143,7 @@ class Job(Follower):
             if not len(job.plan):
                 return values
 
-    def can_replace(self) -> bool:
+    def can_replace(self, _: Exception) -> bool:
         """Tell whether something can take the place of the result of the task that failed."""
         return self.rerun is not None and self.raised
 

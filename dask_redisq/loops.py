@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from dask_redisq.combine import NOTHING, Combiner
@@ -10,6 +11,7 @@ from dask_redisq.foreach import Loop, names, run_loop
 from dask_redisq.keys import Keys
 from dask_redisq.options import check_keywords, job_options
 from dask_redisq.pool import Pool
+from dask_redisq.serving import in_slot, job_in_hand
 from dask_redisq.settings import setting, whole
 
 __all__ = ["Loops"]
@@ -110,7 +112,10 @@ class Loops:
     def _run(self, loop: Loop, kwargs: dict[str, Any]) -> Any:
         words = self.with_defaults(kwargs)
         words["timeout"] = setting("timeout", words.get("timeout"))
-        return run_loop(self.pool, self.keys, loop, job_options(words), words)
+        options = job_options(words)
+        if in_slot():
+            options = replace(options, parent=job_in_hand(self.pool.url, self.keys))
+        return run_loop(self.pool, self.keys, loop, options, words)
 
     # -- defaults ----------------------------------------------------------------------------
 

@@ -95,9 +95,9 @@ class CallJob(Job):
         """Return nothing: all of it was handed over."""
         return {}
 
-    def can_replace(self) -> bool:
-        """Tell whether the failure is the result of a call."""
-        return self.each and self.culprit is not None
+    def can_replace(self, error: Exception) -> bool:
+        """Tell whether the failure is the result of a call, and not of what comes before all."""
+        return self.each and self.culprit is not None and not hasattr(error, "redisq_setup")
 
     def replace(self, error: Exception) -> None:
         """Hand it over."""

@@ -31,7 +31,7 @@ def executor(cluster: redisq.LocalCluster) -> Iterator[redisq.Executor]:
     """An executor; no job is left when it is shut down."""
     with redisq.Executor("test", cluster.url) as running:
         yield running
-    assert running.queue.jobs() == []
+    wait_until(lambda: running.queue.jobs() == [])
     running.queue.close()
 
 

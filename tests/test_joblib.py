@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import threading
 import time
@@ -13,6 +14,7 @@ import pytest
 from conftest import WorkerProcess, wait_until
 from joblib import Parallel, delayed, parallel_config
 from joblib.parallel import effective_n_jobs
+from sklearn.base import BaseEstimator
 
 import dask_redisq as redisq
 from dask_redisq.joblib import register_redisq
@@ -74,7 +76,7 @@ def test_an_error_comes_as_it_is_and_the_backend_goes_on(
 
 def test_a_timeout_aborts_what_runs(backend: None, cluster: redisq.LocalCluster) -> None:
     """Not a minute later."""
-    with pytest.raises(TimeoutError):
+    with pytest.raises(multiprocessing.TimeoutError):
         Parallel(timeout=0.5)(delayed(time.sleep)(60) for _ in range(2))
     with Queue("test", cluster.url) as queue:
         wait_until(lambda: queue.jobs() == [])
@@ -141,20 +143,11 @@ def _received(queue: Queue) -> int:
     return int(next(x for x in lines if x.startswith(b"total_net_input_bytes:")).split(b":")[1])
 
 
-class Where:
+class Where(BaseEstimator):  # type: ignore[misc]  # it has no types
     """An estimator that tells where it was fitted."""
 
     def __init__(self, shift: int = 0) -> None:
         self.shift = shift
-
-    def get_params(self, deep: bool = True) -> dict[str, int]:
-        """Return what it was made with."""
-        return {"shift": self.shift}
-
-    def set_params(self, shift: int) -> Where:
-        """Set it."""
-        self.shift = shift
-        return self
 
     def fit(self, X: Any, y: Any) -> Where:  # noqa: N803 - scikit-learn's name
         """Note this process."""
