@@ -199,6 +199,25 @@ def client(*, quick: bool, repeat: int, path: Path | None) -> None:
 
 
 @main.command()
+@click.option("--quick", is_flag=True, help="A tenth of the work.")
+@repeat_option
+@json_option
+def loops(*, quick: bool, repeat: int, path: Path | None) -> None:
+    """Foreach and joblib against their peers; a pool that grows; the client's memory."""
+    from benchmarks.cluster import open_queue, server_version
+    from benchmarks.loops import elastic, foreach, joblib_calls, memory
+
+    less = 10 if quick else 1
+    with open_queue() as (queue, server):
+        _warm({"redisq": queue.get})
+        figures = foreach(queue, 10_000 // less, repeat)
+        figures += joblib_calls(queue, 10_000 // less, repeat)
+        figures += memory(queue, 1_000_000 // less)
+        about = {"redisq": server_version(server)}
+    _finish(figures + elastic(2000), about, path)
+
+
+@main.command()
 @click.option("--seconds", type=float, default=20.0, show_default=True)
 @json_option
 def idle(*, seconds: float, path: Path | None) -> None:
