@@ -41,7 +41,7 @@ from dask_redisq.secret import find_secret
 from dask_redisq.serving import in_slot, job_in_hand, stand_in
 from dask_redisq.settings import setting
 from dask_redisq.task import itself
-from dask_redisq.unshared import refuse_unshared
+from dask_redisq.unshared import share_or_refuse
 
 __all__ = ["Submitted", "compute_graph", "persist_graphs", "scatter", "submit"]
 
@@ -69,7 +69,7 @@ def plan_job(
             held=held,
         )
     one_disk = setting("allow-disk-shuffle", kwargs.get("allow_disk_shuffle"))
-    refuse_unshared(plan, one_disk=bool(one_disk), copies=bool(setting("allow-memory-store")))
+    share_or_refuse(plan, one_disk=bool(one_disk), copies=bool(setting("allow-memory-store")))
     plan.restricted = restrictions(annotations, plan.keys, kwargs)
     plan.seeds = seeds(annotations, plan.keys, kwargs.get("seed"))
     plan.limits = limits(annotations, plan.keys, setting("timeout", kwargs.get("timeout")))

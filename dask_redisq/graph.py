@@ -130,9 +130,9 @@ class _Reader:
                 found = self.inputs[task] = []
                 return found
             count = len(names)
-            if count > 1 and type(node) is Task and len(node.args) == count:
-                direct = dict.fromkeys([a.key for a in node.args if type(a) is TaskRef])
-                # As many, and no name twice: then they are the same names.
+            if count > 1 and type(node) is Task and len(node.args) == count and not node.kwargs:
+                direct = [a.key for a in node.args if type(a) is TaskRef]
+                # As many as there are different names, and nothing else has any: the same names.
                 names = direct if len(direct) == count else names
             get, key, new = self.places.get, self.keys[task], -1
             tasks = [

@@ -1,4 +1,6 @@
-"""Refuses graphs that count on what workers do not share: a disk, a memory, another scheduler.
+"""Graphs that count on what workers do not share: a disk, a memory, another scheduler, a lock.
+
+Locks are made to be shared, the rest is refused.
 
 Each would be a wrong answer without an error (section 1.8 of Dask's contract). So would a lock,
 which can be shared, and is.
@@ -18,7 +20,7 @@ from dask_redisq.errors import RedisqError
 from dask_redisq.plan import Plan
 from dask_redisq.shared_locks import LockSharer
 
-__all__ = ["holds_open_file", "refuse_unshared"]
+__all__ = ["holds_open_file", "share_or_refuse"]
 
 _PARTD = ("zpartd-", "partd-", "shuffle-partd-")
 #: In the names of tasks that write.
@@ -30,7 +32,7 @@ _DEEP = 8
 _IN_MEMORY = {"MemoryStore", "MemoryFileSystem"}
 
 
-def refuse_unshared(plan: Plan, *, one_disk: bool = False, copies: bool = False) -> None:
+def share_or_refuse(plan: Plan, *, one_disk: bool = False, copies: bool = False) -> None:
     """Raise if a plan's tasks pass data by something that is not theirs together.
 
     Locks of Dask that hold within one process are replaced in the plan by locks of the queue.

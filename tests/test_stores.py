@@ -28,7 +28,7 @@ from dask_redisq.dask_input import plain_graph
 from dask_redisq.graph import plan_graph
 from dask_redisq.plan import Plan
 from dask_redisq.queue import Queue
-from dask_redisq.unshared import refuse_unshared
+from dask_redisq.unshared import share_or_refuse
 
 xr = pytest.importorskip("xarray")
 zarr = pytest.importorskip("zarr")
@@ -209,7 +209,7 @@ def planned(collection: Any) -> tuple[Plan, dict[Any, Any]]:
     expr = collections_to_expr([collection]).optimize()
     graph, keys, _ = plain_graph(expr, list(flatten(expr.__dask_keys__())))
     plan = plan_graph(graph, keys)
-    refuse_unshared(plan)
+    share_or_refuse(plan)
     return plan, dict(graph)
 
 
@@ -303,7 +303,7 @@ def test_a_shuffle_between_workers_of_distributed_is_refused() -> None:
     plan = plan_graph({"x": (sum, [1, 2])}, ["x"])
     plan.nodes[0] = barrier
     with pytest.raises(redisq.RedisqError, match="between workers of distributed"):
-        refuse_unshared(plan)
+        share_or_refuse(plan)
 
 
 def test_a_bag_grouped_on_disk_is_refused_unless_there_is_one_disk() -> None:
@@ -314,8 +314,8 @@ def test_a_bag_grouped_on_disk_is_refused_unless_there_is_one_disk() -> None:
     graph, keys, _ = plain_graph(dict(grouped.__dask_graph__()), grouped.__dask_keys__())
     plan = plan_graph(graph, keys)
     with pytest.raises(redisq.RedisqError, match="local disk"):
-        refuse_unshared(plan)
-    refuse_unshared(plan, one_disk=True)
+        share_or_refuse(plan)
+    share_or_refuse(plan, one_disk=True)
 
 
 # xarray.
