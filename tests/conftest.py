@@ -181,6 +181,14 @@ def is_gone(process: psutil.Process) -> bool:
         return True
 
 
+def command_of(process: psutil.Process) -> str:
+    """Return the command line of a process; of one that ends in this moment nothing."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # a zombie is one of them
+        return "keeper"
+
+
 def wait_until(condition: Callable[[], object], timeout: float = 10.0) -> None:
     """Wait until `condition` holds; fail the test when it does not in time."""
     deadline = time.monotonic() + timeout
@@ -215,7 +223,7 @@ def no_leaks() -> Iterator[None]:
 
     def more() -> list[psutil.Process]:
         new = [p for p in psutil.Process().children() if p.pid not in children]
-        return [p for p in new if not is_gone(p) and "keeper" not in " ".join(p.cmdline())]
+        return [p for p in new if not is_gone(p) and "keeper" not in command_of(p)]
 
     if more():  # a future in a cycle, the traceback of an error say: its helper ends with it
         gc.collect()

@@ -378,13 +378,14 @@ def test_an_argument_above_the_servers_limit_is_an_error_with_its_task(
 def test_an_exception_above_the_servers_limit_is_told_by_its_name(
     queue: Queue, workers: WorkerProcess, small_server: None
 ) -> None:
-    """Its type and text arrive; what it carries does not."""
+    """Its type arrives, and what it carries in short."""
 
     def fail() -> None:
         raise ValueError("too much", bytes(2_000_000))
 
-    with pytest.raises(redisq.TaskNotSerializable, match=r"'x' raised ValueError.*2,000,\d+ bytes"):
+    with pytest.raises(ValueError, match="too much") as caught:
         queue.get({"x": (fail,)}, "x")
+    assert len(repr(caught.value)) < 100_000
 
 
 def test_a_result_that_does_not_pickle_is_not_tried_again(

@@ -35,7 +35,6 @@ SOON = {
     "R11, the unregistered do not lease",
     "R11, unregister returns the lease",
     "R12, a frozen job makes nothing ready",
-    "R12, the older rebuilder is late",
     "R12, what was delayed becomes ready",
     "R14, who was away himself judges nobody",
     "R15, a job that ended settles no edges",
