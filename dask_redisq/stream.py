@@ -7,6 +7,7 @@ its way, and what the one before it gave is combined. What is under way is bound
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple, Self
 from dask.typing import Key
 
 from dask_redisq.calls import CallPlan
+from dask_redisq.errors import ServerUnavailable
 from dask_redisq.job import Job
 from dask_redisq.keys import Keys
 from dask_redisq.options import JobOptions
@@ -27,6 +29,8 @@ from dask_redisq.record import size_of
 from dask_redisq.trust import Signer
 
 __all__ = ["Arrived", "CallJob", "Failed", "Stream"]
+
+logger = logging.getLogger("dask_redisq")
 
 #: Bytes of results that are read before they are handed over, and that wait for their reader.
 PORTION, PENDING = 2**22, 2**26
@@ -248,12 +252,17 @@ class Stream:
             self._closed = True
             self._news.notify_all()
         jobs = list(self._jobs.values())
-        if jobs:
-            with self.pool.lend() as link:
-                for job in jobs:
-                    link.call("cancel", self.keys, job=job.id, reason=reason, tomb="")
-        for thread in self._threads:
-            thread.join()
+        try:
+            if jobs:
+                with self.pool.lend() as link:
+                    for job in jobs:
+                        link.call("cancel", self.keys, job=job.id, reason=reason, tomb="")
+        except ServerUnavailable as error:
+            # It must not hide why the stream is closed, nor leave threads: they give up, too.
+            logger.warning("jobs of a loop could not be cancelled, their keys expire: %s", error)
+        finally:
+            for thread in self._threads:
+                thread.join()
 
     def __enter__(self) -> Self:
         return self
