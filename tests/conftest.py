@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +12,14 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 from mortal import MortalServer
+from worker_process import (
+    PATH,
+    SharedWorker,
+    WorkerProcess,
+    command_of,
+    is_gone,
+    slots_of,
+)
 
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
@@ -26,23 +30,42 @@ from dask_redisq.server import PrivateServer
 if TYPE_CHECKING:
     from driver import Engine
 
-#: Workers find the functions of the tests here, and the package that is tested.
-HERE = Path(__file__).parent
-PATH = os.pathsep.join(map(str, (HERE, HERE / "faults", HERE.parent)))
+#: With what the tests import from here without knowing where it is.
+__all__ = ["PATH", "WorkerProcess", "is_gone", "slots_of"]
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[PrivateServer]:
+def only_server() -> Iterator[PrivateServer]:
     """One server for the whole run, on a unix socket in a directory of its own."""
     with PrivateServer() as running:
         yield running
 
 
+@pytest.fixture(scope="session")
+def shared() -> Iterator[SharedWorker]:
+    """The worker of all tests that want two slots and nothing else; see `workers`."""
+    with SharedWorker() as worker:
+        yield worker
+
+
 @pytest.fixture
-def link(server: PrivateServer) -> Iterator[Link]:
-    """A connection to an empty server."""
+def server(request: pytest.FixtureRequest) -> PrivateServer:
+    """The run's server; of a test that uses `workers` the one where they are."""
+    if "workers" in request.fixturenames:
+        worker: SharedWorker = request.getfixturevalue("shared")
+        return worker.server
+    server: PrivateServer = request.getfixturevalue("only_server")
+    return server
+
+
+@pytest.fixture
+def link(server: PrivateServer, request: pytest.FixtureRequest) -> Iterator[Link]:
+    """A connection to a server on which there is nothing, or nothing but `workers`."""
     opened = Link(server.url, patience=5.0)
-    opened.command("FLUSHALL")
+    if "workers" in request.fixturenames:
+        request.getfixturevalue("shared").clean()
+    else:
+        opened.command("FLUSHALL")
     yield opened
     opened.close()
 
@@ -79,59 +102,6 @@ def secret(monkeypatch: pytest.MonkeyPatch) -> str:
     return SECRET
 
 
-def slots_of(worker: psutil.Process) -> list[psutil.Process]:
-    """Return the slot processes of a worker, in the order of their start."""
-    found = []
-    for child in worker.children():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if "dask_redisq.slot" in child.cmdline():
-                found.append(child)
-    return found
-
-
-class WorkerProcess:
-    """A real worker, started as a user starts it."""
-
-    def __init__(self, url: str, *words: str, env: dict[str, str] | None = None) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "dask_redisq.cli", "worker", *words],
-            env={**os.environ, "PYTHONPATH": PATH, "DASK_REDISQ__URL": url, **(env or {})},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self.process.pid
-
-    def slots(self) -> list[psutil.Process]:
-        """Return its slot processes."""
-        return slots_of(psutil.Process(self.pid))
-
-    def wait(self, timeout: float = 10.0) -> int:
-        """Return the exit code once it ended."""
-        return self.process.wait(timeout)
-
-    def output(self) -> str:
-        """Return all that it printed; only after it ended."""
-        assert self.process.stdout is not None
-        return self.process.stdout.read().decode()
-
-    def close(self) -> None:
-        """Kill it, if it is still there."""
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(5)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-        if self.process.stdout is not None:
-            self.process.stdout.close()
-
-
 @pytest.fixture
 def start_worker(server: PrivateServer) -> Iterator[Callable[..., WorkerProcess]]:
     """A function that starts workers which end with the test."""
@@ -165,28 +135,10 @@ def far(mortal: MortalServer, start_worker: Callable[..., WorkerProcess]) -> Ite
 
 
 @pytest.fixture
-def workers(queue: Queue, start_worker: Callable[..., WorkerProcess]) -> WorkerProcess:
-    """One worker with two slots on the test's queue, registered."""
-    worker = start_worker("test", "--nworkers", "2", "--name", "one")
-    queue.wait_for_workers(2, timeout=20)
-    wait_until(lambda: len(worker.slots()) == 2)
-    return worker
-
-
-def is_gone(process: psutil.Process) -> bool:
-    """Tell whether a process ended; an orphan may be a zombie until init looks at it."""
-    try:
-        return bool(process.status() == psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return True
-
-
-def command_of(process: psutil.Process) -> str:
-    """Return the command line of a process; of one that ends in this moment nothing."""
-    try:
-        return " ".join(process.cmdline())
-    except psutil.NoSuchProcess:  # a zombie is one of them
-        return "keeper"
+def workers(queue: Queue, shared: SharedWorker) -> WorkerProcess:
+    """One worker named "one" with two idle slots on the test's queue, as good as new."""
+    assert queue.keys.prefix == shared.queue.keys.prefix
+    return shared.ready()
 
 
 def wait_until(condition: Callable[[], object], timeout: float = 10.0) -> None:
@@ -213,7 +165,7 @@ def all_idle(link: Link, queue: Queue) -> bool:
 
 
 @pytest.fixture(autouse=True)
-def no_leaks() -> Iterator[None]:
+def no_leaks(shared: SharedWorker) -> Iterator[None]:
     """Fail a test that leaves a thread or a child process behind."""
     before = set(threading.enumerate())
     children = {p.pid for p in psutil.Process().children()}
@@ -222,7 +174,7 @@ def no_leaks() -> Iterator[None]:
     assert not left, f"threads left behind: {left}"
 
     def more() -> list[psutil.Process]:
-        new = [p for p in psutil.Process().children() if p.pid not in children]
+        new = [p for p in psutil.Process().children() if p.pid not in children | shared.pids()]
         return [p for p in new if not is_gone(p) and "keeper" not in command_of(p)]
 
     if more():  # a future in a cycle, the traceback of an error say: its helper ends with it

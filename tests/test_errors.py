@@ -6,7 +6,6 @@ import os
 import time
 import traceback
 import warnings
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -297,13 +296,17 @@ def test_an_unknown_keyword_is_told_once(queue: Queue, workers: WorkerProcess) -
         assert queue.get({"x": (len, "ab")}, "x", retires=3, chunksize=1) == 2
 
 
-def begin(log: Path, seconds: float, *, fail: bool) -> None:
-    """Note when this begins; then raise, or take a while."""
+def begin(log: Path) -> None:
+    """Note when this begins; then take a while."""
     with log.open("a") as file:
         file.write(f"{time.time()}\n")
-    time.sleep(seconds)
-    if fail:
-        raise ValueError(f"at {time.time()}")
+    time.sleep(0.05)
+
+
+def fail_among(log: Path, others: int) -> None:
+    """Raise once so many others have begun."""
+    wait_until(lambda: log.exists() and log.read_text().count("\n") >= others)
+    raise ValueError(f"at {time.time()}")
 
 
 def test_after_the_first_error_no_sibling_starts(
@@ -311,8 +314,8 @@ def test_after_the_first_error_no_sibling_starts(
 ) -> None:
     """A thousand that would take a minute: none later than half a second after it."""
     log = tmp_path / "log"
-    dsk: dict[Any, Any] = {("x", i): (partial(begin, log, 0.05, fail=False),) for i in range(1000)}
-    dsk["bad"] = (partial(begin, log, 0.3, fail=True),)
+    dsk: dict[Any, Any] = {("x", i): (begin, log) for i in range(1000)}
+    dsk["bad"] = (fail_among, log, 3)
     with pytest.raises(ValueError, match="at") as caught:
         queue.get(dsk, ["bad", *[key for key in dsk if key != "bad"]])
     failed = float(str(caught.value).split()[1])

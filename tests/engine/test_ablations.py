@@ -1,6 +1,6 @@
 """The simulator can fail: with one rule switched off it finds what the rule is there for.
 
-Some rules are missed by one world in ten, some by one in hundreds. Those run in `tox -e simulate`.
+Some rules are missed by most worlds, some by one in hundreds. Those run in `tox -e simulate`.
 """
 
 from __future__ import annotations
@@ -16,42 +16,31 @@ from dask_redisq.link import Link
 
 #: Worlds to look at, at most.
 SEEDS = 3000
-#: Rules that are missed within fifty worlds.
+#: Rules that are missed within a dozen worlds.
 SOON = {
     "R2, a delayed task is not ready as well",
     "R2, an accepted task leaves ready sets and leases",
     "R3, a task that failed runs alone",
     "R3, what may have run before runs alone",
     "R6, a new call ends the old lease",
-    "R6, an older call is refused",
     "R6, renew compares the leases",
     "R6, the same call has the same answer",
-    "R7, a refused value is deleted unless it won",
     "R7, a value is born with an expiry",
-    "R7, a value is true when it was seen",
     "R9, a failure with tries left is not the end",
     "R10, a missing value is a question",
-    "R10, a task whose input is gone is parked",
     "R11, the unregistered do not lease",
     "R11, unregister returns the lease",
     "R12, a frozen job makes nothing ready",
     "R12, what was delayed becomes ready",
     "R14, who was away himself judges nobody",
-    "R15, a job that ended settles no edges",
     "R15, nothing is made of a job that ended",
-    "R15, only create makes a job, and only once",
-    "R16, a detached job does not need its client",
     "R16, a rebuilt log is read anew",
-    "R16, one reader does not acknowledge for another",
     "R16, sending is not freeing",
     "R17, a block counts once",
-    "R17, a job without its restrictions is not made",
-    "H18, renew drops slots that do not live",
     "R18, a call leaves the idle sets",
     "R18, a job with delayed tasks is active",
     "R18, a job with nothing ready is not active",
     "R18, only the registered are woken",
-    "R18, what becomes ready wakes",
     "R18, who finds only delayed tasks is told when to look",
     "R20, a job with edges to settle is not done",
     "H30, what frees memory works when it is full",
