@@ -14,7 +14,7 @@ from pathlib import Path
 from dask_redisq.guard import Guard
 from dask_redisq.keys import Keys
 from dask_redisq.output import Outputs
-from dask_redisq.page import Cursor
+from dask_redisq.page import Cursor, Wait
 from dask_redisq.registration import Registration
 from dask_redisq.slot_process import SlotProcess, start_slot
 from dask_redisq.verdict import how_it_ended
@@ -141,11 +141,16 @@ class Crew:
         asking = [child for child in waiting if child.page.stand_in() is None]
         wanted = self.options.nworkers + len(waiting) - len(asking)
         for child in asking:
-            granted = wanted < most + (MORE if child.page.must_wait() else 0)
+            granted = wanted < most + (MORE if child.page.waits_for() == Wait.FUTURES else 0)
             if granted and self.options.resources:
                 self.registration.lend(self.keys, child)
             child.page.answer_wait(granted=granted)
             wanted += granted
+        if any(child.page.waits_for() != Wait.LOCK for child in waiting):
+            # Story: one holds a lock and computes. Who stands in for it took a task that waits for
+            # the lock, as do all who stand in for others: there are no more of those to be had.
+            locked = [c for c in self if c.page.waits_for() == Wait.LOCK and c not in waiting]
+            wanted = max(wanted, min(len(waiting) + len(locked) + 1, most + MORE))
         if wanted >= len(self.places):
             self._surplus_at = now + STAY
             self.places += [_Place() for _ in range(wanted - len(self.places))]

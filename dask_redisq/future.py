@@ -20,6 +20,7 @@ from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.monitor import sweep
 from dask_redisq.options import JobOptions, job_options
+from dask_redisq.page import Wait
 from dask_redisq.pool import Pool
 from dask_redisq.secret import find_secret
 from dask_redisq.serving import stand_in
@@ -159,7 +160,7 @@ class Future:
             options = self.kept.options if self.kept is not None else None
             job = _reader(link, self._keys, self.id, self._answer, seal, options)
             try:
-                with stand_in(self._pool.url, self._keys, must=True):
+                with stand_in(self._pool.url, self._keys, Wait.FUTURES):
                     job.gather(deadline)
             except BaseException as error:
                 if job.ended is None:

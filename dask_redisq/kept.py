@@ -18,6 +18,7 @@ from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.monitor import Monitor
 from dask_redisq.options import JobOptions
+from dask_redisq.page import Wait
 from dask_redisq.serving import stand_in
 from dask_redisq.trust import Seal
 
@@ -93,7 +94,7 @@ class KeptReader(Follower):
         if len(left) <= LOOK and len(self.look(left)) == len(left):
             yield from left
             return
-        with stand_in(self.link.url, self.keys, must=True):
+        with stand_in(self.link.url, self.keys, Wait.FUTURES):
             yield from self._finished(left, deadline)
 
     def _finished(self, tasks: Iterable[int], deadline: float | None) -> Iterator[int]:

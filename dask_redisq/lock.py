@@ -18,8 +18,10 @@ from dask_redisq.codec import unpack
 from dask_redisq.errors import LockLost, ServerUnavailable
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
+from dask_redisq.page import Wait
 from dask_redisq.queue import Queue
 from dask_redisq.scheduler import default_queue
+from dask_redisq.serving import stand_in
 from dask_redisq.settings import setting
 from dask_redisq.shared_locks import locks_made_by
 
@@ -28,6 +30,8 @@ __all__ = ["Lock", "Semaphore"]
 
 #: Seconds between two looks of one that waits: heals a lost token.
 RECHECK = 5.0
+#: Seconds after which another slot works in the place of one whose task waits.
+SOON = 1.0
 
 
 class _Place(NamedTuple):
@@ -154,6 +158,14 @@ class Semaphore:
 
     def _wait(self, link: Link, keys: Keys, token: str, deadline: float) -> int:
         """Return the fence, 0 if there was no place in time."""
+        fence = self._try(link, keys, token, min(deadline, time.monotonic() + SOON))
+        if fence or time.monotonic() >= deadline:
+            return fence
+        # Who holds it may compute, with tasks on this very queue, and all its slots may wait here.
+        with stand_in(link.url, keys, Wait.LOCK):
+            return self._try(link, keys, token, deadline)
+
+    def _try(self, link: Link, keys: Keys, token: str, deadline: float) -> int:
         while True:
             answer = link.call(
                 "acquire", keys, name=self.name, token=token,

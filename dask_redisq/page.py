@@ -10,9 +10,10 @@ import mmap
 import os
 import struct
 import tempfile
+from enum import IntEnum
 from typing import NamedTuple
 
-__all__ = ["Cursor", "Limit", "Page"]
+__all__ = ["Cursor", "Limit", "Page", "Wait"]
 
 _SIZE = 4096
 _CURSOR = struct.Struct("<qqqqII32s")
@@ -69,6 +70,18 @@ class Cursor(NamedTuple):
         if self.position < 0:
             return "while what it needs was read"
         return "while it ran" if self.position < self.tasks else "while its result was pickled"
+
+
+class Wait(IntEnum):
+    """For what a task waits."""
+
+    NOTHING = 0
+    #: Tasks whose work it can do itself.
+    TASKS = 1
+    #: Tasks of others: it cannot go on without them.
+    FUTURES = 2
+    #: A lock, which who holds it may keep until tasks of this queue are done.
+    LOCK = 3
 
 
 class Limit(NamedTuple):
@@ -168,13 +181,10 @@ class Page:
 
     # -- a task that waits for tasks; see `dask_redisq.serving`
 
-    def wait_for_tasks(self, *, must: bool) -> None:
-        """Write that the task in hand waits for others, and asks for a slot in its place.
-
-        `must`: it cannot do their work itself.
-        """
+    def wait_for(self, what: Wait) -> None:
+        """Write for what the task in hand waits: it asks for a slot in its place."""
         self._memory[_STAND_IN_AT] = _UNANSWERED
-        self._memory[_WAITS_AT] = 2 if must else 1
+        self._memory[_WAITS_AT] = what
 
     def wait_no_more(self) -> None:
         """Write that it goes on."""
@@ -184,9 +194,9 @@ class Page:
         """Tell whether the task in hand waits, and was not refused."""
         return bool(self._memory[_WAITS_AT] and self._memory[_STAND_IN_AT] != _REFUSED)
 
-    def must_wait(self) -> bool:
-        """Tell whether it cannot go on without."""
-        return self._memory[_WAITS_AT] == 2
+    def waits_for(self) -> Wait:
+        """Tell for what the task in hand waits, also if nobody works in its place."""
+        return Wait(self._memory[_WAITS_AT])
 
     def answer_wait(self, *, granted: bool) -> None:
         """Say whether there will be another slot meanwhile."""

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 from dask_redisq.errors import RedisqError
 from dask_redisq.keys import Keys
-from dask_redisq.page import Page
+from dask_redisq.page import Page, Wait
 
 __all__ = ["in_slot", "job_in_hand", "name_of_slot", "serve", "serves", "stand_in"]
 
@@ -62,26 +62,26 @@ def job_in_hand(url: str, keys: Keys) -> str:
 
 
 @contextmanager
-def stand_in(url: str, keys: Keys, *, must: bool = False) -> Iterator[bool]:
+def stand_in(url: str, keys: Keys, what: Wait = Wait.TASKS) -> Iterator[bool]:
     """Have another slot work in this one's place while the block waits for tasks of a queue.
 
-    Gives false if there is none: to wait may be for ever then; with `must` that is an error, and
+    Gives false if there is none: to wait may be for ever then. For futures that is an error, and
     there may be more of them. Outside of that queue's slots there is nothing to do.
 
     Raises
     ------
     RedisqError
-        If there must be one, and there is none.
+        If it waits for futures, and there is none.
     """
     global _waiting  # noqa: PLW0603
     if not serves(url, keys):
         yield True
         return
     with _lock:  # a second call waits for the answer to the first one
-        granted = _page is not None and (_waiting > 0 or _ask(_page, must=must))
+        granted = _page is not None and (_waiting > 0 or _ask(_page, what))
         _waiting += granted
     try:
-        if must and not granted:
+        if what == Wait.FUTURES and not granted:
             raise RedisqError(
                 "a task waits for a future of its own queue, and so do all the slots that may "
                 "stand in for its worker's. Compute with scheduler=redisq.get there, which then "
@@ -95,8 +95,8 @@ def stand_in(url: str, keys: Keys, *, must: bool = False) -> Iterator[bool]:
                 _page.wait_no_more()
 
 
-def _ask(page: Page, *, must: bool) -> bool:
-    page.wait_for_tasks(must=must)
+def _ask(page: Page, what: Wait) -> bool:
+    page.wait_for(what)
     os.kill(_supervisor, signal.SIGCHLD)  # it looks at its pages at once
     deadline = time.monotonic() + PATIENCE
     while (answer := page.stand_in()) is None and time.monotonic() < deadline:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
+from dask_redisq.page import Wait
 from dask_redisq.persist import KeptJob, Part
 from dask_redisq.serving import stand_in
 
@@ -54,7 +55,7 @@ def as_completed(futures: Iterable[Any], timeout: float | None = None) -> Iterat
     left, pause = list(dict.fromkeys(futures)), SOON
     with ExitStack() as stack:
         for pool, keys in {future.where for future in left}:
-            stack.enter_context(stand_in(pool.url, keys, must=True))
+            stack.enter_context(stand_in(pool.url, keys, Wait.FUTURES))
         yield from _as_completed(left, pause, deadline, timeout)
 
 

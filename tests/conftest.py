@@ -141,7 +141,7 @@ def workers(queue: Queue, shared: SharedWorker) -> WorkerProcess:
     return shared.ready()
 
 
-def wait_until(condition: Callable[[], object], timeout: float = 10.0) -> None:
+def wait_until(condition: Callable[[], object], timeout: float = 30.0) -> None:
     """Wait until `condition` holds; fail the test when it does not in time."""
     deadline = time.monotonic() + timeout
     while not condition():

@@ -49,6 +49,12 @@ def wait_within(gate: Path) -> int:
     return int(dask.delayed(wait_file)(gate, 3).compute(scheduler=redisq.get))
 
 
+def compute_under_lock(number: int) -> int:
+    """Hold the lock of all these tasks, and compute."""
+    with redisq.Lock("theirs"):
+        return int(dask.delayed(inc)(number).compute(scheduler=redisq.get))
+
+
 def steps_within(folder: Path) -> int:
     """Compute in a nested job, wait for a file, and compute again."""
     from test_persist import wait_file
@@ -97,6 +103,15 @@ def test_beyond_the_most_of_stand_ins_a_task_does_the_work_itself(
     (pids,) = dask.compute(dask.delayed(deep)(9), scheduler=queue.get)
     assert len(pids) == 10
     assert len(set(pids)) == 5
+
+
+def test_tasks_compute_while_they_hold_the_lock_that_others_wait_for(
+    queue: Queue, start_worker: Callable[..., WorkerProcess]
+) -> None:
+    """Who stands in for one takes what that computes, not the next that waits for the lock."""
+    start_worker("test", "--nworkers", "1")
+    many = [dask.delayed(compute_under_lock)(i) for i in range(9)]
+    assert dask.compute(*many, scheduler=queue.get, chunk_size=1) == tuple(range(1, 10))
 
 
 def test_what_waits_behind_a_nested_compute_is_given_back(

@@ -13,7 +13,9 @@
 -- It is entered among their holders here, or not made: else C drops x while a job that reads x is
 -- on its way.
 --
--- `parent`: the job whose task waits for this one: it ends with that, and is not begun after it.
+-- `parent`: the job whose task waits for this one: it ends with that, and is not begun after it. Of
+-- the two this one comes first. Story: task A holds a redisq.Lock and computes; who stands in for it
+-- takes B, which waits for that lock: for ever, since what A waits for has no slot.
 --
 -- The epoch is of this run of the server too: the server lost the job, its client lost the connection
 -- and sends all of it again, and a slot still keeps values that it made in the first one.
@@ -21,6 +23,8 @@ if redis.call('EXISTS', key.job(arg.job)) == 1 then return 'exists' end
 -- It was cancelled and removed while its client, which lost its connection, had not heard of it:
 -- what that sends again would bring the job back, and it would run.
 if redis.call('EXISTS', key.tomb(arg.job)) == 1 then return 'over' end
+-- More urgent than its parent, and less than what users call more urgent.
+local NESTED = 2 ^ -10
 local hard = cmsgpack.unpack(arg.hard)
 -- A server that came back older may have forgotten all that was staged, or the last of it: without
 -- the restrictions a task would run anywhere.
@@ -41,9 +45,12 @@ if redis.call('EXISTS', key.new_answer(arg.job), key.new_names(arg.job)) == 2 th
   redis.call('RENAME', key.new_answer(arg.job), key.answer(arg.job))
   redis.call('RENAME', key.new_names(arg.job), key.names(arg.job))
 end
+local priority = tonumber(arg.priority)
+local above = arg.parent ~= '' and redis.call('HGET', key.job(arg.parent), 'priority')
+if above then priority = math.max(priority, above + NESTED) end
 redis.call('HSET', key.job(arg.job),
   'state', 'running', 'n', arg.n, 'finished', 0, 'block', arg.block, 'blocks', arg.blocks,
-  'epoch', epoch, 'chunk', arg.chunk, 'priority', arg.priority, 'python', arg.python,
+  'epoch', epoch, 'chunk', arg.chunk, 'priority', priority, 'python', arg.python,
   'allowed', arg.allowed, 'retries', arg.retries, 'retry_delay', arg.retry_delay,
   'patience', arg.patience, 'acked', 0, 'pure', arg.pure,
   'lease', arg.client_lease, 'ttl', arg.ttl,

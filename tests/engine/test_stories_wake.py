@@ -215,6 +215,18 @@ def test_a_higher_priority_comes_first(engine: Engine) -> None:
     assert low != high
 
 
+def test_what_a_task_computes_comes_before_what_its_job_still_has(engine: Engine) -> None:
+    """W1 computes in A of J; who stands in for it takes that, and not B, which may need A."""
+    w1, stand_in = engine.slot("w1"), engine.slot("w2")
+    j = engine.job({A: (), B: ()}, {A, B}, chunk=1)
+    assert engine.step(w1).tasks == [A]
+    nested = engine.job({A: (), B: ()}, {A, B}, chunk=1, parent=j)
+    urgent = engine.job({A: ()}, {A}, chunk=1, priority=1)
+    leases = [engine.step(stand_in).lease]
+    leases += [engine.finish(stand_in, A).lease for _ in range(2)]
+    assert [lease.job for lease in leases if lease] == [urgent, nested, nested]
+
+
 def test_jobs_take_turns(engine: Engine) -> None:
     """H59: of equal priority the least recently served; one task does not wait behind a million."""
     w1 = engine.slot()
