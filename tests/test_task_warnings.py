@@ -139,6 +139,17 @@ def test_how_many_warnings_were_dropped_is_told(
     assert last == "5 more warnings came with these, and are only in the log of their worker"
 
 
+def test_a_job_that_warns_of_too_many_things_says_so(queue: Queue, workers: WorkerProcess) -> None:
+    """Of three hundred, from twenty leases, some two hundred come, and a word on the others."""
+    dsk = {("x", i): (warn_often, 15 * i, 15) for i in range(20)}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        queue.get(dsk, list(dsk), chunk_size=1)
+    texts = [str(warning.message) for warning in caught]
+    assert 200 <= sum(text.startswith("of ") for text in texts) < 230
+    assert sum("more than 200 different things" in text for text in texts) == 1
+
+
 def test_what_most_ignore_takes_no_room_from_the_rest(box: WarningBox) -> None:
     """A hundred deprecations, and what says that a value is wrong."""
     warn_often(0, 100, DeprecationWarning)
