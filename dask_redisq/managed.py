@@ -57,7 +57,7 @@ class Managed:
             return status.jobs(link, self.keys)
 
     def wait_for_workers(self, n: int, timeout: float | None = None) -> None:
-        """Wait until `n` slots of living workers are registered.
+        """Wait until `n` slots of living workers are ready for tasks: registered, and up.
 
         Parameters
         ----------

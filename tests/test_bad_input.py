@@ -310,11 +310,11 @@ def test_workers_of_another_python_are_spoken_of(queue: Queue, link: Link, keys:
         queue.get({"x": (inc, 1)}, "x", no_workers_timeout=1)
 
 
-def _register_slot(link: Link, keys: Keys) -> None:
-    """Register a worker and a slot whose process never calls."""
+def _register_slot(link: Link, keys: Keys, calls: int = 0) -> None:
+    """Register a worker and a slot whose process has called so often."""
     tags = [python_tag()]
     info = {"name": "shadowed", "host": "h", "pid": 1, "python": "3", "tags": tags}
-    args = {"worker": "w", "info": pack(info), "slot": "s" * 16, "seq": 0, "tags": pack(tags)}
+    args = {"worker": "w", "info": pack(info), "slot": "s" * 16, "seq": calls, "tags": pack(tags)}
     link.call("register", keys, expiry=60_000, **args)
 
 
@@ -331,11 +331,20 @@ def test_a_worker_whose_slots_do_not_start_is_spoken_of(
     assert len([r for r in caplog.records if "none of their slots" in r.message]) == 1
 
 
+def test_a_slot_is_waited_for_until_it_is_up(queue: Queue, link: Link, keys: Keys) -> None:
+    """It is registered before its process is there, which takes a second to call."""
+    _register_slot(link, keys)
+    with pytest.raises(redisq.NoWorkersError, match="has 0 slots after"):
+        queue.wait_for_workers(1, timeout=0.05)
+    link.command("HSET", keys("slot", "s" * 16), "seq", 1)
+    queue.wait_for_workers(1, timeout=0.05)
+
+
 def test_slots_of_a_worker_that_vanished_are_not_waited_for(
     queue: Queue, link: Link, keys: Keys
 ) -> None:
     """They are registered until somebody looks; its alive key is gone."""
-    _register_slot(link, keys)
+    _register_slot(link, keys, calls=1)
     queue.wait_for_workers(1, timeout=1)
     link.command("DEL", keys("alive", "w"))
     with pytest.raises(redisq.NoWorkersError, match="has 0 slots"):

@@ -57,6 +57,7 @@ def test_a_call_under_way_outlives_the_close_and_its_connection_does_not(
     held = clients(link) - before
     queue.close()
     assert held <= clients(link)
-    link.call("register", keys, worker="w", info=b"", expiry=60_000, slot="s", seq=0, tags=pack([]))
+    info = pack({"name": "w"})
+    link.call("register", keys, worker="w", info=info, expiry=60_000, slot="s", seq=1, tags=b"")
     waiting.join()
     wait_until(lambda: not held & clients(link))
