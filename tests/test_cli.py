@@ -46,7 +46,7 @@ def run_cli(*words: str, **environment: str) -> Result:
 
 def options_of(*words: str, **environment: str) -> WorkerOptions:
     """Give what a worker would be run with."""
-    with mock.patch("dask_redisq.supervisor.run_worker", return_value=0) as run:
+    with mock.patch("dask_redisq.supervisor.supervise", return_value=0) as run:
         result = run_cli("worker", *words, **environment)
     assert result.exit_code == 0, result.output
     (options,) = run.call_args.args
@@ -138,7 +138,7 @@ def test_a_worker_without_a_secret_begins_if_it_is_told_so(
 
 def test_a_password_on_the_command_line_is_warned_about() -> None:
     """It is taken, but every user of the machine sees it."""
-    with mock.patch("dask_redisq.supervisor.run_worker", return_value=0):
+    with mock.patch("dask_redisq.supervisor.supervise", return_value=0):
         result = run_cli("worker", "--url", "redis://:secret@host")
     assert "warning: a password in --url is visible" in result.stderr
     assert "secret" not in result.output
@@ -181,7 +181,7 @@ def test_a_wrong_setting_is_a_usage_error() -> None:
 
 def test_an_error_of_ours_is_one_line() -> None:
     """No traceback, exit code 1."""
-    with mock.patch("dask_redisq.supervisor.run_worker", side_effect=RedisqError("no luck")):
+    with mock.patch("dask_redisq.supervisor.supervise", side_effect=RedisqError("no luck")):
         result = run_cli("worker", "--url", URL)
     assert (result.exit_code, result.output) == (1, "Error: no luck\n")
 
@@ -194,8 +194,8 @@ def test_a_log_file_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
 
 
 def test_the_exit_code_is_the_workers() -> None:
-    """What run_worker returns is what the shell gets."""
-    with mock.patch("dask_redisq.supervisor.run_worker", return_value=1):
+    """What supervise returns is what the shell gets."""
+    with mock.patch("dask_redisq.supervisor.supervise", return_value=1):
         assert run_cli("worker", "--url", URL).exit_code == 1
 
 
