@@ -144,8 +144,7 @@ def plan_worker(
     # One that comes twice counts once.
     names = tuple(dict.fromkeys(map(check_queue_name, tuple(queues) or (setting("queue"),))))
     url = check_url(url)
-    find_secret(url, secret_file, allow_unsigned=allow_unsigned)
-    return WorkerOptions(
+    options = WorkerOptions(
         queues=names,
         url=url,
         nworkers=cpu_count() if nworkers is None else whole("nworkers", nworkers, 1),
@@ -158,6 +157,8 @@ def plan_worker(
         environment={**(environment or {}), **environment_for(secret_file)},
         terms=_checked(terms),
     )
+    find_secret(url, secret_file, allow_unsigned=allow_unsigned)
+    return options
 
 
 def _checked(terms: Terms) -> Terms:

@@ -26,6 +26,7 @@ from conftest import WorkerProcess, wait_until
 from dask_redisq import Queue, cli, demo
 from dask_redisq.errors import NoServerError, RedisqError
 from dask_redisq.link import Link
+from dask_redisq.retirement import Terms
 from dask_redisq.server import PrivateServer
 from dask_redisq.supervisor import WorkerOptions
 
@@ -81,6 +82,7 @@ def test_a_worker_has_defaults_for_all_but_the_server(monkeypatch: pytest.Monkey
 def test_a_worker_does_what_it_is_told() -> None:
     """Each option arrives; the host's name is a tag, once, whatever the others are."""
     words = "a b --nworkers 4 --name me --tag gpu --tag big --alive-expiry 3 --death-timeout 0"
+    words += " --max-tasks 5 --max-idle 6 --burst --lifetime 7 --lifetime-stagger 1 --linger 8"
     options = options_of(*words.split(), "--tag", HOST, "--url", URL)
     assert options == WorkerOptions(
         queues=("a", "b"),
@@ -90,6 +92,7 @@ def test_a_worker_does_what_it_is_told() -> None:
         tags=(HOST, "gpu", "big"),
         alive_expiry=3.0,
         death_timeout=0.0,
+        terms=Terms(5, 6.0, True, 7.0, 1.0, 8.0),  # noqa: FBT003
     )
 
 
@@ -155,6 +158,8 @@ def test_a_password_on_the_command_line_is_warned_about() -> None:
         (["--url", "redis://:sec/ret@host"], "is not the URL of a server"),
         (["a{b}", "--url", URL], "a queue name is text without braces"),
         (["", "--url", URL], "a queue name is text without braces"),
+        (["--max-tasks", "0", "--url", URL], "0 is not in the range x>=1"),
+        (["--lifetime-stagger", "3", "--url", URL], "lifetime_stagger is for a lifetime"),
         (["--nworkers", "0", "--url", URL], "0 is not in the range x>=1"),
         (["--alive-expiry", "0.1", "--url", URL], "redisq.alive-expiry is at least 0.5 s"),
         (["--password-file", "/no/such/file", "--url", URL], "No such file or directory"),
