@@ -21,7 +21,8 @@ class Terms:
     Attributes
     ----------
     max_tasks : int, optional
-        How many tasks it runs, in all slots together.
+        How many tasks it runs, in all slots together, those that follow in a slot included. What
+        the last of them compute on their own queue, and wait for, comes on top.
     max_idle : float, optional
         Seconds without a task in any slot after which it ends.
     burst : bool

@@ -21,6 +21,8 @@ from dask_redisq.url import check_url
 
 __all__ = ["plan_worker", "run_worker"]
 
+_NO_SERVER = "no Redis server to work for: pass url=, or set redisq.url (DASK_REDISQ__URL)"
+
 
 def run_worker(
     *queues: str,
@@ -40,54 +42,22 @@ def run_worker(
 ) -> None:
     """Be a worker until it ends: doRedis's ``redisWorker``, and ``dask-redisq-worker`` in Python.
 
-    This process looks after the slots, which are processes of their own, with its directory,
-    environment, module search path and ``redisq`` settings. The worker ends with its queues, by
-    SIGTERM or Ctrl-C, when it drains, or as the options say. In a thread that is not the main one
-    it hears no signals.
+    This process looks after the slots, which see its directory, modules and ``redisq`` settings.
+    SIGTERM and Ctrl-C drain it; in a thread that is not the main one it hears no signals.
 
     Parameters
     ----------
-    *queues
-        The queues to serve, in order of priority; by default the setting ``redisq.queue``.
-    url
-        The server; by default the setting ``redisq.url``.
-    nworkers
-        The number of slots; by default one per core.
-    name
-        For people to read; by default HOST-PID.
-    tags
-        Words that the slots carry, besides the host's name.
-    resources
-        What the slots share, such as ``{"GPU": 1}``.
-    preload
-        What each slot imports before its first task: modules or files, and after a colon a
-        function that it calls.
-    death_timeout
-        Seconds for which to look for the server at the start.
-    max_tasks
-        End after so many tasks, in all slots together. What those compute on their own queue, and
-        wait for, may come on top.
-    max_idle
-        End after so many seconds in which no slot had a task.
-    burst
-        End when no job of the queues is unfinished, at once if there is none.
-    lifetime
-        End after so many seconds, once the tasks in hand are finished.
-    lifetime_stagger
-        Have up to so many seconds more or less of it, by chance.
-    linger
-        Stay for so many seconds after the last queue was removed.
+    *queues, url
+        What to serve, in order of priority, and where; by default as the settings say.
+    nworkers, name, tags, resources, preload, death_timeout
+        As for the command: the slots, what they carry and share, and what they import first.
+    max_tasks, max_idle, burst, lifetime, lifetime_stagger, linger
+        When it ends; see `dask_redisq.retirement.Terms`.
 
     Raises
     ------
-    NoServerError
-        No server is named.
-    ServerUnavailable
-        It did not answer in time, or refuses us.
-    SecretError
-        A secret is needed, and there is none.
-    ValueError
-        An option is not one.
+    RedisqError, ValueError
+        No server is named, or answers; there is no secret and one is needed; a wrong option.
 
     Examples
     --------
@@ -96,25 +66,20 @@ def run_worker(
     """
     from dask_redisq.supervisor import Supervisor
 
-    terms = Terms(max_tasks, max_idle, burst, lifetime, lifetime_stagger, linger)
     url = url or setting("url")
     if not url:
-        raise NoServerError(
-            "no Redis server to work for: pass url=, or set redisq.url (DASK_REDISQ__URL)"
-        )
+        raise NoServerError(_NO_SERVER)
     options = plan_worker(
-        queues,
-        url,
-        terms,
-        nworkers=nworkers,
-        name=name,
-        tags=(tags,) if isinstance(tags, str) else tags,
+        queues, url, Terms(max_tasks, max_idle, burst, lifetime, lifetime_stagger, linger),
+        nworkers=nworkers, name=name, tags=_words(tags), preload=_words(preload),
         resources=check_resources(resources or {}),
-        preload=(preload,) if isinstance(preload, str) else preload,
-        death_timeout=number("death_timeout", death_timeout),
-        environment=inherited(url),
-    )
+        death_timeout=number("death_timeout", death_timeout), environment=inherited(url),
+    )  # fmt: skip
     Supervisor(options).run()
+
+
+def _words(given: Iterable[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def plan_worker(

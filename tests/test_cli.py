@@ -67,7 +67,7 @@ def untouched_logging() -> Iterator[None]:
 
 def test_a_worker_has_defaults_for_all_but_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     """Queue and expiry are those of the settings, slots the machine's cores."""
-    monkeypatch.setattr("dask.system.cpu_count", lambda: 3)
+    monkeypatch.setattr("dask_redisq.worker.cpu_count", lambda: 3)
     assert options_of("--url", URL) == WorkerOptions(
         queues=("jobs",),
         url=URL,
@@ -92,7 +92,7 @@ def test_a_worker_does_what_it_is_told() -> None:
         tags=(HOST, "gpu", "big"),
         alive_expiry=3.0,
         death_timeout=0.0,
-        terms=Terms(5, 6.0, True, 7.0, 1.0, 8.0),  # noqa: FBT003
+        terms=Terms(5, 6.0, True, 7.0, 1.0, 8.0),
     )
 
 
