@@ -175,7 +175,7 @@ def one(*_: int) -> int:
 @pytest.mark.parametrize("chain", [True, False])
 def test_a_lease_runs_no_task_that_it_could_not_take(chain: bool) -> None:
     """Neither one that it was given nor one that follows; what it did not begin stays whole."""
-    inputs = [(), (0,), (1,), (2,)] if chain else [(), (), (), ()]
+    inputs: list[tuple[int, ...]] = [(), (0,), (1,), (2,)] if chain else [()] * 4
     users = [tuple(u for u in range(4) if t in inputs[u]) for t in range(4)]
     tasks = [(one, inputs[t], ()) for t in range(4)]
     ends = frozenset(t for t in range(4) if not users[t])

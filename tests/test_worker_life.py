@@ -262,7 +262,7 @@ def test_ctrl_c_ends_the_worker_in_a_script_and_the_script_goes_on(
         [sys.executable, "-c", SCRIPT, server.url],
         env={**os.environ, "PYTHONPATH": PATH},
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=subprocess.PIPE,
         text=True,
     )
     try:
@@ -278,8 +278,8 @@ def test_ctrl_c_ends_the_worker_in_a_script_and_the_script_goes_on(
         assert future.result(5) == pids(tmp_path / "log")[0]
     finally:
         script.kill()
-        output, _ = script.communicate()
-    assert output == "and on\n"
+        output, errors = script.communicate()
+    assert output == "and on\n", errors
 
 
 def test_a_worker_in_python_takes_the_options_of_the_command(
