@@ -34,6 +34,7 @@ from dask_redisq.persist import Part, futures_of
 from dask_redisq.queue import Queue
 from dask_redisq.scheduler import get
 from dask_redisq.waiting import as_completed, wait
+from dask_redisq.worker import run_worker
 
 __all__ = [
     # compute
@@ -53,6 +54,7 @@ __all__ = [
     # on this machine
     "LocalCluster",
     "start_local_workers",
+    "run_worker",
     # what can go wrong
     "RedisqError",
     "BadSignature",

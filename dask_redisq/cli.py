@@ -91,6 +91,44 @@ _SEEN_BY_ALL = (
     help="How long to look for the server at the start.",
 )
 @click.option(
+    "--max-tasks",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="End after N tasks, in all slots together.  [default: no limit]",
+)
+@click.option(
+    "--max-idle",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0),
+    help="End after so long without a task in any slot.  [default: stay]",
+)
+@click.option(
+    "--burst",
+    is_flag=True,
+    default=False,
+    help="End when no job of the queues is unfinished, at once if there is none.",
+)
+@click.option(
+    "--lifetime",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0),
+    help="End after so long, once the tasks in hand are finished.  [default: stay]",
+)
+@click.option(
+    "--lifetime-stagger",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    help="Have up to so much more or less of it, by chance.",
+)
+@click.option(
+    "--linger",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    help="Stay for so long after the last queue was removed.",
+)
+@click.option(
     "--log-file",
     metavar="FILE",
     type=click.Path(dir_okay=False),
@@ -111,51 +149,43 @@ def worker(
     preload: tuple[str, ...],
     alive_expiry: float | None,
     death_timeout: float,
+    max_tasks: int | None,
+    max_idle: float | None,
+    burst: bool,
+    lifetime: float | None,
+    lifetime_stagger: float,
+    linger: float,
     log_file: str | None,
 ) -> None:
     """Run tasks from the QUEUEs (default: the setting redisq.queue) of a Redis server.
 
     The worker runs until it is told to stop: by SIGTERM or Ctrl-C, when it drains, or by the
-    removal of its queues. Settings are Dask's: files in ~/.config/dask, or variables such as
-    DASK_REDISQ__URL.
+    removal of its queues; or as long as the options say, and then its exit code is 0, too.
+    Settings are Dask's: files in ~/.config/dask, or variables such as DASK_REDISQ__URL.
     """
-    import os
-    import socket
-
-    from dask.system import cpu_count
-
-    from dask_redisq.supervisor import WorkerOptions
-
-    host = socket.gethostname()
-    url = _server_url(url, password_file)
-    options = WorkerOptions(
-        queues=_queue_names(queues),
-        url=url,
-        nworkers=nworkers or cpu_count(),
-        name=name or f"{host}-{os.getpid()}",
-        tags=tuple(dict.fromkeys((host, *tags))),
-        resources=resources,
-        preload=preload,
-        alive_expiry=_alive_expiry(alive_expiry),
-        death_timeout=death_timeout,
-        environment=_secret(url, secret_file, allow_unsigned=allow_unsigned),
-    )
-    _set_up_log(log_file)
-    sys.exit(_run(options))
-
-
-def _queue_names(queues: tuple[str, ...]) -> tuple[str, ...]:
-    """Refuse names that no queue can have; one that comes twice counts once."""
-    from dask_redisq.keys import check_queue_name
-    from dask_redisq.settings import setting
+    from dask_redisq.errors import RedisqError
+    from dask_redisq.retirement import Terms
+    from dask_redisq.worker import plan_worker
 
     try:
-        queues = queues or (setting("queue"),)
-        for queue in queues:
-            check_queue_name(queue)
-    except ValueError as error:
+        options = plan_worker(
+            queues,
+            _server_url(url, password_file),
+            Terms(max_tasks, max_idle, burst, lifetime, lifetime_stagger, linger),
+            nworkers=nworkers,
+            name=name,
+            tags=tags,
+            resources=resources,
+            preload=preload,
+            death_timeout=death_timeout,
+            alive_expiry=alive_expiry,
+            secret_file=secret_file,
+            allow_unsigned=allow_unsigned,
+        )
+    except (ValueError, RedisqError) as error:
         raise click.UsageError(str(error)) from None
-    return tuple(dict.fromkeys(queues))
+    _set_up_log(log_file)
+    sys.exit(_run(options))
 
 
 def _resources(given: str | None) -> dict[str, float]:
@@ -169,50 +199,24 @@ def _resources(given: str | None) -> dict[str, float]:
         raise click.BadParameter(f"it is like GPU=1,MEMORY=10e9, not {given!r}") from None
 
 
-def _alive_expiry(seconds: float | None) -> float:
-    """Take the option, else the setting; refuse what is too short."""
-    from dask_redisq.settings import setting
-
-    try:
-        return float(setting("alive-expiry", seconds))
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
-
-
 def _server_url(url: str | None, password_file: TextIO | None) -> str:
     """Put the server's URL together, password included."""
     from urllib.parse import urlsplit
 
-    from dask_redisq.errors import BadURL
     from dask_redisq.settings import setting
-    from dask_redisq.url import check_url, with_password
+    from dask_redisq.url import with_password
 
     if url and urlsplit(url).password:
         click.echo(_SEEN_BY_ALL, err=True)
     url = url or setting("url")
     if not url:
         raise click.UsageError(_NO_URL)
-    if password_file is not None:
-        password = password_file.readline().rstrip("\r\n")
-        if not password:
-            raise click.UsageError(f"{password_file.name}: its first line, the password, is empty")
-        url = with_password(url, password)
-    try:
-        return check_url(url)
-    except BadURL as error:
-        raise click.UsageError(str(error)) from None
-
-
-def _secret(url: str, file: str | None, *, allow_unsigned: bool) -> dict[str, str]:
-    """Check that there is a secret if one is needed; return how the slots find the same."""
-    from dask_redisq.errors import SecretError
-    from dask_redisq.secret import environment_for, find_secret
-
-    try:
-        find_secret(url, file, allow_unsigned=allow_unsigned)
-    except SecretError as error:
-        raise click.UsageError(str(error)) from None
-    return environment_for(file)
+    if password_file is None:
+        return url
+    password = password_file.readline().rstrip("\r\n")
+    if not password:
+        raise click.UsageError(f"{password_file.name}: its first line, the password, is empty")
+    return with_password(url, password)
 
 
 def _set_up_log(log_file: str | None) -> None:
@@ -240,10 +244,10 @@ def _set_up_log(log_file: str | None) -> None:
 def _run(options: WorkerOptions) -> int:
     """Run the worker to its end; what the user can mend is said in one line."""
     from dask_redisq.errors import RedisqError
-    from dask_redisq.supervisor import run_worker
+    from dask_redisq.supervisor import supervise
 
     try:
-        return run_worker(options)
+        return supervise(options)
     except RedisqError as error:
         raise click.ClickException(str(error)) from error
 

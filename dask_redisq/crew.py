@@ -11,11 +11,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dask_redisq.allowance import Allowance
 from dask_redisq.guard import Guard
 from dask_redisq.keys import Keys
 from dask_redisq.output import Outputs
 from dask_redisq.page import Cursor, Wait
 from dask_redisq.registration import Registration
+from dask_redisq.retirement import Activity, Terms
 from dask_redisq.slot_process import SlotProcess, start_slot
 from dask_redisq.verdict import how_it_ended
 from dask_redisq.watch import due_at, find_overdue, hostages_since
@@ -63,6 +65,8 @@ class WorkerOptions:
         What each slot imports and runs first; see `dask_redisq.preload`.
     environment : dict of str to str
         What its slots have in their environment besides its own.
+    terms : Terms
+        How long it stays.
     """
 
     queues: tuple[str, ...]
@@ -75,6 +79,7 @@ class WorkerOptions:
     resources: dict[str, float] = field(default_factory=dict)
     preload: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
+    terms: Terms = field(default_factory=Terms)
 
 
 @dataclass
@@ -114,6 +119,8 @@ class Crew:
         self.keys = keys
         self.outputs = Outputs()
         self.guard = Guard()
+        most = options.terms.max_tasks
+        self.allowance = None if most is None else Allowance(most)
         self.places = [_Place() for _ in range(options.nworkers)]
         self._surplus_at = 0.0
         #: Where its slots put uploaded files; made with the first of them.
@@ -136,6 +143,15 @@ class Crew:
 
     def _make_places(self, now: float) -> None:
         """Have a place more for each slot whose task waits for tasks, as long as it does."""
+        wanted = self._answer_waits()
+        if wanted >= len(self.places):
+            self._surplus_at = now + STAY
+            self.places += [_Place() for _ in range(wanted - len(self.places))]
+        elif now >= self._surplus_at:
+            self._leave_place(len(self.places) - wanted)
+
+    def _answer_waits(self) -> int:
+        """Grant a stand-in to each task that asks, up to a most; return how many places to have."""
         waiting = [child for child in self if child.page.waits()]
         most = self.options.nworkers + max(LEAST_STAND_INS, self.options.nworkers)
         asking = [child for child in waiting if child.page.stand_in() is None]
@@ -151,11 +167,7 @@ class Crew:
             # the lock, as do all who stand in for others: there are no more of those to be had.
             locked = [c for c in self if c.page.waits_for() == Wait.LOCK and c not in waiting]
             wanted = max(wanted, min(len(waiting) + len(locked) + 1, most + MORE))
-        if wanted >= len(self.places):
-            self._surplus_at = now + STAY
-            self.places += [_Place() for _ in range(wanted - len(self.places))]
-        elif now >= self._surplus_at:
-            self._leave_place(len(self.places) - wanted)
+        return wanted
 
     def _leave_place(self, count: int) -> None:
         """Give up places that are not needed any more: empty ones, or those of idle slots."""
@@ -168,7 +180,7 @@ class Crew:
         for child in free[: max(0, count - ending)]:
             child.stop()
 
-    def _start(self, now: float) -> SlotProcess:
+    def _start(self, now: float, *, counted: bool = True) -> SlotProcess:
         """Register a slot and start its process; in this order: only the registered may lease."""
         slot = secrets.token_hex(8)
         for keys in self.keys:
@@ -178,6 +190,7 @@ class Crew:
         child = start_slot(
             slot, queues, self.tags, opt.name, opt.url, self.outputs, now, opt.environment,
             opt.nworkers, self.files, opt.preload,
+            self.allowance.fd if self.allowance is not None and counted else None,
         )  # fmt: skip
         self.guard.watch(child.process.pid)
         return child
@@ -212,15 +225,23 @@ class Crew:
     def drain(self, now: float) -> None:
         """As `stop`, but for as many slots as there are tasks that wait for tasks.
 
-        Those end after what they wait for, which would never come if nobody ran it.
+        Those end after what they wait for, which would never come if nobody ran it. So it is not
+        counted, either, once as many tasks began as may.
         """
+        self._answer_waits()
+        spent = self.allowance is not None and self.allowance.left == 0
         waiting = [child for child in self if child.page.waits()]
-        able = [child for child in self if child not in waiting and not child.stopping]
-        for child in (*waiting, *able[len(waiting) :]):
-            child.stop()
+        able = [c for c in self if not (c in waiting or c.stopping or (spent and c.counted))]
+        able = able[: len(waiting)]
+        for child in self:
+            if child not in able:
+                child.stop()
+        lacking = len(waiting) - len(able)
+        empty = [place for place in self.places if place.child is None]
+        self.places += [_Place() for _ in range(lacking - len(empty))]
         free = [place for place in self.places if place.child is None and now >= place.start_at]
-        for place in free[: max(0, len(waiting) - len(able))]:
-            place.child = self._start(now)
+        for place in free[:lacking]:
+            place.child = self._start(now, counted=not spent)
 
     def kill(self) -> None:
         """End all slots now."""
@@ -238,9 +259,20 @@ class Crew:
                 place.child = None
         self.outputs.close()
         self.guard.close()
+        if self.allowance is not None:
+            self.allowance.close()
         shutil.rmtree(self.files, ignore_errors=True)
 
     # -- look after -------------------------------------------------------------------------
+
+    def activity(self) -> Activity:
+        """Return what the slots do now, and how much they did."""
+        return Activity(
+            any(child.page.read().seq > 0 for child in self),
+            any(child.page.last_answered(i) for child in self for i in range(len(child.queues))),
+            {child.slot: child.page.leases() for child in self},
+            None if self.allowance is None else self.allowance.left,
+        )
 
     def due(self) -> list[float]:
         """Return when something is to be done for a slot, by `time.monotonic`."""

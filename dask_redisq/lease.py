@@ -71,6 +71,8 @@ class LeaseRun:
         Returns the bytes that the server holds in one value; asked for large ones only.
     sign : callable, optional
         Called as ``sign(task, pickle)`` for each value that leaves this process.
+    take : callable, optional
+        Called before each task; false: it may not run here, nor may any other.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class LeaseRun:
         go_on: Callable[[], bool],
         most: Callable[[], int],
         sign: Callable[[int, bytes], bytes] | None = None,
+        take: Callable[[], bool] | None = None,
     ) -> None:
         self.lease = lease
         self.blocks = blocks
@@ -98,6 +101,7 @@ class LeaseRun:
         self.go_on = go_on
         self.most = most
         self.sign = sign
+        self.take = take
         self.made: dict[int, None] = {}
         self.failed: tuple[int, BaseException] | None = None
         self._missing: dict[int, int] = {}  # user of what was made -> inputs that it still lacks
@@ -121,6 +125,8 @@ class LeaseRun:
             if task in self.made:
                 continue
             if position and self._should_step(task, now - started):
+                break
+            if self.take is not None and not self.take():
                 break
             now = self._run_tree(task, position, started, now)
             done = position + 1
@@ -160,8 +166,11 @@ class LeaseRun:
         while todo:
             task = todo.pop()
             node = self._node(task)
-            if task != first and not self._may_follow(task, node, now - started):
-                continue
+            if task != first:
+                if not self._may_follow(task, node, now - started):
+                    continue
+                if self.take is not None and not self.take():
+                    break
             block = self.blocks[task // self.lease.block]
             if task in block.limits:
                 self.limit(task, *block.limits[task])

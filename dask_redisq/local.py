@@ -7,22 +7,18 @@
 from __future__ import annotations
 
 import os
-import site
 import sys
-import sysconfig
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO, Any, Self
 
-import dask.config
 from dask.system import cpu_count
 
-from dask_redisq._defaults import hide_secret
 from dask_redisq.errors import NoServerError, RedisqError
+from dask_redisq.inherit import inherited
 from dask_redisq.keeper import GRACE, Kept
 from dask_redisq.keys import check_queue_name
 from dask_redisq.link import Link
@@ -128,7 +124,7 @@ def start_local_workers(
     command = [sys.executable, "-P", "-m", "dask_redisq.cli", "worker", "--nworkers", str(n)]
     command += [f"--tag={tag}", "--", queue] if tag else ["--", queue]
     with _log_descriptor(log) as output:
-        kept = Kept(command, env=_environment(url), output=output)
+        kept = Kept(command, env={**os.environ, **inherited(url)}, output=output)
     return LocalWorker(kept, queue, n)
 
 
@@ -141,31 +137,6 @@ def _default_url() -> str:
         "no Redis server to work for: pass url=, set redisq.url (DASK_REDISQ__URL), "
         "or use LocalCluster, which starts a private one"
     )
-
-
-def _environment(url: str) -> dict[str, str]:
-    """Give the environment of a worker: ours, and what makes it see what we see."""
-    environment = {**os.environ, "PYTHONPATH": _search_path()}
-    # The URL, which may hold a password, goes here and not on the command line: `ps` shows that
-    # to every user of the machine, the environment only to its owner.
-    hide_secret()  # it goes as it came, as text, which is not what Dask makes of it
-    for key, value in {**dask.config.get("redisq"), "url": url}.items():
-        # Dask evaluates what looks like a literal, so a queue "007" goes quoted.
-        plain = isinstance(value, str) and dask.config.interpret_value(value) == value
-        name = f"DASK_REDISQ__{key.upper().replace('-', '_')}"
-        environment[name] = value if plain else repr(value)
-    return environment
-
-
-def _search_path() -> str:
-    """Give our `sys.path` as a PYTHONPATH, less what this Python finds by itself."""
-    # Not all of it: a task that starts another Python, of another version, would pass our
-    # standard library on to it. An empty entry is the current directory.
-    library = Path(sysconfig.get_path("stdlib"))
-    archive = library.with_name(f"python{sys.version_info[0]}{sys.version_info[1]}.zip")
-    own = {str(library), str(library / "lib-dynload"), str(archive)}
-    own |= {*site.getsitepackages(), site.getusersitepackages()}
-    return os.pathsep.join(os.path.abspath(entry) for entry in sys.path if entry not in own)  # noqa: PTH100 - "" too
 
 
 @contextmanager

@@ -69,6 +69,9 @@ class Outputs:
         self._selector = selectors.DefaultSelector()
         self._tails: set[Tail] = set()
         self._thread: threading.Thread | None = None
+        #: What is written here ends the thread.
+        self._end_read, self._end_write = os.pipe()
+        self._selector.register(self._end_read, selectors.EVENT_READ)
 
     def __repr__(self) -> str:
         return f"<Outputs of {len(self._tails)} slots>"
@@ -84,25 +87,38 @@ class Outputs:
             read, write = os.pipe()
             self._selector.register(read, selectors.EVENT_READ, (target, tail))
             writers.append(write)
-        if self._thread is None:  # not before: a selector without anything in it never returns
+        if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="output", daemon=True)
             self._thread.start()
         return tail, writers[0], writers[1]
 
     def close(self, seconds: float = 1.0) -> None:
-        """Wait until all that ended slots printed is copied, at most that long."""
+        """Wait until all that ended slots printed is copied, at most that long; then stop."""
         deadline = time.monotonic() + seconds
         for tail in list(self._tails):
             tail.wait(max(0.0, deadline - time.monotonic()))
+        if self._thread is not None:
+            os.write(self._end_write, b"\0")
+            self._thread.join(seconds)
+            if self._thread.is_alive():  # nobody reads what it writes: it ends with this process
+                return
+        # A process that left its slot's group may still hold one open.
+        for registered in list(self._selector.get_map().values()):
+            os.close(registered.fd)
+        self._selector.close()
+        os.close(self._end_write)
 
     def _run(self) -> None:
         # A signal that this thread took would not interrupt what the main thread waits for.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        while True:
-            self._copy(self._selector.select())
+        while self._copy([key for key, _ in self._selector.select()]):
+            pass
 
-    def _copy(self, ready: Iterable[tuple[selectors.SelectorKey, int]]) -> None:
-        for key, _ in ready:
+    def _copy(self, ready: Iterable[selectors.SelectorKey]) -> bool:
+        """Copy what can be read; false once it is over."""
+        for key in ready:
+            if key.data is None:
+                return False
             target, tail = key.data
             data = os.read(key.fd, 65_536)
             if data:
@@ -114,6 +130,7 @@ class Outputs:
             tail.end()
             if tail.ended:
                 self._tails.discard(tail)
+        return True
 
 
 def _write(target: int, data: bytes) -> None:

@@ -25,6 +25,8 @@ _GIVEN = struct.Struct("<q")
 _TOLD_AT, _STOP_AT, _GIVEN_AT = 1023, 1024, 1088
 #: Whether the task in hand waits for other tasks, and what the supervisor says to that.
 _WAITS_AT, _STAND_IN_AT = 1100, 1101
+#: How many leases the slot has had.
+_LEASES_AT = 1104
 _UNANSWERED, _GRANTED, _REFUSED = 0, 1, 2
 #: Queues that one worker may serve.
 MOST_QUEUES = (_TOLD_AT - _CALLS_AT) // 8
@@ -121,12 +123,15 @@ class Page:
             fresh = False
         self.fd = fd
         self._memory = mmap.mmap(fd, _SIZE)
+        self._leases = 0
         if fresh:
             self.rest()
 
     def hold(self, queue: int, job: str, seq: int, since_ms: int, tasks: int) -> None:
         """Write that lease `seq` of a queue is in hand, and nothing of it has begun."""
         _CURSOR.pack_into(self._memory, 0, -1, -1, seq, since_ms, queue, tasks, job.encode())
+        self._leases += 1
+        struct.pack_into("<q", self._memory, _LEASES_AT, self._leases)
 
     def begin(self, task: int, position: int) -> None:
         """Write that `task` begins, `position` down the lease; see `Cursor` for what is around."""
@@ -152,6 +157,11 @@ class Page:
         """Return what holds for the task that runs by `cursor`."""
         task, seq, *rest = _LIMIT.unpack_from(self._memory, _LIMIT_AT)
         return Limit(*rest) if (task, seq) == (cursor.begun, cursor.seq) else Limit(0, 0, -1)
+
+    def leases(self) -> int:
+        """Return how many leases the slot has had."""
+        count: int = struct.unpack_from("<q", self._memory, _LEASES_AT)[0]
+        return count
 
     def answered(self, queue: int, seq: int) -> None:
         """Write that call `seq` on a queue was answered."""

@@ -1,4 +1,4 @@
-"""Who is registered on a queue, and whether they can run a job's tasks."""
+"""Who is registered on a queue, whether there is work, and whether they can do it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dask_redisq.errors import NoWorkersError
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 
-__all__ = ["able_workers", "list_workers", "live_slots", "wait_for_slots"]
+__all__ = ["able_workers", "has_work", "list_workers", "live_slots", "wait_for_slots"]
 
 
 def _text(thing: Any) -> Any:
@@ -48,6 +48,19 @@ def live_slots(link: Link, keys: Keys) -> int:
     return sum(
         _has_started(link, keys, slot) for row in list_workers(link, keys) for slot in row["slots"]
     )
+
+
+def has_work(link: Link, keys: Keys) -> bool:
+    """Tell whether a job of a queue has not ended; one that is only kept has."""
+    if link.command("EXISTS", keys("active")):  # there are ready tasks: most often this is enough
+        return True
+    newest_first = link.command("ZRANGE", keys("jobs"), 0, -1)[::-1]
+    for first in range(0, len(newest_first), 100):
+        for job in newest_first[first : first + 100]:
+            link.send("HGET", keys("job", job.decode()), "state")
+        if b"running" in link.receive_all():
+            return True
+    return False
 
 
 def wait_for_slots(link: Link, keys: Keys, n: int, timeout: float | None) -> None:

@@ -15,6 +15,7 @@ import sys
 import threading
 from typing import Any
 
+from dask_redisq.allowance import Allowance
 from dask_redisq.files import SlotFiles
 from dask_redisq.host import memory
 from dask_redisq.labels import Labelled
@@ -59,6 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--slots", type=int, default=1)
     parser.add_argument("--files", required=True)
     parser.add_argument("--preload", action="append", default=[])
+    parser.add_argument("--allowance", type=int)
     options = parser.parse_args(argv)
     _die_with_parent(options.life)
     # What a task printed before it killed this process is told with its death.
@@ -76,7 +78,10 @@ def main(argv: list[str] | None = None) -> None:
     tags, signer = frozenset(options.tag), find_secret()
     keep = int(memory() * setting("kept-memory") / options.slots)
     files = SlotFiles(f"{options.files}/{options.slot}", signer)
-    slot = Slot(link, options.slot, options.queue, tags, page, options.where, signer, keep, files)
+    allowance = None if options.allowance is None else Allowance(fd=options.allowance)
+    slot = Slot(
+        link, options.slot, options.queue, tags, page, options.where, signer, keep, files, allowance
+    )
     # First: what is preloaded may set logging up, with the streams as they are then.
     labelled: list[Any] = [Labelled(stream, page) for stream in (sys.stdout, sys.stderr)]
     sys.stdout, sys.stderr = labelled

@@ -11,6 +11,7 @@ from typing import Any
 
 import dask
 
+from dask_redisq.allowance import Allowance
 from dask_redisq.batch import Batch
 from dask_redisq.codec import pack, unpack
 from dask_redisq.errors import BadSignature, ServerFull, ValueTooLarge
@@ -30,6 +31,8 @@ from dask_redisq.trust import ERROR, UNSIGNED, Seal, Signer
 
 __all__ = ["Slot"]
 
+#: Tasks that one lease may have.
+MOST = 1000
 #: Seconds between two looks for work of an idle slot: heals a lost token.
 RECHECK = 5
 #: Seconds after which a slot of several queues turns to the next one.
@@ -97,6 +100,8 @@ class Slot:
         Bytes of persisted values that stay in its memory.
     files : SlotFiles, optional
         Where uploaded files go.
+    allowance : Allowance, optional
+        How many tasks the slots of its worker may still begin.
     """
 
     def __init__(
@@ -110,9 +115,11 @@ class Slot:
         signer: Signer = UNSIGNED,
         most_kept: int = 2**30,
         files: SlotFiles | None = None,
+        allowance: Allowance | None = None,
     ) -> None:
         self.link = link
         self.files = files
+        self.allowance = allowance
         self.slot = slot
         self.queues = [_Queue(Keys(name), i) for i, name in enumerate(queues)]
         for queue in self.queues:
@@ -145,21 +152,22 @@ class Slot:
         turned = time.monotonic()
         again = RECHECK * 1000
         while True:
-            if self.stopping and not report.job:
+            ending = self.stopping or self._left() == 0
+            if ending and not report.job:
                 # Nothing is in hand, and its supervisor unregisters it. A call would be more than
                 # vain: the remover of a queue deleted its keys, then an idle slot heard that it is
                 # to end, made a new connection, and with that the queue's key, for a day.
                 return
             queue = self.queues[at]
             turn = len(self.queues) > 1 and time.monotonic() - turned > TURN
-            lease, retry, status = self._step(queue, report, more=not self.stopping and not turn)
+            lease, retry, status = self._step(queue, report, more=not ending and not turn)
             report = _Report()
             if lease is not None:
                 self._leave_other_queues(queue)
                 report = self._work(queue, lease)
                 fruitless, again = 0, RECHECK * 1000
                 continue
-            if self.stopping:
+            if ending or self.stopping:
                 return
             again = min(again, retry or again, 500 if status == "unregistered" else again)
             fruitless = 0 if turn else fruitless + 1
@@ -171,6 +179,10 @@ class Slot:
                     self.memory.tidy(other.keys, turned)
                 self._wait(again)
                 fruitless, again = 0, RECHECK * 1000
+
+    def _left(self) -> int:
+        """Return how many tasks may begin, as far as this slot knows."""
+        return MOST if self.allowance is None else self.allowance.left
 
     def stop(self, *_: object) -> None:
         """End after the task in hand; a signal handler."""
@@ -235,7 +247,7 @@ class Slot:
                 epoch=report.epoch,
                 **args,
                 known=self.pace.job,
-                want=self.pace.want if more else 0,
+                want=min(self.pace.want, self._left()) if more else 0,
                 floor=self.pace.floor,
                 others=pack(others) if (others := self.pace.others()) else b"",
                 rest=int(rest and more),
@@ -302,6 +314,7 @@ class Slot:
             lambda: not self.stopping and not self.page.stopped(job, lease.seq),
             lambda: most_bytes(self.link),
             memory.seal.signer_of_values(self._attempt(lease).encode()),
+            None if self.allowance is None else self.allowance.take,
         )
         run.run()
         report.batch = run.report()

@@ -57,6 +57,8 @@ class SlotProcess:
         The lease of which was given back what had not begun.
     ask_at : float
         When to ask next whether somebody waits for that.
+    counted : bool
+        Whether the tasks that it runs are counted.
     peak : int
         The most memory that it had, in bytes, once it ended; 0 where the system does not tell.
     """
@@ -75,6 +77,7 @@ class SlotProcess:
     overdue: Overdue | None = None
     given: int = 0
     ask_at: float = 0.0
+    counted: bool = False
     peak: int = 0
 
     def stop(self) -> None:
@@ -141,10 +144,12 @@ def start_slot(
     slots: int,
     files: str,
     preload: Sequence[str],
+    allowance: int | None = None,
 ) -> SlotProcess:
     """Start the process of a registered slot, one of `slots` that share the host's memory.
 
-    Uploaded files go below the directory `files`, and `preload` is run first.
+    Uploaded files go below the directory `files`, and `preload` is run first. `allowance` is the
+    descriptor of an `Allowance`.
 
     It inherits this process's directory and environment, with `environment` on top, and gets the
     URL, which may hold a password, there too: `ps` shows a command line to everybody.
@@ -158,6 +163,8 @@ def start_slot(
     command = [sys.executable, *safe, "-m", "dask_redisq.slot", "--slot", slot]
     command += ["--page", str(page.fd), "--life", str(life_read), "--where", where]
     command += ["--slots", str(slots), "--files", files]
+    counted = [] if allowance is None else [allowance]
+    command += [word for fd in counted for word in ("--allowance", str(fd))]
     command += [word for name in preload for word in ("--preload", name)]
     command += [word for queue in queues for word in ("--queue", queue)]
     command += [word for tag in tags for word in ("--tag", tag)]
@@ -166,10 +173,12 @@ def start_slot(
         stdin=subprocess.DEVNULL,
         stdout=stdout,
         stderr=stderr,
-        pass_fds=(page.fd, life_read),
+        pass_fds=(page.fd, life_read, *counted),
         start_new_session=True,  # it leads a group, which ends with it
         env={**os.environ, **_ENVIRONMENT, **environment, "DASK_REDISQ__URL": url},
     )
     for fd in (life_read, stdout, stderr):
         os.close(fd)
-    return SlotProcess(slot, tuple(queues), process, page, tail, life_write, now)
+    return SlotProcess(
+        slot, tuple(queues), process, page, tail, life_write, now, counted=bool(counted)
+    )

@@ -8,13 +8,10 @@ back and starts another. One thread, one selector: children, signals, and the se
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import platform
 import secrets
 import selectors
-import signal
 import socket
 import time
 
@@ -26,10 +23,13 @@ from dask_redisq.keys import Keys
 from dask_redisq.link import Link, redact
 from dask_redisq.monitor import Monitor
 from dask_redisq.registration import Registration
+from dask_redisq.registry import has_work
+from dask_redisq.retirement import Retirement
 from dask_redisq.server_check import warn_about_server
+from dask_redisq.signals import Signals
 from dask_redisq.versions import python_tag
 
-__all__ = ["Supervisor", "WorkerOptions", "run_worker"]
+__all__ = ["Supervisor", "WorkerOptions", "supervise"]
 
 logger = logging.getLogger("dask_redisq.worker")
 
@@ -50,6 +50,8 @@ class Supervisor:
 
     #: Its slots, once it found its server.
     crew: Crew
+    #: When it ends by itself.
+    retirement: Retirement
 
     def __init__(self, options: WorkerOptions) -> None:
         self.options = options
@@ -79,78 +81,80 @@ class Supervisor:
 
     # -- life ---------------------------------------------------------------------------
 
-    def run(self) -> int:
-        """Serve until stopped; return the exit code."""
-        if not self._find_server():
-            return 1
-        wake_read, wake_write = os.pipe()
-        os.set_blocking(wake_read, False)
-        os.set_blocking(wake_write, False)
-        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_stop)
-        self.crew = Crew(self.options, self._tags, self.registration, self.keys)
-        self._register_all()
-        logger.info(
-            "worker %s: %d slots on %s, queues %s",
-            self.options.name,
-            self.options.nworkers,
-            redact(self.options.url),
-            ", ".join(self.options.queues),
-        )
+    def run(self) -> None:
+        """Serve until stopped.
+
+        Raises
+        ------
+        ServerUnavailable
+            If a starting worker found no server in time, or is refused.
+        """
+        if platform.system() == "Windows":
+            raise OSError("dask-redisq workers need a POSIX system")
         try:
-            while self._turn(wake_read):
+            self._find_server()
+            with Signals(self._on_stop) as signals:
+                self._serve(signals)
+        finally:
+            self.link.close()
+            self.words.close()
+        logger.info("worker %s ended", self.options.name)
+
+    def _serve(self, signals: Signals) -> None:
+        self.crew = Crew(self.options, self._tags, self.registration, self.keys)
+        self.retirement = Retirement(self.options.terms, time.monotonic())
+        try:
+            self._register_all()
+            logger.info(
+                "worker %s: %d slots on %s, queues %s",
+                self.options.name,
+                self.options.nworkers,
+                redact(self.options.url),
+                ", ".join(self.options.queues),
+            )
+            while self._turn(signals):
                 pass
             self.registration.leave(self.keys)
         except ServerUnavailable as error:
             logger.warning("left without a word to the server: %s", error)
         finally:
             self.crew.close()
-            signal.set_wakeup_fd(-1)
-            os.close(wake_read)
-            os.close(wake_write)
-        self.link.close()
-        self.words.close()
-        logger.info("worker %s ended", self.options.name)
-        return 0
 
-    def _find_server(self) -> bool:
+    def _find_server(self) -> None:
         """Connect; a starting worker that finds no server says so once and gives up in time."""
         deadline, said = time.monotonic() + self.options.death_timeout, False
         while True:
             try:
                 self.link.connect()
-                warn_about_server(self.link, logger)
-                return True
-            except ServerRefused as error:
-                logger.error("%s", error)  # noqa: TRY400 - a traceback says no more
-                return False
+                return warn_about_server(self.link, logger)
+            except ServerRefused:
+                raise
             except ServerUnavailable as error:
                 if not said:
                     logger.warning("%s; trying for %g s", error, self.options.death_timeout)
                     said = True
                 if time.monotonic() >= deadline:
-                    logger.error("gave up: %s", error)  # noqa: TRY400 - a traceback says no more
-                    return False
+                    raise
                 time.sleep(min(0.5, max(0.01, deadline - time.monotonic())))
 
-    def _on_stop(self, _number: int, _frame: object) -> None:
+    def _on_stop(self) -> None:
         self.stopping = True
         self.signals += 1
         self.link.patience = LAST_PATIENCE  # the server may be away: leave all the same
 
     # -- one turn of the loop -------------------------------------------------------------
 
-    def _turn(self, wake_read: int) -> bool:
+    def _turn(self, signals: Signals) -> bool:
         """Do what is due, then wait for something to happen; false when all is over."""
         now = time.monotonic()
         self.crew.reap(now)
+        if not self.stopping:
+            self._retire(now)
         if self.stopping:
             self.crew.drain(now)
             if self.signals > 1:
                 self.crew.kill()
-            if not list(self.crew):
+            if not list(self.crew) and (self.signals or not self.retirement.lingers(now)):
                 return False
         else:
             self.crew.fill(now)
@@ -159,20 +163,29 @@ class Supervisor:
             self._beat()
         for monitor in self.monitors:
             monitor.run(now)
-        self._listen(wake_read, now)
+        self._listen(signals, now)
         return True
 
-    def _listen(self, wake_read: int, now: float) -> None:
+    def _retire(self, now: float) -> None:
+        """Drain if it is time to. The server is waited for: the tasks in hand are to count."""
+        reason = self.retirement.reason(now, self.crew.activity(), self._has_work)
+        if reason is not None:
+            logger.info("worker %s ends: %s", self.options.name, reason)
+            self.stopping = True
+
+    def _has_work(self) -> bool:
+        return any(has_work(self.link, keys) for keys in self.keys)
+
+    def _listen(self, signals: Signals, now: float) -> None:
         """Wait for a signal, a child's end, or a word from the server."""
         self.words.ask(self.keys, now)
         due = [self._next_beat, now + TICK, *self.crew.due()]
         with selectors.DefaultSelector() as selector:
-            selector.register(wake_read, selectors.EVENT_READ)
+            selector.register(signals, selectors.EVENT_READ)
             if self.words.listening:
                 selector.register(self.words, selectors.EVENT_READ)
             selector.select(max(0.0, min(due) - time.monotonic()))
-        with contextlib.suppress(BlockingIOError):
-            os.read(wake_read, 4096)
+        signals.clear()
         words = self.words.read()
         for word in words:
             self._obey(word)
@@ -195,6 +208,7 @@ class Supervisor:
         self.keys.remove(keys)
         self.monitors = [m for m in self.monitors if m.keys is not keys]
         if not self.keys:
+            self.retirement.queues_gone(time.monotonic())
             self.stopping = True
         else:  # its slots still know the queue: new ones do not
             self.crew.stop()
@@ -216,8 +230,14 @@ class Supervisor:
         self._next_beat = time.monotonic() + self.options.alive_expiry / 3
 
 
-def run_worker(options: WorkerOptions) -> int:
+def supervise(options: WorkerOptions) -> int:
     """Run a worker in this process until it is stopped; return its exit code."""
-    if platform.system() == "Windows":
-        raise OSError("dask-redisq workers need a POSIX system")
-    return Supervisor(options).run()
+    try:
+        Supervisor(options).run()
+    except ServerRefused as error:
+        logger.error("%s", error)  # noqa: TRY400 - a traceback says no more
+        return 1
+    except ServerUnavailable as error:
+        logger.error("gave up: %s", error)  # noqa: TRY400 - a traceback says no more
+        return 1
+    return 0

@@ -36,6 +36,7 @@ MODULES = {
     "worker": (
         "supervisor",
         "registration",
+        "registry",
         "slot_loop",
         "memory",
         "control",

@@ -26,6 +26,7 @@ from conftest import WorkerProcess, wait_until
 from dask_redisq import Queue, cli, demo
 from dask_redisq.errors import NoServerError, RedisqError
 from dask_redisq.link import Link
+from dask_redisq.retirement import Terms
 from dask_redisq.server import PrivateServer
 from dask_redisq.supervisor import WorkerOptions
 
@@ -46,7 +47,7 @@ def run_cli(*words: str, **environment: str) -> Result:
 
 def options_of(*words: str, **environment: str) -> WorkerOptions:
     """Give what a worker would be run with."""
-    with mock.patch("dask_redisq.supervisor.run_worker", return_value=0) as run:
+    with mock.patch("dask_redisq.supervisor.supervise", return_value=0) as run:
         result = run_cli("worker", *words, **environment)
     assert result.exit_code == 0, result.output
     (options,) = run.call_args.args
@@ -66,7 +67,7 @@ def untouched_logging() -> Iterator[None]:
 
 def test_a_worker_has_defaults_for_all_but_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     """Queue and expiry are those of the settings, slots the machine's cores."""
-    monkeypatch.setattr("dask.system.cpu_count", lambda: 3)
+    monkeypatch.setattr("dask_redisq.worker.cpu_count", lambda: 3)
     assert options_of("--url", URL) == WorkerOptions(
         queues=("jobs",),
         url=URL,
@@ -81,6 +82,7 @@ def test_a_worker_has_defaults_for_all_but_the_server(monkeypatch: pytest.Monkey
 def test_a_worker_does_what_it_is_told() -> None:
     """Each option arrives; the host's name is a tag, once, whatever the others are."""
     words = "a b --nworkers 4 --name me --tag gpu --tag big --alive-expiry 3 --death-timeout 0"
+    words += " --max-tasks 5 --max-idle 6 --burst --lifetime 7 --lifetime-stagger 1 --linger 8"
     options = options_of(*words.split(), "--tag", HOST, "--url", URL)
     assert options == WorkerOptions(
         queues=("a", "b"),
@@ -90,6 +92,7 @@ def test_a_worker_does_what_it_is_told() -> None:
         tags=(HOST, "gpu", "big"),
         alive_expiry=3.0,
         death_timeout=0.0,
+        terms=Terms(5, 6.0, True, 7.0, 1.0, 8.0),
     )
 
 
@@ -138,7 +141,7 @@ def test_a_worker_without_a_secret_begins_if_it_is_told_so(
 
 def test_a_password_on_the_command_line_is_warned_about() -> None:
     """It is taken, but every user of the machine sees it."""
-    with mock.patch("dask_redisq.supervisor.run_worker", return_value=0):
+    with mock.patch("dask_redisq.supervisor.supervise", return_value=0):
         result = run_cli("worker", "--url", "redis://:secret@host")
     assert "warning: a password in --url is visible" in result.stderr
     assert "secret" not in result.output
@@ -155,6 +158,8 @@ def test_a_password_on_the_command_line_is_warned_about() -> None:
         (["--url", "redis://:sec/ret@host"], "is not the URL of a server"),
         (["a{b}", "--url", URL], "a queue name is text without braces"),
         (["", "--url", URL], "a queue name is text without braces"),
+        (["--max-tasks", "0", "--url", URL], "0 is not in the range x>=1"),
+        (["--lifetime-stagger", "3", "--url", URL], "lifetime_stagger is for a lifetime"),
         (["--nworkers", "0", "--url", URL], "0 is not in the range x>=1"),
         (["--alive-expiry", "0.1", "--url", URL], "redisq.alive-expiry is at least 0.5 s"),
         (["--password-file", "/no/such/file", "--url", URL], "No such file or directory"),
@@ -181,7 +186,7 @@ def test_a_wrong_setting_is_a_usage_error() -> None:
 
 def test_an_error_of_ours_is_one_line() -> None:
     """No traceback, exit code 1."""
-    with mock.patch("dask_redisq.supervisor.run_worker", side_effect=RedisqError("no luck")):
+    with mock.patch("dask_redisq.supervisor.supervise", side_effect=RedisqError("no luck")):
         result = run_cli("worker", "--url", URL)
     assert (result.exit_code, result.output) == (1, "Error: no luck\n")
 
@@ -194,8 +199,8 @@ def test_a_log_file_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
 
 
 def test_the_exit_code_is_the_workers() -> None:
-    """What run_worker returns is what the shell gets."""
-    with mock.patch("dask_redisq.supervisor.run_worker", return_value=1):
+    """What supervise returns is what the shell gets."""
+    with mock.patch("dask_redisq.supervisor.supervise", return_value=1):
         assert run_cli("worker", "--url", URL).exit_code == 1
 
 

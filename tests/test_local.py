@@ -26,6 +26,7 @@ from dask_redisq import LocalCluster, Queue, start_local_workers
 from dask_redisq import local as local_module
 from dask_redisq.embedded import default_cluster
 from dask_redisq.errors import NoServerError, RedisqError
+from dask_redisq.inherit import search_path
 from dask_redisq.local import LocalWorker, defaults
 from dask_redisq.server import PrivateServer
 
@@ -230,7 +231,7 @@ def test_a_worker_sees_what_the_client_sees(
 
 def test_a_worker_does_not_pass_our_standard_library_on() -> None:
     """A task may start a Python of another version, which reads PYTHONPATH too."""
-    entries = local_module._search_path().split(os.pathsep)
+    entries = search_path().split(os.pathsep)
     assert os.path.dirname(os.__file__) not in entries  # noqa: PTH120
     assert not any(entry.endswith("site-packages") for entry in entries)
 

@@ -1,0 +1,143 @@
+"""A worker as one asks for it: what it was told is checked and put together, then it runs."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from dask.system import cpu_count
+
+from dask_redisq.annotations import check_resources
+from dask_redisq.crew import WorkerOptions
+from dask_redisq.errors import NoServerError
+from dask_redisq.inherit import inherited
+from dask_redisq.keys import check_queue_name
+from dask_redisq.retirement import Terms
+from dask_redisq.secret import environment_for, find_secret
+from dask_redisq.settings import number, setting, whole
+from dask_redisq.url import check_url
+
+__all__ = ["plan_worker", "run_worker"]
+
+_NO_SERVER = "no Redis server to work for: pass url=, or set redisq.url (DASK_REDISQ__URL)"
+
+
+def run_worker(
+    *queues: str,
+    url: str | None = None,
+    nworkers: int | None = None,
+    name: str | None = None,
+    tags: Iterable[str] = (),
+    resources: Mapping[str, float] | None = None,
+    preload: Iterable[str] = (),
+    death_timeout: float = 60.0,
+    max_tasks: int | None = None,
+    max_idle: float | None = None,
+    burst: bool = False,
+    lifetime: float | None = None,
+    lifetime_stagger: float = 0.0,
+    linger: float = 0.0,
+) -> None:
+    """Be a worker until it ends: doRedis's ``redisWorker``, and ``dask-redisq-worker`` in Python.
+
+    This process looks after the slots, which see its directory, modules and ``redisq`` settings.
+    SIGTERM and Ctrl-C drain it; in a thread that is not the main one it hears no signals.
+
+    Parameters
+    ----------
+    *queues, url
+        What to serve, in order of priority, and where; by default as the settings say.
+    nworkers, name, tags, resources, preload, death_timeout
+        As for the command: the slots, what they carry and share, and what they import first.
+    max_tasks, max_idle, burst, lifetime, lifetime_stagger, linger
+        When it ends; see `dask_redisq.retirement.Terms`.
+
+    Raises
+    ------
+    RedisqError, ValueError
+        No server is named, or answers; there is no secret and one is needed; a wrong option.
+
+    Examples
+    --------
+    >>> import dask_redisq as redisq
+    >>> redisq.run_worker("jobs", url="redis://server:6379/0", burst=True)  # doctest: +SKIP
+    """
+    from dask_redisq.supervisor import Supervisor
+
+    url = url or setting("url")
+    if not url:
+        raise NoServerError(_NO_SERVER)
+    options = plan_worker(
+        queues, url, Terms(max_tasks, max_idle, burst, lifetime, lifetime_stagger, linger),
+        nworkers=nworkers, name=name, tags=_words(tags), preload=_words(preload),
+        resources=check_resources(resources or {}),
+        death_timeout=number("death_timeout", death_timeout), environment=inherited(url),
+    )  # fmt: skip
+    Supervisor(options).run()
+
+
+def _words(given: Iterable[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def plan_worker(
+    queues: Iterable[str],
+    url: str,
+    terms: Terms,
+    *,
+    nworkers: int | None,
+    name: str | None,
+    tags: Iterable[str],
+    resources: dict[str, float],
+    preload: Iterable[str],
+    death_timeout: float,
+    alive_expiry: float | None = None,
+    secret_file: str | None = None,
+    allow_unsigned: bool = False,
+    environment: Mapping[str, str] | None = None,
+) -> WorkerOptions:
+    """Check what a worker is to do, and fill in what was left out; see `run_worker`.
+
+    Raises
+    ------
+    ValueError, SecretError
+        If it cannot be done; the message says why.
+    """
+    host = socket.gethostname()
+    # One that comes twice counts once.
+    names = tuple(dict.fromkeys(map(check_queue_name, tuple(queues) or (setting("queue"),))))
+    url = check_url(url)
+    options = WorkerOptions(
+        queues=names,
+        url=url,
+        nworkers=cpu_count() if nworkers is None else whole("nworkers", nworkers, 1),
+        name=name or f"{host}-{os.getpid()}",
+        tags=tuple(dict.fromkeys((host, *tags))),
+        resources=resources,
+        preload=tuple(preload),
+        alive_expiry=float(setting("alive-expiry", alive_expiry)),
+        death_timeout=death_timeout,
+        environment={**(environment or {}), **environment_for(secret_file)},
+        terms=_checked(terms),
+    )
+    find_secret(url, secret_file, allow_unsigned=allow_unsigned)
+    return options
+
+
+def _checked(terms: Terms) -> Terms:
+    if terms.max_tasks is not None:
+        whole("max_tasks", terms.max_tasks, 1)
+    seconds: dict[str, Any] = {
+        "max_idle": terms.max_idle,
+        "lifetime": terms.lifetime,
+        "lifetime_stagger": terms.lifetime_stagger,
+        "linger": terms.linger,
+    }
+    for name, value in seconds.items():
+        if value is not None and number(name, value) < 0:
+            raise ValueError(f"{name} is a number of seconds, at least 0, not {value!r}")
+    if terms.lifetime is None and terms.lifetime_stagger:
+        raise ValueError("lifetime_stagger is for a lifetime, and there is none")
+    return terms
