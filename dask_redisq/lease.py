@@ -124,6 +124,10 @@ class LeaseRun:
         for position, task in enumerate(self.lease.tasks):
             if task in self.made:
                 continue
+            # Before it is asked whether to go on, not after. Story: the slot asks, and stops for a
+            # moment; its supervisor, which reads that the task before this one is in hand, gives
+            # this one to another slot; then this slot goes on, and the task runs twice.
+            self.begin(task, position)
             if position and self._should_step(task, now - started):
                 break
             if self.take is not None and not self.take():
@@ -174,7 +178,8 @@ class LeaseRun:
             block = self.blocks[task // self.lease.block]
             if task in block.limits:
                 self.limit(task, *block.limits[task])
-            self.begin(task, position)
+            if task != first:
+                self.begin(task, position)
             try:
                 if task in block.seeds:
                     with seeded(*block.seeds[task]):

@@ -138,7 +138,7 @@ class Page:
         _BEGUN.pack_into(self._memory, 0, task, position)
 
     def limit(self, task: int, seq: int, limit: Limit) -> None:
-        """Write what holds for `task`, which begins next.
+        """Write what holds for `task`, which is about to run.
 
         It names the task and the lease, so that it needs no removal: it holds for no other.
         """

@@ -187,6 +187,22 @@ def test_an_unknown_follower_does_not_hold_its_siblings_up() -> None:
     assert list(chain.made) == [A, B, C], "nothing else could follow"
 
 
+def test_what_the_supervisor_gives_away_does_not_begin() -> None:
+    """The slot stops between its question and B; what was read of it then must be B already.
+
+    Found by a storm: B was given to another slot and ran in both.
+    """
+    run = lease_of([A, B, C], [()] * 3, Pace(budget=100.0))
+    run.pace.ran(run._kind(run._node(A)), 0.001)
+    begun: list[int] = []
+    run.begin = lambda task, _: begun.append(task)
+    seen: list[int] = []
+    run.go_on = lambda: bool(seen.append(begun[-1]) or begun[-1] != C)  # type: ignore[func-returns-value]
+    run.run()
+    assert seen == [B, C]
+    assert list(run.made) == [A, B]
+
+
 def test_a_call_carries_no_more_than_its_share_of_values() -> None:
     """H31: ten results of 60 kB: some go inside the call, the rest by keys of their own."""
     run = lease_of(list(range(10)), [()] * 10, Pace(budget=100.0))
