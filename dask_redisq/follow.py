@@ -36,6 +36,9 @@ logger = logging.getLogger("dask_redisq")
 
 #: Output values that one answer may hold.
 GATHER = 2000
+#: Fewer outputs than these are waited for a moment before the next question, in seconds: results that
+#: come one by one would else cost a question each, as much of the server's time as their tasks.
+FEW, PAUSE = 64, 0.001
 #: Seconds between two looks at a job of which nothing is heard.
 WAIT = 1
 #: Seconds without progress after which missing workers are spoken of.
@@ -112,8 +115,8 @@ class Follower:
         self._repairs = self._repaired_at = 0
         self._born = self._heard = time.monotonic()
         self._kept = False
-        #: Whether the last answer held any output.
-        self.came = False
+        #: How many outputs the last answer held.
+        self.came = 0
         # Where it reads on in the log, and of which rebuild that is.
         self._cursor, self._gen = 0, b""
         self._progress, self._renew_at = -1, self._born + options.client_lease
@@ -142,6 +145,8 @@ class Follower:
             if not self.came:
                 self._wait(deadline, now)
                 self.look_after(time.monotonic())
+            elif self.came < FEW:
+                time.sleep(PAUSE)
         return self.received
 
     def ask(self) -> bool:
@@ -172,7 +177,7 @@ class Follower:
             if asked and not self.options.pure:
                 continue  # what is here may be of two histories: only the next answer tells
             break
-        self.came = bool(items)
+        self.came = len(items) // 2
         if len(self.received) == self._wanted:
             return True
         if state != b"running" and not items:
