@@ -25,7 +25,7 @@ from dask_redisq.monitor import Monitor, renew_values
 from dask_redisq.options import JobOptions
 from dask_redisq.rebuild import rebuild
 from dask_redisq.record import read_record
-from dask_redisq.registry import able_workers
+from dask_redisq.registry import able_workers, is_suspended
 from dask_redisq.trust import VALUE, Seal
 from dask_redisq.verdict import as_exception, is_dropped, why_gone
 from dask_redisq.versions import python_tag
@@ -288,8 +288,13 @@ class Follower:
 
     def _look_for_workers(self, quiet: float) -> None:
         """After `quiet` seconds without progress: say once that nobody is able, or give up."""
-        wanted = set(self.restrictions)
-        problem = able_workers(self.link, self.keys, python_tag(), wanted)
+        if is_suspended(self.link, self.keys):
+            if self._goes_on():
+                return
+            problem: str | None = f"queue {self.keys.queue!r} is suspended, until Queue.resume()"
+        else:
+            wanted = set(self.restrictions)
+            problem = able_workers(self.link, self.keys, python_tag(), wanted)
         if problem is None:
             return
         if quiet >= QUIET and not self._said:
@@ -298,6 +303,13 @@ class Follower:
         limit = self.options.no_workers_timeout
         if limit is not None and quiet >= limit:
             raise NoWorkersError(f"gave up after {limit:g} s: {problem}")
+
+    def _goes_on(self) -> bool:
+        """Tell whether a slot has a task of this job, or had one since we asked."""
+        if self.link.command("HLEN", self.keys("leases", self.id)):
+            return True
+        finished = self.link.command("HGET", self.keys("job", self.id), "finished")
+        return int(finished or 0) != self._progress
 
     # -- the lease ------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from dask_redisq.errors import NoWorkersError
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 
-__all__ = ["able_workers", "list_workers", "live_slots", "wait_for_slots"]
+__all__ = ["able_workers", "is_suspended", "list_workers", "live_slots", "wait_for_slots"]
 
 
 def _text(thing: Any) -> Any:
@@ -43,6 +43,11 @@ def live_slots(link: Link, keys: Keys) -> int:
     workers = [worker.decode() for worker in link.command("HKEYS", keys("workers"))]
     living = [worker for worker in workers if link.command("EXISTS", keys("alive", worker))]
     return sum(link.command("SCARD", keys("worker_slots", worker)) for worker in living)
+
+
+def is_suspended(link: Link, keys: Keys) -> bool:
+    """Tell whether a queue gives no leases; see `Queue.suspend`."""
+    return bool(link.command("HEXISTS", keys("queue"), "suspended"))
 
 
 def wait_for_slots(link: Link, keys: Keys, n: int, timeout: float | None) -> None:
@@ -85,7 +90,7 @@ def able_workers(
             f"{python}: pickled functions need the same minor version"
         )
     for tags in wanted or [(python,)]:
-        able = [r for r in fitting if may_run(tags, r["tags"], r.get("resources", {}))]
+        able = [r for r in fitting if may_run(tags, r["tags"] + r["slots"], r.get("resources", {}))]
         if not able:
             needs = [tag.removeprefix(RESOURCE) for tag in tags if tag.startswith(RESOURCE)]
             plain = sorted(tag for tag in tags if not tag.startswith(RESOURCE))
