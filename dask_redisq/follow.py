@@ -18,7 +18,7 @@ from dask_redisq import client_lease
 from dask_redisq.callbacks import Observer
 from dask_redisq.codec import loads, unpack
 from dask_redisq.errors import JobFailed, JobLost, NoWorkersError
-from dask_redisq.events import EventReader
+from dask_redisq.events import EventReader, Events
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.monitor import Monitor, renew_values
@@ -200,7 +200,7 @@ class Follower:
         return Monitor(self.link, self.keys, self.id, options.ft_interval, options.alive_expiry)
 
     @cached_property
-    def _events(self) -> EventReader | None:
+    def _events(self) -> Events | None:
         if self.observer is None:
             return None
         return EventReader(self.link, self.keys, self.id, self.names, self.observer)

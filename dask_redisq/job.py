@@ -252,7 +252,7 @@ class Job(Follower):
             hard=pack([list(tags) for tags in hard]),
             ttl=int(self.options.result_ttl * 1000),
             pure=int(self.options.pure),
-            watched=int(self.observer is not None),
+            watched=int(self._events is not None),
             kept=int(plan.kept),
             uses=pack(uses),
             by=pack(about_client()),

@@ -49,7 +49,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("link",),
     ("rebuild", "events", "names"),
     ("server", "server_check", "monitor", "memory", "registry", "control", "slot_process"),
-    ("secret", "files"),
+    ("secret", "files", "call_log"),
     ("pool", "removal", "suspend", "client_lease"),
     ("status", "registration"),
     ("crew",),

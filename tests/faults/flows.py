@@ -93,7 +93,7 @@ def a_value_is_lost(engine: Engine) -> None:
 
 def a_slot_and_a_worker_die(engine: Engine) -> None:
     """A slot dies in its task, a whole worker vanishes, another leaves; a payload is refused."""
-    job, w1, _, w3 = begin(engine)
+    job, w1, _, w3 = begin(engine, watched=1)
     engine.die(w1, begun=A)
     engine.lose_worker("two")
     work(engine, w3)
