@@ -47,7 +47,7 @@ def live_slots(link: Link, keys: Keys) -> int:
 
 def is_suspended(link: Link, keys: Keys) -> bool:
     """Tell whether a queue gives no leases; see `Queue.suspend`."""
-    return bool(link.command("HEXISTS", keys("queue"), "suspended"))
+    return link.command("HGET", keys("queue"), "suspended") is not None
 
 
 def wait_for_slots(link: Link, keys: Keys, n: int, timeout: float | None) -> None:
