@@ -148,6 +148,6 @@ def _graph_keys(
     for job in jobs:
         link.send("GET", keys("names", job))
     return {
-        job: keys_of(data, signer and signer.seal(keys.queue, job))
+        job: keys_of(data, None if signer is None else signer.seal(keys.queue, job))
         for job, data in zip(jobs, link.receive_all(), strict=True)
     }

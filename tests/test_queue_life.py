@@ -272,9 +272,25 @@ def test_a_busy_slot_runs_it_behind_its_task_and_before_others(
     assert busy in {pid for pid, _ in asking.result().values()}
     for future in later:
         future.result(20)
-    runs = pids(order)
-    assert runs.index(busy) <= 6
     assert len(queue.jobs()) == 6
+
+
+def test_it_comes_before_what_waits(
+    queue: Queue, start_worker: Callable[..., WorkerProcess], link: Link, tmp_path: Path
+) -> None:
+    """One slot, and two tasks that were submitted before."""
+    start_worker("test", "--nworkers", "1")
+    queue.wait_for_workers(1, timeout=20)
+    wait_until(lambda: all_idle(link, queue))
+    queue.suspend()
+    order = tmp_path / "order"
+    before = [queue.compute(dask.delayed(note_pid)(order), detach=True) for _ in range(2)]
+    asking = Background(queue.run_on_workers, order.exists)
+    wait_until(lambda: queue.stats()["ready"] == 3)
+    queue.resume()
+    assert list(asking.result().values()) == [False]
+    for future in before:
+        future.result(20)
 
 
 def test_an_exception_is_raised_when_all_have_run_or_stands_for_its_value(

@@ -240,6 +240,8 @@ def test_large_constants_and_values_are_there_when_a_job_goes_on(
         link.command("PEXPIRE", name, 30_000)
     gate.touch()
     again = queue.rerun(future.id)
+    # Nobody need read it, nor a monitor look after it.
+    wait_until(lambda: not link.command("HEXISTS", keys("job", future.id), "frozen"), timeout=1)
     assert all(
         link.command("PTTL", name) > 1_000_000 or not link.command("EXISTS", name) for name in apart
     )
