@@ -38,6 +38,8 @@ class Word(NamedTuple):
         ``restart``: start all slots anew.
     slot, job : str
         Empty but for ``cancel``.
+    seq : int
+        And of no lease after that one: a job that failed may run again.
     """
 
     keys: Keys
@@ -45,6 +47,7 @@ class Word(NamedTuple):
     verb: str
     slot: str
     job: str
+    seq: int
 
 
 class ControlWords:
@@ -115,9 +118,9 @@ class ControlWords:
         self._asked = None
         found: list[Any] = self._link.read_now() or []
         return [
-            Word(self._queues[name], number, *(part.decode() for part in fields[1::2]))
+            Word(self._queues[name], number, verb.decode(), slot.decode(), job.decode(), int(seq))
             for name, entries in found
-            for number, fields in entries
+            for number, (_, verb, _, slot, _, job, _, seq) in entries
         ]
 
     def delete(self, link: Link, words: Sequence[Word]) -> None:

@@ -283,15 +283,15 @@ class Crew:
             due += [time_ for time_ in (child.kill_at, at) if time_]
         return due
 
-    def cancel(self, slot: str, job: str) -> None:
-        """Let a slot begin no further task of a job, and kill it if one still runs after GRACE.
+    def cancel(self, slot: str, job: str, seq: int) -> None:
+        """Let a slot begin no further task of a lease, and kill it if one still runs after GRACE.
 
         Whatever its page says now: the answer that gave it the lease may still be under way. The
         slot looks before it begins, and the page is read again after GRACE.
         """
         for child in self:
             if child.slot == slot:
-                child.cancel(job.encode(), time.monotonic() + GRACE)
+                child.cancel(job.encode(), seq, time.monotonic() + GRACE)
 
     def look_after(self, now: float) -> None:
         """Do what the slots' pages ask for: kill one, or give tasks back that it holds up."""
@@ -302,7 +302,7 @@ class Crew:
         cursor = child.page.read()
         if child.kill_at is not None and now >= child.kill_at:
             # A task of a job that was cancelled a moment ago still runs, or none.
-            if cursor.job == child.kill_job:
+            if child.runs_cancelled():
                 child.kill()
             else:
                 child.kill_at = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from dask.typing import Key
 
@@ -13,7 +13,21 @@ from dask_redisq.codec import unpack
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 
-__all__ = ["EventReader"]
+__all__ = ["EventReader", "Events", "name_of_slot"]
+
+
+class Events(Protocol):
+    """Whoever reads the events of a job."""
+
+    def read(self, received: Mapping[int, Any], *, anew: bool) -> None:
+        """Read what happened since the last call; see `EventReader.read`."""
+
+
+def name_of_slot(link: Link, keys: Keys, slot: bytes, worker: bytes) -> str:
+    """Return the worker's name and which of its slots: ``lab-3/9f2c``."""
+    info = link.command("HGET", keys("workers"), worker) if worker else None
+    short = slot.decode()[:4]
+    return f"{unpack(info)[b'name'].decode()}/{short}" if info else short
 
 
 class EventReader:
@@ -66,6 +80,8 @@ class EventReader:
         self._read += len(entries)
         observer, names = self.observer, self.names
         for slot, worker, done, tasks in map(unpack, entries):
+            if isinstance(done, bytes):
+                continue  # it is for `LoopLog`
             if done:
                 name = self._worker_name(slot, worker)
                 self._done.extend([(task, name) for task in tasks])
@@ -85,11 +101,7 @@ class EventReader:
             observer.done(self.names[task], received.get(task, UNREAD), worker)
 
     def _worker_name(self, slot: bytes, worker: bytes) -> str:
-        """Return the worker's name and which of its slots: ``lab-3/9f2c``."""
         name = self._workers.get(slot)
         if name is None:
-            info = self.link.command("HGET", self.keys("workers"), worker) if worker else None
-            short = slot.decode()[:4]
-            name = f"{unpack(info)[b'name'].decode()}/{short}" if info else short
-            self._workers[slot] = name
+            self._workers[slot] = name = name_of_slot(self.link, self.keys, slot, worker)
         return name

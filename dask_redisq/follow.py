@@ -18,14 +18,14 @@ from dask_redisq import client_lease
 from dask_redisq.callbacks import Observer
 from dask_redisq.codec import loads, unpack
 from dask_redisq.errors import JobFailed, JobLost, NoWorkersError
-from dask_redisq.events import EventReader
+from dask_redisq.events import EventReader, Events
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.monitor import Monitor, renew_values
 from dask_redisq.options import JobOptions
 from dask_redisq.rebuild import rebuild
 from dask_redisq.record import read_record
-from dask_redisq.registry import able_workers
+from dask_redisq.registry import able_workers, is_suspended
 from dask_redisq.trust import VALUE, Seal
 from dask_redisq.verdict import as_exception, is_dropped, why_gone
 from dask_redisq.versions import python_tag
@@ -36,7 +36,7 @@ logger = logging.getLogger("dask_redisq")
 
 #: Output values that one answer may hold.
 GATHER = 2000
-#: Fewer outputs than these are waited for a moment before the next question, in seconds: results that
+#: After fewer outputs than these comes a moment, in seconds, before the next question: results that
 #: come one by one would else cost a question each, as much of the server's time as their tasks.
 FEW, PAUSE = 64, 0.001
 #: Seconds between two looks at a job of which nothing is heard.
@@ -205,7 +205,7 @@ class Follower:
         return Monitor(self.link, self.keys, self.id, options.ft_interval, options.alive_expiry)
 
     @cached_property
-    def _events(self) -> EventReader | None:
+    def _events(self) -> Events | None:
         if self.observer is None:
             return None
         return EventReader(self.link, self.keys, self.id, self.names, self.observer)
@@ -293,8 +293,13 @@ class Follower:
 
     def _look_for_workers(self, quiet: float) -> None:
         """After `quiet` seconds without progress: say once that nobody is able, or give up."""
-        wanted = set(self.restrictions)
-        problem = able_workers(self.link, self.keys, python_tag(), wanted)
+        if is_suspended(self.link, self.keys):
+            if self._goes_on():
+                return
+            problem: str | None = f"queue {self.keys.queue!r} is suspended, until Queue.resume()"
+        else:
+            wanted = set(self.restrictions)
+            problem = able_workers(self.link, self.keys, python_tag(), wanted)
         if problem is None:
             return
         if quiet >= QUIET and not self._said:
@@ -303,6 +308,13 @@ class Follower:
         limit = self.options.no_workers_timeout
         if limit is not None and quiet >= limit:
             raise NoWorkersError(f"gave up after {limit:g} s: {problem}")
+
+    def _goes_on(self) -> bool:
+        """Tell whether a slot has a task of this job, or had one since we asked."""
+        if self.link.command("HLEN", self.keys("leases", self.id)):
+            return True
+        finished = self.link.command("HGET", self.keys("job", self.id), "finished")
+        return int(finished or 0) != self._progress
 
     # -- the lease ------------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ from dask_redisq.stream import Failed, Stream
 
 __all__ = ["Loop", "names", "run_loop"]
 
-logger = logging.getLogger("dask_redisq")
+log = logging.getLogger("dask_redisq.foreach")
 
 #: Windows under way at most: a few, each of which may wait for one long iteration; and iterations
 #: without a result from which on no further window is sent.
@@ -81,6 +81,9 @@ class Loop:
         Called with i instead, before each iteration: doRedis's ``set.seed.worker``.
     progress : bool
         Whether to draw a bar.
+    verbose : bool
+        Whether to log what happens, one line each, as INFO of the logger ``dask_redisq.foreach``:
+        submit, lease, fault, resubmission, and drop (of a result that comes twice).
 
     Raises
     ------
@@ -100,6 +103,7 @@ class Loop:
     seed: int | None = None
     seed_worker: Callable[[int], object] | None = None
     progress: bool = False
+    verbose: bool = False
 
     def __post_init__(self) -> None:
         if not callable(self.fn):
@@ -191,7 +195,8 @@ def _run(
     windows = _windows(loop, retried=options.retries > 0)
     signer = find_secret(pool.url)
     combiner, more = loop.combiner, True
-    with Stream(pool, keys, options, signer, each=loop.errorhandling != "stop") as stream:
+    each = loop.errorhandling != "stop"
+    with Stream(pool, keys, options, signer, each=each, verbose=loop.verbose) as stream:
         while True:
             while more and _has_room(stream, combiner):
                 window = next(windows, None)
@@ -244,6 +249,8 @@ def _result(loop: Loop, i: int, value: Any) -> Any:
         value = Failed(value.error(repr(i)))
     if type(value) is not Failed:
         return value
+    if loop.verbose:
+        log.info("fault: iteration %d raised %r", i, value.error)
     return NOTHING if loop.errorhandling == "remove" else value.error
 
 

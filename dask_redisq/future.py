@@ -12,13 +12,14 @@ from typing import Any
 
 from dask.utils import shorten_traceback
 
-from dask_redisq.answer import Answer, unpack_names
+from dask_redisq.answer import Answer
 from dask_redisq.errors import BadSignature, JobLost, RedisqError
 from dask_redisq.follow import Follower
 from dask_redisq.frames import without_our_frames
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.monitor import sweep
+from dask_redisq.names import Names
 from dask_redisq.options import JobOptions, job_options
 from dask_redisq.page import Wait
 from dask_redisq.pool import Pool
@@ -219,18 +220,6 @@ def _seal(pool: Pool, keys: Keys, job: str) -> Seal:
     return find_secret(pool.url).seal(keys.queue, job)
 
 
-class _Names:
-    """The graph keys of a detached job's tasks, read when an error needs one."""
-
-    def __init__(self, link: Link, keys: Keys, job: str, seal: Seal) -> None:
-        self._where = link, keys("names", job), seal
-
-    def __getitem__(self, task: int) -> Any:
-        link, name, seal = self._where
-        data = link.command("GET", name)
-        return f"number {task}" if data is None else unpack_names(data, seal)[task]
-
-
 def _reader(
     link: Link,
     keys: Keys,
@@ -240,7 +229,7 @@ def _reader(
     options: JobOptions | None = None,
 ) -> Follower:
     """Return a detached job as somebody else follows it."""
-    names: Any = _Names(link, keys, job, seal)
+    names: Any = Names(link, keys, job, seal)
     pure = link.command("HGET", keys("job", job), "pure") != b"0"
     options = replace(options or job_options({}), result_ttl=1.0, pure=pure)
     return Follower(link, keys, job, answer.outputs.values(), names, seal, options)

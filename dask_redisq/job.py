@@ -37,7 +37,7 @@ from dask_redisq.task_warnings import issue_warnings
 from dask_redisq.trust import BLOCK as A_BLOCK
 from dask_redisq.trust import UNSIGNED, Signer
 from dask_redisq.unshared import holds_open_file
-from dask_redisq.versions import python_tag
+from dask_redisq.versions import about_client, python_tag
 
 __all__ = ["Job", "JobOptions"]
 
@@ -252,9 +252,10 @@ class Job(Follower):
             hard=pack([list(tags) for tags in hard]),
             ttl=int(self.options.result_ttl * 1000),
             pure=int(self.options.pure),
-            watched=int(self.observer is not None),
+            watched=int(self._events is not None),
             kept=int(plan.kept),
             uses=pack(uses),
+            by=pack(about_client()),
         )
         if answer == b"gone":
             raise JobLost(

@@ -18,7 +18,7 @@ PATTERNS: dict[str, tuple[str, str]] = {
     # the queue
     "queue": (
         "queue",
-        "hash: schema, finished, refused, files (these grow), serves (orders jobs), run, run_at",
+        "hash: schema, suspended, finished, refused, files, turns (these grow), serves, run...",
     ),
     "jobs": ("jobs", "zset: every job -> server time in ms when it was created"),
     "active": ("active", "zset: jobs with a ready task -> -priority * 2^40 + last served"),

@@ -40,7 +40,7 @@ class Loops:
         export: Mapping[str, Any] | None = None, noexport: Iterable[str] = (),
         seed: int | None = None, seed_worker: Callable[[int], object] | None = None,
         worker_init: Callable[[], object] | None = None, progress: bool | None = None,
-        **kwargs: Any,
+        verbose: bool = False, **kwargs: Any,
     ) -> Any:  # fmt: skip
         """Call `fn` on the workers, once for each item of some iterables; combine the results.
 
@@ -57,7 +57,7 @@ class Loops:
         combine, multicombine, maxcombine, inorder, init, final
             How results become the value: see `dask_redisq.combine.Combiner`.
         errorhandling, when, packages, export, noexport, seed, seed_worker, worker_init, progress
-            See `dask_redisq.foreach.Loop`.
+            See `dask_redisq.foreach.Loop`; and `verbose`, which logs what happens.
         **kwargs
             Keywords of `get` that are of a job: `chunk_size`, `ft_interval`, `allowed_failures`,
             `timeout`, `retries`, `workers` and so on.
@@ -85,7 +85,7 @@ class Loops:
         loop = Loop(
             fn, iterables, combiner, when, errorhandling, self._default("packages", packages, ()),
             self._default("export", export, {}), noexport, worker_init, seed, seed_worker,
-            bool(self._default("progress", progress, None)),
+            bool(self._default("progress", progress, None)), verbose,
         )  # fmt: skip
         return self._run(loop, kwargs)
 

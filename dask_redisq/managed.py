@@ -1,17 +1,20 @@
-"""What a `Queue` has for those who look after it: its workers, its jobs, its end."""
+"""What a `Queue` has for those who look after it: its workers, its pauses, its end."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from dask_redisq import status
 from dask_redisq.files import upload
 from dask_redisq.keys import Keys
+from dask_redisq.on_slots import run_on_slots
 from dask_redisq.pool import Pool
 from dask_redisq.registry import list_workers, wait_for_slots
 from dask_redisq.removal import remove_queue, restart_workers
 from dask_redisq.secret import find_secret
+from dask_redisq.suspend import set_suspended
 
 __all__ = ["Managed"]
 
@@ -37,24 +40,11 @@ class Managed:
     def stats(self) -> dict[str, int]:
         """Return counts: waiting, ready and running tasks, workers, slots, and two that only grow.
 
-        These are ``finished`` and ``refused_payloads``: see `BadSignature`.
+        These are ``finished`` and ``refused_payloads``: see `BadSignature`. And ``suspended``, 1
+        while `suspend` holds.
         """
         with self.pool.lend() as link:
             return status.counts(link, self.keys)
-
-    def jobs(self) -> list[dict[str, Any]]:
-        """Return one row per job: id, state, sealed, detached, n, finished, created.
-
-        ``n`` counts its tasks, ``created`` is in seconds since 1970 by the server's clock, and
-        ``state`` is running, done, failed or cancelled.
-
-        Examples
-        --------
-        >>> [row["id"] for row in queue.jobs() if row["detached"]]  # doctest: +SKIP
-        ['0f343b0931126a20f133d67c2b018a3b']
-        """
-        with self.pool.lend() as link:
-            return status.jobs(link, self.keys)
 
     def wait_for_workers(self, n: int, timeout: float | None = None) -> None:
         """Wait until `n` slots of living workers are ready for tasks: registered, and up.
@@ -117,6 +107,75 @@ class Managed:
         """
         with self.pool.lend() as link:
             restart_workers(link, self.keys, timeout)
+
+    def run_on_workers(
+        self, fn: Callable[..., Any], *args: Any, on_error: str = "raise",
+        timeout: float | None = None, **kwargs: Any,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Run a function once in each slot of each worker that is here now: ``Client.run``.
+
+        A slot that is busy runs it behind what it has in hand, and before all else. One that ends
+        meanwhile, by what the function does or not, is left out of the answer; so are slots of
+        another Python than this one. Slots that start later do not run it: see a worker's
+        ``--preload``.
+
+        Parameters
+        ----------
+        fn : callable
+            Called as ``fn(*args, **kwargs)``.
+        on_error : {"raise", "return"}
+            Whether an exception of `fn` is raised, when all slots have run it, or stands for the
+            value of its slot.
+        timeout : float, optional
+            Seconds; by default for ever.
+
+        Returns
+        -------
+        dict
+            Slot -> value, by the names of `workers`.
+
+        Raises
+        ------
+        TimeoutError
+            If some slots have not run it in time; they do not any more.
+
+        Examples
+        --------
+        >>> set(queue.run_on_workers(os.cpu_count).values())  # doctest: +SKIP
+        {8}
+        """
+        return run_on_slots(
+            self.pool, self.keys, fn, args, kwargs, on_error=on_error, timeout=timeout
+        )
+
+    # -- hold ----------------------------------------------------------------------------
+
+    def suspend(self) -> None:
+        """Give no slot anything to do, until `resume`; clients wait, and jobs can be submitted.
+
+        What a slot has in hand it ends, all of its lease, and what follows from that in one line;
+        so it may be a while until nothing runs: see `tasks`. A task that computes on this queue
+        waits meanwhile. Workers may come, go and be started again, jobs end: it stays suspended,
+        as long as the queue is there (a day, without workers and jobs).
+
+        Examples
+        --------
+        >>> queue.suspend()  # doctest: +SKIP
+        >>> queue.stats()["suspended"]  # doctest: +SKIP
+        1
+        """
+        with self.pool.lend() as link:
+            set_suspended(link, self.keys, on=True)
+
+    def resume(self) -> None:
+        """End what `suspend` began: slots go on at once. Nothing, if it is not suspended.
+
+        Examples
+        --------
+        >>> queue.resume()  # doctest: +SKIP
+        """
+        with self.pool.lend() as link:
+            set_suspended(link, self.keys, on=False)
 
     # -- remove --------------------------------------------------------------------------
 

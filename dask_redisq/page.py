@@ -22,6 +22,7 @@ _LIMIT = struct.Struct("<qqqqq")
 _LIMIT_AT = 256
 _CALLS_AT = 512
 _GIVEN = struct.Struct("<q")
+_STOP = struct.Struct("<32sq")
 _TOLD_AT, _STOP_AT, _GIVEN_AT = 1023, 1024, 1088
 #: Whether the task in hand waits for other tasks, and what the supervisor says to that.
 _WAITS_AT, _STAND_IN_AT = 1100, 1101
@@ -172,9 +173,9 @@ class Page:
         seq: int = struct.unpack_from("<q", self._memory, _CALLS_AT + 8 * queue)[0]
         return seq
 
-    def stop(self, job: bytes) -> None:
-        """Ask the slot to begin no further task of `job`."""
-        self._memory[_STOP_AT : _STOP_AT + 32] = job.ljust(32, b"\0")
+    def stop(self, job: bytes, seq: int) -> None:
+        """Ask the slot to begin no further task of `job` in its leases up to number `seq`."""
+        _STOP.pack_into(self._memory, _STOP_AT, job, seq)
         self._memory[_TOLD_AT] = 1
 
     def give_back(self, seq: int) -> None:
@@ -187,7 +188,10 @@ class Page:
         if not self._memory[_TOLD_AT]:  # the slot asks before each task
             return False
         given = _GIVEN.unpack_from(self._memory, _GIVEN_AT)[0]
-        return given == seq or self._memory[_STOP_AT : _STOP_AT + 32] == job.ljust(32, b"\0")
+        if given == seq:
+            return True
+        stopped, last = _STOP.unpack_from(self._memory, _STOP_AT)
+        return bool(stopped.rstrip(b"\0") == job and seq <= last)
 
     # -- a task that waits for tasks; see `dask_redisq.serving`
 

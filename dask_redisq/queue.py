@@ -9,7 +9,8 @@ from dask.utils import shorten_traceback
 
 from dask_redisq import client_lease
 from dask_redisq.compute import compute_graph, persist_graphs, scatter, submit
-from dask_redisq.future import Future, attach, cancel_job
+from dask_redisq.future import Future, attach
+from dask_redisq.jobs import Jobs
 from dask_redisq.keys import Keys, check_queue_name
 from dask_redisq.link import redact
 from dask_redisq.loops import Loops
@@ -21,7 +22,7 @@ from dask_redisq.unnamed import server_url
 __all__ = ["Queue"]
 
 
-class Queue(Loops, Managed):
+class Queue(Loops, Jobs, Managed):
     """A named family of Redis keys that workers listen on.
 
     Parameters
@@ -266,32 +267,6 @@ class Queue(Loops, Managed):
         1000000.0
         """
         return attach(self.pool, self.keys, job)
-
-    def cancel(self, job: str, reason: str | None = None) -> bool:
-        """Cancel a job: its waiting tasks never start, a running one is ended after a second.
-
-        Who waits for it gets `JobCancelled`, with the job, this process and the reason. To cancel
-        a job that has ended, or is not there, is harmless.
-
-        Parameters
-        ----------
-        job : str
-            Its id; see `jobs`.
-        reason : str, optional
-            For those who wait.
-
-        Returns
-        -------
-        bool
-            Whether it was running.
-
-        Examples
-        --------
-        >>> queue.cancel(future.id, reason="the input was wrong")  # doctest: +SKIP
-        True
-        """
-        with self.pool.lend() as link:
-            return cancel_job(link, self.keys, job, reason)
 
     # -- close ---------------------------------------------------------------------------
 

@@ -12,7 +12,9 @@ from dask_redisq.errors import NoWorkersError
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 
-__all__ = ["able_workers", "has_work", "list_workers", "live_slots", "wait_for_slots"]
+__all__ = [
+    "able_workers", "has_work", "is_suspended", "list_workers", "live_slots", "wait_for_slots",
+]  # fmt: skip
 
 
 def _text(thing: Any) -> Any:
@@ -63,6 +65,11 @@ def has_work(link: Link, keys: Keys) -> bool:
     return False
 
 
+def is_suspended(link: Link, keys: Keys) -> bool:
+    """Tell whether a queue gives no leases; see `Queue.suspend`."""
+    return link.command("HGET", keys("queue"), "suspended") is not None
+
+
 def wait_for_slots(link: Link, keys: Keys, n: int, timeout: float | None) -> None:
     """Do what `Queue.wait_for_workers` promises."""
     deadline = None if timeout is None else time.monotonic() + timeout
@@ -103,7 +110,7 @@ def able_workers(
             f"{python}: pickled functions need the same minor version"
         )
     for tags in wanted or [(python,)]:
-        able = [r for r in fitting if may_run(tags, r["tags"], r.get("resources", {}))]
+        able = [r for r in fitting if may_run(tags, r["tags"] + r["slots"], r.get("resources", {}))]
         if not able:
             needs = [tag.removeprefix(RESOURCE) for tag in tags if tag.startswith(RESOURCE)]
             plain = sorted(tag for tag in tags if not tag.startswith(RESOURCE))

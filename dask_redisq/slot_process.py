@@ -46,7 +46,9 @@ class SlotProcess:
     started : float
         When, by `time.monotonic`.
     kill_at : float, optional
-        When it is killed if it still runs a task of the job `kill_job`, which was cancelled.
+        When it is killed if it still runs a task of a lease that was cancelled.
+    cancelled : tuple of bytes and int
+        The job of that lease, and its number.
     stopping : bool
         Whether it was asked to end.
     killed : bool
@@ -71,7 +73,7 @@ class SlotProcess:
     life: int
     started: float
     kill_at: float | None = None
-    kill_job: bytes = b""
+    cancelled: tuple[bytes, int] = (b"", 0)
     stopping: bool = False
     killed: bool = False
     overdue: Overdue | None = None
@@ -87,11 +89,19 @@ class SlotProcess:
             if self.poll() is None:
                 os.kill(self.process.pid, signal.SIGTERM)
 
-    def cancel(self, job: bytes, kill_at: float) -> None:
-        """Ask it to begin no further task of `job`; note when to kill it if one still runs."""
-        if job != self.kill_job:  # told again, it has no longer for it
-            self.page.stop(job)
-            self.kill_at, self.kill_job = kill_at, job
+    def cancel(self, job: bytes, seq: int, kill_at: float) -> None:
+        """Ask it to begin no further task of `job` in lease `seq`, or in one before that.
+
+        Note when to kill it if one still runs.
+        """
+        if (job, seq) != self.cancelled:  # told again, it has no longer for it
+            self.page.stop(job, seq)
+            self.kill_at, self.cancelled = kill_at, (job, seq)
+
+    def runs_cancelled(self) -> bool:
+        """Tell whether what it has in hand was cancelled."""
+        cursor, (job, seq) = self.page.read(), self.cancelled
+        return cursor.job == job and cursor.seq <= seq
 
     def kill(self) -> None:
         """End it now, with the processes that its task started."""

@@ -11,13 +11,14 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cached_property, partial
 from itertools import count
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from dask.typing import Key
 
+from dask_redisq.call_log import CallLog
 from dask_redisq.calls import CallPlan
 from dask_redisq.errors import ServerUnavailable
 from dask_redisq.job import Job
@@ -74,6 +75,8 @@ class CallJob(Job):
     deliver: Callable[[Arrived, int], None]
     watch: Callable[[CallJob], None]
     each: bool = False
+    #: Whether what happens to the calls is logged.
+    verbose: bool = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -83,6 +86,7 @@ class CallJob(Job):
         """Return a new job for the calls that `received` lacks; see `Job.again`."""
         job = super().again(received)
         job.deliver, job.each, job.watch = self.deliver, self.each, self.watch
+        job.verbose = self.verbose
         return job
 
     def submit(self) -> str:
@@ -92,8 +96,14 @@ class CallJob(Job):
         """
         wait_for_parts(self.plan, self.link)
         state = super().submit()
+        if self._events is not None:
+            self._events.submitted()
         self.watch(self)
         return state
+
+    @cached_property
+    def _events(self) -> CallLog | None:
+        return CallLog(self.link, self.keys, self.id, self.names) if self.verbose else None
 
     def values(self) -> dict[Key, Any]:
         """Return nothing: all of it was handed over."""
@@ -147,7 +157,7 @@ class Stream:
         The settings of each job.
     signer : Signer
         Signs what is sent, and checks what comes.
-    each : bool, default False
+    each, verbose : bool, default False
         See `CallJob`.
     """
 
@@ -159,12 +169,14 @@ class Stream:
         signer: Signer,
         *,
         each: bool = False,
+        verbose: bool = False,
     ) -> None:
         self.pool = pool
         self.keys = keys
         self.options = options
         self.signer = signer
         self.each = each
+        self.verbose = verbose
         #: Jobs that have not ended, and calls that have no result.
         self.active = self.outstanding = 0
         self._jobs: dict[int, CallJob] = {}  # by the number of their thread
@@ -219,7 +231,7 @@ class Stream:
             with self.pool.lend(self.keys) as link:
                 job = CallJob(link, self.keys, plan, self.options, self.signer)
                 job.deliver, job.each = self._deliver, self.each
-
+                job.verbose = self.verbose
                 job.watch = partial(self._watch, number)
                 job.compute()
         except BaseException as why:  # it is the other thread's

@@ -199,7 +199,7 @@ class Supervisor:
         elif word.verb == "restart":
             self.crew.stop()  # each place is filled again
         elif word.verb == "cancel":
-            self.crew.cancel(word.slot, word.job)
+            self.crew.cancel(word.slot, word.job, word.seq)
 
     def _leave_queue(self, keys: Keys) -> None:
         """Leave one queue; without any the worker ends."""

@@ -1,7 +1,8 @@
-"""What a worker tells about itself, and which Python it takes tasks of."""
+"""What workers and clients tell about themselves, and which Python a worker takes tasks of."""
 
 from __future__ import annotations
 
+import getpass
 import os
 import platform
 import socket
@@ -11,7 +12,7 @@ from functools import cache
 from importlib.metadata import version
 from typing import Any
 
-__all__ = ["DIFFER", "about_worker", "differences", "python_tag", "versions"]
+__all__ = ["DIFFER", "about_client", "about_worker", "differences", "python_tag", "versions"]
 
 
 def python_tag() -> str:
@@ -64,3 +65,20 @@ def about_worker(
         "tags": list(tags),
         "resources": dict(resources),
     }
+
+
+def about_client() -> tuple[str, str, int]:
+    """Return the user, the host and the process that submit a job, for who looks at the queue.
+
+    >>> about_client()[2] == os.getpid()
+    True
+    """
+    return _user(), socket.gethostname(), os.getpid()
+
+
+@cache
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (ImportError, KeyError, OSError):  # a container whose user has no name
+        return str(os.getuid()) if hasattr(os, "getuid") else ""

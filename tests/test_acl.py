@@ -32,6 +32,11 @@ MODULES = {
         "rebuild",
         "registry",
         "status",
+        "names",
+        "failed",
+        "suspend",
+        "on_slots",
+        "call_log",
     ),
     "worker": (
         "supervisor",

@@ -515,6 +515,9 @@ def test_jobs_are_rows(queue: Queue, workers: WorkerProcess, tmp_path: Path) -> 
     assert abs(first.pop("created") - time.time()) < 60
     created = second.pop("created")
     assert isinstance(created, float)
+    for row in (first, second):  # see test_queue_life
+        assert [row.pop(name) for name in ("user", "host")]
+        assert row.pop("pid") == os.getpid()
     assert first == {
         "id": done.id, "state": "done", "sealed": True, "detached": True, "n": 1, "finished": 1,
     }  # fmt: skip

@@ -50,10 +50,10 @@ LAYERS: list[tuple[str, ...]] = [
     ("verdict",),
     # one connection, and what is read and written over it
     ("link",),
-    ("rebuild", "events"),
+    ("rebuild", "events", "names"),
     ("server", "server_check", "monitor", "memory", "registry", "control", "slot_process"),
-    ("secret", "files"),
-    ("pool", "removal", "client_lease"),
+    ("secret", "files", "call_log"),
+    ("pool", "removal", "suspend", "client_lease"),
     ("status", "registration"),
     ("crew",),
     # the roles: a job's client, a slot, a worker
@@ -64,11 +64,11 @@ LAYERS: list[tuple[str, ...]] = [
     ("slot",),
     # the doors
     ("future", "worker"),
-    ("persist",),
+    ("persist", "failed"),
     ("compute", "waiting", "calls", "body", "loop_progress"),
-    ("stream",),
+    ("stream", "on_slots"),
     ("foreach",),
-    ("loops", "managed"),
+    ("loops", "jobs", "managed"),
     ("queue",),
     ("scheduler", "executor"),
     ("joblib",),

@@ -93,6 +93,7 @@ def test_a_slot_leaves_what_was_given_back(page: Page) -> None:
     page.give_back(7)
     assert page.stopped(job, 7)
     assert not page.stopped(job, 8)
-    page.stop(job)
+    page.stop(job, 8)
     assert page.stopped(job, 8)
+    assert not page.stopped(job, 9)
     assert not page.stopped(b"1" * 32, 8)

@@ -1,6 +1,6 @@
 -- Make a job: its counters, settings and state; blocks follow, then seal.
 -- keys: queue jobs job answer names holders held wait consumers restrict new_wait new_consumers new_restrict new_answer new_names client tomb children
--- args: job n block blocks epoch chunk priority python allowed retries retry_delay patience client_lease hard ttl pure watched kept uses most ordered parent
+-- args: job n block blocks epoch chunk priority python allowed retries retry_delay patience client_lease hard ttl pure watched kept uses most ordered parent by
 -- returns: 'created', 'exists' (a replay), 'over' (it was, and is removed), or 'unstaged' (what was staged is not there: the server lost it), or 'gone' (so is a job whose values this one uses)
 --@include expire
 --@include ending
@@ -16,6 +16,8 @@
 -- `parent`: the job whose task waits for this one: it ends with that, and is not begun after it. Of
 -- the two this one comes first. Story: task A holds a redisq.Lock and computes; who stands in for it
 -- takes B, which waits for that lock: for ever, since what A waits for has no slot.
+--
+-- `by` = msgpack {user, host, pid} of who submits it: shown to people, and read by nothing else.
 --
 -- The epoch is of this run of the server too: the server lost the job, its client lost the connection
 -- and sends all of it again, and a slot still keeps values that it made in the first one.
@@ -50,6 +52,7 @@ local above = arg.parent ~= '' and redis.call('HGET', key.job(arg.parent), 'prio
 if above then priority = math.max(priority, above + NESTED) end
 redis.call('HSET', key.job(arg.job),
   'state', 'running', 'n', arg.n, 'finished', 0, 'block', arg.block, 'blocks', arg.blocks,
+  'by', arg.by,
   'epoch', epoch, 'chunk', arg.chunk, 'priority', priority, 'python', arg.python,
   'allowed', arg.allowed, 'retries', arg.retries, 'retry_delay', arg.retry_delay,
   'patience', arg.patience, 'acked', 0, 'pure', arg.pure,

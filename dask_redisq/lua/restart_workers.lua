@@ -8,7 +8,7 @@ write_when_full()
 local slots = {}
 for _, worker in ipairs(redis.call('HKEYS', key.workers())) do
   if arg.worker == '' or arg.worker == worker then
-    tell_worker(worker, 'restart', '', '')
+    tell_worker(worker, 'restart', '', '', 0)
     for _, slot in ipairs(redis.call('SMEMBERS', key.worker_slots(worker))) do slots[#slots + 1] = slot end
   end
 end

@@ -86,6 +86,7 @@ local again = try and try.again
 local kept = {} -- what does not become ready with the rest: it is delayed
 if again then
   write_try(job, try)
+  if meta[7] then note_event(job, slot, 'raised', {try.task}) end
   if try.delay > 0 then kept[try.task] = true end
 end
 if unseen then count_unseen(job, plan.unseen) end
@@ -109,6 +110,7 @@ elseif #groups > 0 then
   drop_refused(job, groups, plan, attempt)
 end
 if alive and #refused > 0 then drop_refused(job, groups, plan, attempt) end
+if #refused > 0 and meta[1] == 'running' and meta[7] then note_event(job, slot, 'dropped', refused) end
 if state[3] and registered then
   -- Numbers of one job say nothing of another's: a server that came back older may hold a lease
   -- of another job than the slot reports.

@@ -13,5 +13,5 @@ for _, job in ipairs(redis.call('ZRANGE', key.jobs(), 0, -1)) do
   bury(job, 'cancelled', reason)
 end
 local workers = redis.call('HKEYS', key.workers())
-for _, worker in ipairs(workers) do tell_worker(worker, 'stop', '', '') end
+for _, worker in ipairs(workers) do tell_worker(worker, 'stop', '', '', 0) end
 return #workers

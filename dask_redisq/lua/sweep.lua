@@ -7,6 +7,13 @@
 --
 -- 100,000 keys deleted in one script stall everyone, so values stored apart go 200 a call. The
 -- job's own hash goes last: while it is there, whoever has time can go on with the removal.
+
+-- What is left is no whole job any more, should somebody ask for it (rerun.lua).
+local function part_is_gone(job)
+  if redis.call('EXISTS', key.job(job)) == 1 then redis.call('HSET', key.job(job), 'swept', '1') end
+  return 0
+end
+
 local job = arg.job
 local state = redis.call('HGET', key.job(job), 'state')
 if state == 'running' then return -1 end
@@ -19,7 +26,7 @@ if state and redis.call('HEXISTS', key.job(job), 'big') == 1 then
     end
     redis.call('HDEL', key.values(job), task)
   end
-  if #found[2] > 0 then return 0 end
+  if #found[2] > 0 then return part_is_gone(job) end
 end
 local digests = redis.call('SRANDMEMBER', key.consts(job), 200)
 if #digests > 0 then
@@ -27,7 +34,7 @@ if #digests > 0 then
     redis.call('UNLINK', key.const(job, digest))
     redis.call('SREM', key.consts(job), digest)
   end
-  return 0
+  return part_is_gone(job)
 end
 for _, set in ipairs(redis.call('ZRANGE', key.sets(job), 0, -1)) do
   redis.call('UNLINK', key.tagged(job, set))

@@ -53,6 +53,7 @@ write_when_full()
 local delayed = try and try.again and leased and try.delay > 0
 if try and try.again then write_try(job, try) end
 local kept = delayed and {[begun] = true} or {}
+if charged and redis.call('HEXISTS', key.job(job), 'watched') == 1 then note_event(job, arg.slot, arg.kind, {begun}) end
 local tokens = unregister(arg.slot, function(_, i) return known and i <= position + 1 end, kept)
 if delayed then postpone(job, try) end
 if try and not try.again then

@@ -169,6 +169,7 @@ class Engine:
         lease: int = LONG,
         pure: int = 1,
         kept: int = 0,
+        watched: int = 0,
         uses: Sequence[str] = (),
         most: int = 0,
         ordered: bool = False,
@@ -182,8 +183,8 @@ class Engine:
         self._created[job] = {
             "job": job, "n": n, "block": block, "blocks": self._blocks(job), "epoch": self._new_id(8), "chunk": chunk,
             "priority": priority, "python": python, "allowed": allowed, "retries": retries, "retry_delay": retry_delay,
-            "patience": patience, "client_lease": lease, "ttl": ttl, "pure": pure, "watched": 0,
-            "kept": kept, "uses": pack(list(uses)), "most": most, "ordered": int(ordered), "parent": parent,
+            "patience": patience, "client_lease": lease, "ttl": ttl, "pure": pure, "watched": watched,
+            "kept": kept, "uses": pack(list(uses)), "most": most, "ordered": int(ordered), "parent": parent, "by": pack(["me", "here", 1]),
             "hard": pack([list(tags) for tags in graph.restrictions]),
         }  # fmt: skip
         self.create_again(job)

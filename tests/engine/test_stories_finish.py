@@ -215,7 +215,7 @@ def test_a_failure_by_the_current_lease_ends_the_job(engine: Engine) -> None:
     found = engine.gather(job)
     assert (found.state, found.error) == ("failed", [b"raised", B, b"boom", w1.id.encode(), 1])
     (word,) = engine.state().get("control", "w2")
-    assert word == {b"verb": b"cancel", b"slot": w2.id.encode(), b"job": job.encode()}
+    assert word == {b"verb": b"cancel", b"slot": w2.id.encode(), b"job": job.encode(), b"seq": b"1"}
     assert engine.step(w2, engine.groups(w2, [C])).refused == [C]
     engine.sweep(job)
 

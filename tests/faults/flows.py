@@ -93,7 +93,7 @@ def a_value_is_lost(engine: Engine) -> None:
 
 def a_slot_and_a_worker_die(engine: Engine) -> None:
     """A slot dies in its task, a whole worker vanishes, another leaves; a payload is refused."""
-    job, w1, _, w3 = begin(engine)
+    job, w1, _, w3 = begin(engine, watched=1)
     engine.die(w1, begun=A)
     engine.lose_worker("two")
     work(engine, w3)
@@ -198,6 +198,42 @@ def the_graph_is_gone(engine: Engine) -> None:
     engine.sweep(job)
 
 
+def a_failed_job_is_run_again(engine: Engine) -> None:
+    """W1 raises while W2 runs another task of it; then the rest runs, what W2 had too."""
+    job, w1, w2, w3 = begin(engine, ttl=LONG)
+    engine.finish(w1, A, B)
+    assert w1.lease is not None
+    assert w1.lease.tasks == [E]
+    engine.finish(w1, failure=(E, b"boom"))
+    assert engine.gather(job).state == "failed"
+    words = {"job": job, "epoch": engine.epochs[job], "fresh": "f" * 16}
+    assert engine.call("rerun", **words) == b"rerun"
+    engine.rebuild(job)
+    late = engine.prepare(w2, engine.groups(w2, [C, D])) | {"epoch": words["epoch"]}
+    answer = engine.send(late)
+    assert answer.refused == [C, D]
+    w2.lease = answer.lease
+    work(engine, w1, w2, w3)
+    deliver(engine, job)
+    deliver(engine, job)
+    engine.call("forget", job=job)
+    engine.sweep(job)
+
+
+def a_queue_is_suspended(engine: Engine) -> None:
+    """What is held ends, and what is free waits; then the slots that sleep are woken."""
+    job, w1, w2, w3 = begin(engine)
+    assert engine.call("suspend", on=1, turn=0) == b"done"
+    engine.finish(w1, A, B)
+    assert engine.finish(w2, C, D, rest=True).lease is None
+    assert engine.step(w1, rest=True).lease is None
+    assert engine.call("suspend", on=0, turn=1) == b"done"
+    assert engine.tokens(w1, w2, w3) == [1, 1, 1]
+    work(engine, w1, w2, w3)
+    deliver(engine, job)
+    engine.sweep(job)
+
+
 FLOWS: list[Callable[[Engine], None]] = [
     a_job_is_computed,
     a_value_is_lost,
@@ -209,4 +245,6 @@ FLOWS: list[Callable[[Engine], None]] = [
     tasks_warn,
     a_kept_job_is_used,
     a_lock_is_passed_on,
+    a_failed_job_is_run_again,
+    a_queue_is_suspended,
 ]

@@ -18,10 +18,10 @@ local function end_job(job, state, reason)
     redis.call('DEL', key.held(job))
   end
   redis.call('ZREM', key.active(), job)
-  local slots = redis.call('HKEYS', key.leases(job))
-  for _, slot in ipairs(slots) do
-    local worker = redis.call('HGET', key.slot(slot), 'worker')
-    if worker then tell_worker(worker, 'cancel', slot, job) end
+  local leases = redis.call('HGETALL', key.leases(job))
+  for i = 1, #leases, 2 do
+    local worker = redis.call('HGET', key.slot(leases[i]), 'worker')
+    if worker then tell_worker(worker, 'cancel', leases[i], job, cmsgpack.unpack(leases[i + 1])[1]) end
   end
   tell_client(job)
   -- What its tasks compute nobody waits for any more. They are killed in a second, and these jobs would go

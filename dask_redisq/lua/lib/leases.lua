@@ -1,6 +1,7 @@
 -- Give leases back: what a slot held and did not finish becomes ready again.
 -- keys: job leases alone parked slot slots worker_slots idle wake ready tagged sets control active
 --@include ready
+--@include events
 
 -- Return the tasks of a slot's lease to the ready sets and forget the lease.
 --
@@ -43,7 +44,11 @@ local function unregister(slot, begun, kept)
       make_ready(job, held, '')
     end
   end
-  if state[2] then end_lease(state[2], slot, kept or {}, begun) end
+  if state[2] then
+    local packed = redis.call('HEXISTS', key.job(state[2]), 'watched') == 1 and redis.call('HGET', key.leases(state[2]), slot)
+    if packed then note_event(state[2], slot, 'back', cmsgpack.unpack(packed)[2]) end
+    end_lease(state[2], slot, kept or {}, begun)
+  end
   redis.call('DEL', key.slot(slot), key.wake(slot))
   if state[1] then redis.call('SREM', key.worker_slots(state[1]), slot) end
   return math.max(tokens, 1)

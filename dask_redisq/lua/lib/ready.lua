@@ -61,7 +61,8 @@ local function wake_for(job, number, count)
   end
   local wanted = read_restriction(job, 'hard:' .. number)
   for _, tag in ipairs(tags_to_wake(wanted)) do
-    count = count - wake(tag, python, count)
+    count = count - wake_slot(tag) -- it may be the name of one
+    if count > 0 then count = count - wake(tag, python, count) end
     if count <= 0 then return end
   end
   if wanted.soft then wake(python, python, count) end -- they are told when to look again

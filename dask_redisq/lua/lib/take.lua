@@ -64,7 +64,7 @@ local function order_sets(job, slot, tags, patience)
     local set, age = sets[i], now - sets[i + 1]
     if string.sub(set, 1, 5) == 'hard:' then
       local wanted = read_restriction(job, set)
-      local fits = #wanted.tags == 0 or carries(tags, wanted.tags)
+      local fits = #wanted.tags == 0 or carries(tags, wanted.tags) or carries({slot}, wanted.tags)
       if (fits or wanted.soft) and has_room(slot, wanted) then
         if fits then
           table.insert(first, set)
@@ -158,7 +158,14 @@ end
 --
 -- Returns {job, epoch, chunk, block, alone, tasks, files} or false, and a time to look again (ms);
 -- `files`: which uploaded files the job is to see, nothing if there are none.
+--
+-- Nothing while the queue is suspended: what a slot holds it ends, and what followed from that waits. To ask
+-- for that is 1 us of the 450 of a step of one task.
 local function lease(slot, seq, tags, fresh_job, fresh)
+  if redis.call('HEXISTS', key.queue(), 'suspended') == 1 then
+    make_ready(fresh_job, first_of(fresh, #fresh), '')
+    return false, 0
+  end
   if #fresh > 0 then activate(fresh_job) end
   local none = {from = 1}
   local retry, found, chosen

@@ -162,7 +162,7 @@ class Job:
         return {
             "job": self.id, "n": len(self.graph), "block": self.graph.block, "blocks": self.block_count,
             "epoch": self.epoch, "python": PYTHON, "client_lease": LEASE, "watched": 0,
-            "kept": 0, "uses": pack([]), "most": 0, "ordered": 0, "parent": "",
+            "kept": 0, "uses": pack([]), "most": 0, "ordered": 0, "parent": "", "by": b"",
             "hard": pack([list(tags) for tags in self.graph.restrictions]),
         } | {name: self.settings[name] for name in names}  # fmt: skip
 
