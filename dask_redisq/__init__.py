@@ -30,9 +30,11 @@ from dask_redisq.executor import Executor
 from dask_redisq.future import Future
 from dask_redisq.local import LocalCluster, start_local_workers
 from dask_redisq.lock import Lock, Semaphore
+from dask_redisq.own_keys import get_redis
 from dask_redisq.persist import Part, futures_of
 from dask_redisq.queue import Queue
 from dask_redisq.scheduler import get
+from dask_redisq.tags import get_tag, set_tag
 from dask_redisq.waiting import as_completed, wait
 
 __all__ = [
@@ -50,6 +52,10 @@ __all__ = [
     # between tasks
     "Lock",
     "Semaphore",
+    # in a task
+    "get_redis",
+    "get_tag",
+    "set_tag",
     # on this machine
     "LocalCluster",
     "start_local_workers",

@@ -30,7 +30,10 @@ PATTERNS: dict[str, tuple[str, str]] = {
     "worker_slots": ("worker:%s:slots", "set: the registered slots of a worker"),
     "control": ("control:%s", "stream: words for a worker's supervisor, until it obeyed"),
     "slots": ("slots", "set: all registered slots"),
-    "slot": ("slot:%s", "hash: worker, tags, seq, answer, job of its lease, idle"),
+    "slot": (
+        "slot:%s",
+        "hash: worker, tags, tag that a task set, seq, answer, job of its lease, idle",
+    ),
     "idle": ("idle:%s", "zset: slots that carry this tag and wait for work -> since (ms)"),
     "wake": ("wake:%s", "list: a token wakes this slot"),
     "lock": (

@@ -27,7 +27,7 @@ from dask_redisq.refusals import AWAY, REFUSED, is_busy, meaning, refusal
 from dask_redisq.tls import tls_hint, tls_options
 from dask_redisq.url import check_url, redact, with_password
 
-__all__ = ["Link", "redact", "with_password"]
+__all__ = ["Link", "redact", "redis_options", "with_password"]
 
 logger = logging.getLogger("dask_redisq")
 
@@ -46,6 +46,14 @@ MOST_BACKOFF = 1.0
 #: What waits in the kernel is no progress: with megabytes there, the wait for the reply would begin
 #: long before the server has the call. (redis-py passes any option of TCP by this name.)
 _UNSENT = {socket.TCP_NOTSENT_LOWAT: 2 * PIECE} if hasattr(socket, "TCP_NOTSENT_LOWAT") else {}
+
+
+def redis_options(url: str) -> dict[str, Any]:
+    """Return how redis-py is to connect: it waits for no reply for ever, and sends nothing twice."""
+    options: dict[str, Any] = {"retry": Retry(NoBackoff(), 0), "socket_timeout": REPLY_TIMEOUT}
+    if not url.startswith("unix:"):
+        options |= {"socket_connect_timeout": CONNECT_TIMEOUT, "socket_keepalive": True}
+    return options | (tls_options(url) if url.startswith("rediss:") else {})
 
 
 class Link:
@@ -75,19 +83,8 @@ class Link:
         #: time.monotonic() since when the connection was never lost; None before the first.
         self.unbroken_since: float | None = None
         self._tls = url.startswith("rediss:")
-        tcp: dict[str, Any] = {
-            "socket_connect_timeout": CONNECT_TIMEOUT,
-            "socket_keepalive": True,
-            "socket_keepalive_options": _UNSENT,
-        }
-        pool = ConnectionPool.from_url(
-            check_url(url),
-            protocol=2,
-            retry=Retry(NoBackoff(), 0),
-            socket_timeout=REPLY_TIMEOUT,
-            **({} if url.startswith("unix:") else tcp),
-            **(tls_options(url) if self._tls else {}),
-        )
+        more = {} if url.startswith("unix:") else {"socket_keepalive_options": _UNSENT}
+        pool = ConnectionPool.from_url(check_url(url), protocol=2, **redis_options(url), **more)
         self._connection: Any = pool.make_connection()
         self._pending: deque[tuple[Any, ...]] = deque()
         #: When long waits for replies ended, and their seconds; each longer than those after it.

@@ -85,7 +85,13 @@ def able_workers(
             f"{python}: pickled functions need the same minor version"
         )
     for tags in wanted or [(python,)]:
-        able = [r for r in fitting if may_run(tags, r["tags"], r.get("resources", {}))]
+        able = [
+            row
+            for row in fitting
+            if any(
+                may_run(tags, own, row.get("resources", {})) for own in _tags_of(link, keys, row)
+            )
+        ]
         if not able:
             needs = [tag.removeprefix(RESOURCE) for tag in tags if tag.startswith(RESOURCE)]
             plain = sorted(tag for tag in tags if not tag.startswith(RESOURCE))
@@ -100,6 +106,12 @@ def able_workers(
                 "slots has started: see the worker's log"
             )
     return None
+
+
+def _tags_of(link: Link, keys: Keys, row: dict[str, Any]) -> list[list[str]]:
+    """Return what a worker carries, and what each of its slots does of which a task set the tag."""
+    own = [link.command("HGET", keys("slot", slot), "tag") for slot in row["slots"]]
+    return [row["tags"], *[[*row["tags"], tag.decode()] for tag in own if tag]]
 
 
 def _has_started(link: Link, keys: Keys, slot: str) -> bool:

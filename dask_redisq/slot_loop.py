@@ -25,6 +25,7 @@ from dask_redisq.pace import Pace
 from dask_redisq.page import Limit, Page
 from dask_redisq.remote_error import add_note, pack_error
 from dask_redisq.server_check import most_bytes
+from dask_redisq.tags import SlotTags
 from dask_redisq.task_warnings import WarningBox
 from dask_redisq.trust import ERROR, UNSIGNED, Seal, Signer
 
@@ -85,7 +86,7 @@ class Slot:
         Its start id, 16 random hexadecimal digits; with a sequence number it names an attempt.
     queues : list of str
         The queues that it serves, in order.
-    tags : frozenset of str
+    tags : SlotTags
         What it carries.
     page : Page
         Where its supervisor reads what it does.
@@ -104,7 +105,7 @@ class Slot:
         link: Link,
         slot: str,
         queues: list[str],
-        tags: frozenset[str],
+        tags: SlotTags,
         page: Page,
         where: str,
         signer: Signer = UNSIGNED,
@@ -239,6 +240,7 @@ class Slot:
                 floor=self.pace.floor,
                 others=pack(others) if (others := self.pace.others()) else b"",
                 rest=int(rest and more),
+                tag=self.tags.own,
             )
             status, refused, leased, retry = unpack(answer)
             if status != b"frozen":

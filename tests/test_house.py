@@ -38,7 +38,7 @@ LAYERS: list[tuple[str, ...]] = [
     ),
     ("garbage", "annotations", "preload", "host"),
     ("settings", "scripts", "codec", "record", "tls", "url", "trust", "output", "guard", "serving"),
-    ("unnamed",),
+    ("unnamed", "tags"),
     ("remote_error", "plan", "batch", "recount", "dask_input", "answer", "refusals"),
     ("shared_locks",),
     ("graph", "unshared"),
@@ -47,7 +47,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("verdict",),
     # one connection, and what is read and written over it
     ("link",),
-    ("rebuild", "events"),
+    ("rebuild", "events", "own_keys"),
     ("server", "server_check", "monitor", "memory", "registry", "control", "slot_process"),
     ("secret", "files"),
     ("pool", "removal", "client_lease"),

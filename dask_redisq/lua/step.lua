@@ -1,6 +1,6 @@
 -- Finish a slot's lease and give it the next: one round trip per chunk.
 -- keys: queue slots slot job finished leases wake idle tries delayed
--- args: slot seq job epoch batch failure known want floor others rest
+-- args: slot seq job epoch batch failure known want floor others rest tag
 -- returns: msgpack {status, refused tasks, lease or false, look again in ms}
 --@include full
 --@include finish
@@ -18,9 +18,10 @@
 -- 'unregistered' (results count, nothing is leased). `rest` = '1': enter the slot as idle if
 -- it gets nothing. `failure` = msgpack {task, kind, payload, retries (-1: the job's)}, or ''. `want` and `floor` hold for
 -- tasks of the job `known`, and `others` = msgpack {job, want, floor, ...}, or '', says so of further
--- ones; of a job that is in neither, whose tasks may take an hour each, it gets one.
+-- ones; of a job that is in neither, whose tasks may take an hour each, it gets one. `tag`: what its
+-- task code set (tags.py), or ''; it counts for what is leased here.
 local slot, seq = arg.slot, tonumber(arg.seq)
-local state = redis.call('HMGET', key.slot(slot), 'seq', 'answer', 'job', 'tags', 'steady', 'holds')
+local state = redis.call('HMGET', key.slot(slot), 'seq', 'answer', 'job', 'tags', 'steady', 'holds', 'tag')
 local registered = redis.call('SISMEMBER', key.slots(), slot) == 1
 if registered then
   -- A reply was lost, or a copy of the call was under way: the same answer, or a refusal. Were
@@ -99,6 +100,8 @@ if registered then
   leave_idle(slot)
   spare = redis.call('LLEN', key.wake(slot))
   redis.call('DEL', key.wake(slot))
+  -- Not before: it is in the idle set of the tag that it had.
+  if (state[7] or '') ~= arg.tag then redis.call('HSET', key.slot(slot), 'tag', arg.tag) end
 end
 local ready = {free = {}, near = {}}
 if alive then
@@ -156,6 +159,7 @@ elseif alive then
   make_ready(job, ready.free, '')
 end
 local tags = cmsgpack.unpack(state[4])
+if arg.tag ~= '' then tags[#tags + 1] = arg.tag end
 if tonumber(arg.want) > 0 then
   found, retry = lease(slot, seq, tags, job, fresh)
 else

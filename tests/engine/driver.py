@@ -73,6 +73,8 @@ class Slot:
     id: str
     worker: str
     tags: tuple[str, ...]
+    #: What its task code set.
+    tag: str = ""
     seq: int = 0
     lease: Lease | None = None
     calls: list[dict[str, Any]] = field(default_factory=list)
@@ -395,9 +397,11 @@ class Engine:
         rest: bool = False,
         seq: int | None = None,
         job: str | None = None,
+        tag: str | None = None,
     ) -> dict[str, Any]:
         """Return the arguments of the slot's next step; the sequence number goes up."""
         slot.seq = slot.seq + 1 if seq is None else seq
+        slot.tag = slot.tag if tag is None else tag
         if job is None:
             job = slot.lease.job if slot.lease else ""
         args = {
@@ -405,7 +409,7 @@ class Engine:
             "batch": pack(batch_of(groups)) if job else b"",
             "failure": pack([failure[0], "raised", failure[1], retries]) if failure else b"",
             "known": self.known if known is None else known, "want": want, "floor": floor, "rest": int(rest),
-            "others": pack(list(others)) if others else b"",
+            "others": pack(list(others)) if others else b"", "tag": slot.tag,
         }  # fmt: skip
         slot.lease = None
         slot.calls.append(args)

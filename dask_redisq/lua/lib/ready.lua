@@ -10,12 +10,18 @@
 local PRIORITY = 2 ^ 40
 local TOKEN_LIFE = 600 * 1000
 
+-- Return what a slot carries: the tags of its worker, and the one that its task code set.
+local function tags_of(slot)
+  local state = redis.call('HMGET', key.slot(slot), 'tags', 'tag')
+  local tags = cmsgpack.unpack(state[1])
+  if state[2] and state[2] ~= '' then tags[#tags + 1] = state[2] end
+  return tags
+end
+
 -- Take a slot out of all idle sets.
 local function leave_idle(slot)
-  local state = redis.call('HMGET', key.slot(slot), 'idle', 'tags')
-  if not state[1] then return end
-  redis.call('HDEL', key.slot(slot), 'idle')
-  for _, tag in ipairs(cmsgpack.unpack(state[2])) do redis.call('ZREM', key.idle(tag), slot) end
+  if redis.call('HDEL', key.slot(slot), 'idle') == 0 then return end
+  for _, tag in ipairs(tags_of(slot)) do redis.call('ZREM', key.idle(tag), slot) end
 end
 
 -- Wake up to `count` idle slots that carry `tag` and run `python`; return how many were woken.

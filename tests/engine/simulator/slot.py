@@ -97,6 +97,8 @@ class Slot(Actor):
         self.slot = world.new_id(8)
         self.worker = worker
         self.tags = (PYTHON, worker.name, *worker.tags)
+        #: What its task code set.
+        self.tag = ""
         self.page = Page()
         self.cache = ValueCache()
         self.seq = 0
@@ -164,7 +166,7 @@ class Slot(Actor):
             "slot": self.slot, "seq": self.seq, "job": job, "epoch": epoch,
             "batch": batch.pack() if job else b"", "failure": failure,
             "known": world.some_job(), "want": want if more else 0, "floor": floor, "rest": int(more),
-            "others": b"",
+            "others": b"", "tag": self.tag,
         }  # fmt: skip
         if world.off == "R8":
             self._keep(batch, ())
@@ -212,10 +214,12 @@ class Slot(Actor):
         whim: Any = Whim(self)
         run = Run(
             lease._replace(tasks=tasks, alone=lease.alone and world.off != "R3"), job.blocks, values,
-            whim, frozenset(self.tags), lambda: 0.0, self._begin, self._limit,
+            whim, frozenset({*self.tags, self.tag}), lambda: 0.0, self._begin, self._limit,
             lambda: not self.stopping and page.stop_job != lease.job and page.given != lease.seq,
             lambda: 10**9,
         )  # fmt: skip
+        if world.chance(0.1):
+            self.tag = world.choices.pick(["gpu", "lab", ""])
         self._die_in = self.world.choices.below(3) if self.world.chance(0.04) else -1
         run.run()
         batch, failure = run.report(), b""
