@@ -5,6 +5,7 @@ deal it out to anonymous workers (``dask-redisq-worker``) on any number of hosts
 """
 
 from dask_redisq import embedded as _embedded  # noqa: F401 - serves queues without a URL
+from dask_redisq import policies
 from dask_redisq._defaults import __version__
 from dask_redisq.enabled import enable
 from dask_redisq.errors import (
@@ -56,6 +57,8 @@ __all__ = [
     "get_redis",
     "get_tag",
     "set_tag",
+    # which slot gets which task
+    "policies",
     # on this machine
     "LocalCluster",
     "start_local_workers",

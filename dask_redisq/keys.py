@@ -46,6 +46,7 @@ PATTERNS: dict[str, tuple[str, str]] = {
     "job": ("job:%s", "hash: state, epoch, n, finished, settings, error, life"),
     "answer": ("job:%s:answer", "string: what makes the answer of a detached job from its outputs"),
     "names": ("job:%s:names", "string: the graph key of each task of a detached job, packed"),
+    "about": ("job:%s:about", "hash: task -> msgpack of what the job's policy knows of it"),
     "blocks": ("job:%s:blocks", "hash: block number -> pickled tasks; never changes"),
     "edges": ("job:%s:edges", "hash: block -> msgpack of its tasks' inputs, and of outputs"),
     "consts": ("job:%s:consts", "set: digests of the job's constants"),

@@ -9,7 +9,8 @@ or the lower part of a tree costs no round trip and no serialisation at all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -79,7 +80,7 @@ class LeaseRun:
         blocks: Mapping[int, Block],
         values: dict[int, Any],
         pace: Pace,
-        tags: Set[str],
+        tags: AbstractSet[str],
         clock: Callable[[], float],
         begin: Callable[[int, int], None],
         limit: Callable[[int, float, int], None],

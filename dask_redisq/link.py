@@ -49,7 +49,7 @@ _UNSENT = {socket.TCP_NOTSENT_LOWAT: 2 * PIECE} if hasattr(socket, "TCP_NOTSENT_
 
 
 def redis_options(url: str) -> dict[str, Any]:
-    """Return how redis-py is to connect: it waits for no reply for ever, and sends nothing twice."""
+    """Return how redis-py is to connect: no reply is waited for for ever, nothing is sent twice."""
     options: dict[str, Any] = {"retry": Retry(NoBackoff(), 0), "socket_timeout": REPLY_TIMEOUT}
     if not url.startswith("unix:"):
         options |= {"socket_connect_timeout": CONNECT_TIMEOUT, "socket_keepalive": True}
@@ -90,6 +90,8 @@ class Link:
         #: When long waits for replies ended, and their seconds; each longer than those after it.
         self._waits: list[tuple[float, float]] = []
         self._watched: dict[str, Keys] = {}
+        #: Whether a script that keeps the server busy for seconds may be a policy without end.
+        self.ends_loops = False
 
     def __repr__(self) -> str:
         state = "lost" if self.unbroken_since is None else "connected"
@@ -153,6 +155,10 @@ class Link:
         loaded = scripts.load(script)
         self.send("EVALSHA", loaded.sha, 1, keys("queue"), *loaded.argv(args))
 
+    def load(self, script: str) -> None:
+        """Have the server compile a script before it is called."""
+        self.command("SCRIPT", "LOAD", scripts.load(script).text)
+
     def send(self, *words: Any) -> None:
         """Send one command without waiting for its reply."""
         self._pending.append(words)
@@ -210,10 +216,10 @@ class Link:
         """Return the socket's descriptor, so that a selector can wait for a reply."""
         return int(self._connection._sock.fileno())  # noqa: SLF001 - redis-py has no other way
 
-    def reply_ready(self) -> bool:
-        """Tell whether a reply can be read without waiting."""
+    def reply_ready(self, seconds: float = 0) -> bool:
+        """Tell whether a reply can be read, or can be within some seconds."""
         try:
-            return bool(self._connection.can_read(0))
+            return bool(self._connection.can_read(seconds))
         except AWAY:
             return True  # reading will tell
 
@@ -275,8 +281,18 @@ class Link:
             raise
         except ResponseError as error:
             if is_busy(error):
+                self._end_loop(error)
                 raise meaning(error, self.url) from error
             logger.debug("the queues are not told of the server's run: %s", error)
+
+    def _end_loop(self, error: ResponseError) -> None:
+        """Have a script killed that keeps the server busy, if it may be a policy without end.
+
+        Whoever called it does so; but that process may have been killed. The server reads this
+        though the connection is given up at once.
+        """
+        if self.ends_loops and str(error).startswith("BUSY "):
+            self._connection.send_command("SCRIPT", "KILL")
 
     def _write(self, words: tuple[Any, ...]) -> None:
         """Send a command in pieces: the socket's timeout holds for each, not for all of it."""
@@ -301,6 +317,7 @@ class Link:
             return self._receive_one()
         except ResponseError as error:
             meant = meaning(error, self.url)
+            self._end_loop(error)
             if not isinstance(meant, REFUSED + AWAY):
                 self._pending.popleft()  # that was the answer
             if meant is error:

@@ -6,6 +6,7 @@ With nothing to do it blocks in BLPOP on its wake list.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,9 +26,10 @@ from dask_redisq.pace import Pace
 from dask_redisq.page import Limit, Page
 from dask_redisq.remote_error import add_note, pack_error
 from dask_redisq.server_check import most_bytes
-from dask_redisq.tags import SlotTags
+from dask_redisq.tags import SlotTags, get_tag
 from dask_redisq.task_warnings import WarningBox
 from dask_redisq.trust import ERROR, UNSIGNED, Seal, Signer
+from dask_redisq.wishes import Asker
 
 __all__ = ["Slot"]
 
@@ -127,6 +129,7 @@ class Slot:
         self.warnings = WarningBox()
         self.stopping = False
         self._waiting = False
+        self._asker: Asker | None = None
 
     def __repr__(self) -> str:
         return f"<Slot {self.slot} of {self.where}, queues {[q.keys.queue for q in self.queues]}>"
@@ -202,11 +205,19 @@ class Slot:
         self, queue: _Queue, report: _Report, *, more: bool, rest: bool = True
     ) -> tuple[Lease | None, int, str]:
         """Report and lease in one call; return the lease, when to look again, and the status."""
-        queue.seq += 1
-        status, refused, leased, retry = self._call_step(queue, report, more=more, rest=rest)
-        self.page.rest()
-        if status != b"stale":  # refused whole: nothing of it was judged
-            self._keep_accepted(report, refused)
+        wishes: dict[bytes, list[int] | None] = {}
+        while True:
+            queue.seq += 1
+            status, refused, leased, retry = self._call_step(
+                queue, report, wishes, more=more, rest=rest
+            )
+            self.page.rest()
+            if status != b"stale":  # refused whole: nothing of it was judged
+                self._keep_accepted(report, refused)
+            if status != b"wish":
+                break
+            wishes[leased] = self._ask(queue, leased.decode())
+            report = _Report()
         queue.idle = not leased and rest and more
         if not leased:
             return None, retry, status.decode()
@@ -216,13 +227,40 @@ class Slot:
         )
         return lease, 0, status.decode()
 
+    def _ask(self, queue: _Queue, job: str) -> list[int] | None:
+        """Return what a job's policy wishes for this slot; None if it must be asked no more."""
+        if self._asker is None:
+            self._asker = Asker(self.link)
+        return self._asker.wishes(
+            queue.keys, job, slot=self.slot, tag=get_tag(), **self._pace_words(more=True)
+        )
+
+    def _pace_words(self, *, more: bool) -> dict[str, object]:
+        """Return how much the slot asks for."""
+        others = self.pace.others()
+        return {
+            "known": self.pace.job,
+            "want": self.pace.want if more else 0,
+            "floor": self.pace.floor,
+            "others": pack(others) if others else b"",
+        }
+
     def _call_step(
-        self, queue: _Queue, report: _Report, *, more: bool, rest: bool
+        self,
+        queue: _Queue,
+        report: _Report,
+        wishes: Mapping[bytes, list[int] | None],
+        *,
+        more: bool,
+        rest: bool,
     ) -> tuple[bytes, list[int], Any, int]:
         """Call step.lua until it was done: while the job is rebuilt it is put off.
 
         If nobody does that, this slot does.
         """
+        told = [
+            x for job, tasks in wishes.items() for x in (job, False if tasks is None else tasks)
+        ]
         args = {"batch": report.batch.pack() if report.job else b"", "failure": report.failure}
         since = 0.0
         while True:
@@ -235,12 +273,10 @@ class Slot:
                 job=report.job,
                 epoch=report.epoch,
                 **args,
-                known=self.pace.job,
-                want=self.pace.want if more else 0,
-                floor=self.pace.floor,
-                others=pack(others) if (others := self.pace.others()) else b"",
+                **self._pace_words(more=more),
                 rest=int(rest and more),
                 tag=self.tags.own,
+                wishes=pack(told) if told else b"",
             )
             status, refused, leased, retry = unpack(answer)
             if status != b"frozen":

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Collection, Iterator, Set
+from collections.abc import Collection, Iterator
+from collections.abc import Set as AbstractSet
 
 from dask_redisq.annotations import RESOURCE, SOFT
 
@@ -20,7 +21,7 @@ __all__ = ["SlotTags", "carry", "get_tag", "set_tag"]
 _PYTHON = "python"
 
 
-class SlotTags(Set[str]):
+class SlotTags(AbstractSet[str]):
     """The tags of one slot.
 
     Parameters

@@ -34,6 +34,7 @@ LAYERS: list[tuple[str, ...]] = [
         "task",
         "versions",
         "combine",
+        "policies",
         "seeding",
     ),
     ("garbage", "annotations", "preload", "host"),
@@ -47,7 +48,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("verdict",),
     # one connection, and what is read and written over it
     ("link",),
-    ("rebuild", "events", "own_keys"),
+    ("rebuild", "events", "own_keys", "wishes"),
     ("server", "server_check", "monitor", "memory", "registry", "control", "slot_process"),
     ("secret", "files"),
     ("pool", "removal", "client_lease"),

@@ -66,7 +66,7 @@ def test_a_tag_stays_for_later_tasks_and_jobs_until_it_is_set_again(
 def test_without_one_the_tag_is_the_first_that_the_worker_was_given(
     queue: Queue, start_worker: Callable[..., WorkerProcess]
 ) -> None:
-    """By --tag; else the name of the host, which here and everywhere is its tag outside of slots."""
+    """By --tag; else the name of the host, which is what it is outside of slots, too."""
     start_worker("test", "--nworkers", "1", "--tag", "gpu", "--tag", "big", "--resources", "GPU=1")
     assert queue.times(1, redisq.get_tag) == ["gpu"]
     queue.remove()
@@ -146,7 +146,7 @@ def test_a_tag_ends_with_its_slot(queue: Queue, start_worker: Callable[..., Work
 def test_a_server_that_lost_everything_hears_of_the_tag_again(
     far: Queue, mortal: MortalServer, tmp_path: Path
 ) -> None:
-    """It comes back empty, the worker registers its slots as they were started; the slots tell it."""
+    """It comes back empty, and the worker registers its slots as they were started."""
     pids = tag_two(far, tmp_path, "A1", "A2")
     mortal.kill()
     mortal.replace(None)
@@ -289,7 +289,7 @@ def test_what_it_writes_is_not_sent_again_when_the_answer_is_lost(
 
 
 def test_a_client_is_made_as_the_queues_own_connections() -> None:
-    """It waits for no reply for ever, it sends nothing twice, and a bad URL is told without its password."""
+    """It waits for no reply for ever, it sends nothing twice, and it shows no password."""
     with dask.config.set({"redisq.url": "redis://:secret@127.0.0.1:1/0"}):
         options = redisq.get_redis().connection_pool.connection_kwargs
     assert options["password"] == "secret"  # noqa: S105

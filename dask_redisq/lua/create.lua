@@ -1,6 +1,6 @@
 -- Make a job: its counters, settings and state; blocks follow, then seal.
 -- keys: queue jobs job answer names holders held wait consumers restrict new_wait new_consumers new_restrict new_answer new_names client tomb children
--- args: job n block blocks epoch chunk priority python allowed retries retry_delay patience client_lease hard ttl pure watched kept uses most ordered parent
+-- args: job n block blocks epoch chunk priority python allowed retries retry_delay patience client_lease hard ttl pure watched kept uses most ordered parent policy
 -- returns: 'created', 'exists' (a replay), 'over' (it was, and is removed), or 'unstaged' (what was staged is not there: the server lost it), or 'gone' (so is a job whose values this one uses)
 --@include expire
 --@include ending
@@ -12,6 +12,8 @@
 -- `ordered`: of what is ready the lowest number goes first, wherever it became ready. `kept`: its values stay for others, until nobody holds it. `uses`: kept jobs whose values it reads.
 -- It is entered among their holders here, or not made: else C drops x while a job that reads x is
 -- on its way.
+--
+-- `policy`: Lua that wishes which tasks a slot is given (wish.lua), or ''.
 --
 -- `parent`: the job whose task waits for this one: it ends with that, and is not begun after it.
 --
@@ -53,6 +55,7 @@ if files then redis.call('HSET', key.job(arg.job), 'files', files) end
 if arg.watched == '1' then redis.call('HSET', key.job(arg.job), 'watched', '1') end
 if tonumber(arg.most) > 0 then redis.call('HSET', key.job(arg.job), 'most', arg.most) end
 if arg.ordered == '1' then redis.call('HSET', key.job(arg.job), 'ordered', '1') end
+if arg.policy ~= '' then redis.call('HSET', key.job(arg.job), 'asks', '1', 'policy', arg.policy) end
 if arg.kept == '1' then redis.call('HSET', key.job(arg.job), 'kept', '1') end
 for _, other in ipairs(uses) do
   redis.call('SADD', key.held(arg.job), other)

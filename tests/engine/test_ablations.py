@@ -53,6 +53,7 @@ SOON = {
     "R18, only the registered are woken",
     "R18, what becomes ready wakes",
     "R18, who finds only delayed tasks is told when to look",
+    "R19, user code wishes, the engine takes",
     "R20, a job with edges to settle is not done",
     "H30, what frees memory works when it is full",
 }

@@ -157,8 +157,11 @@ def test_a_slot_is_woken_for_the_tag_it_set_and_not_for_the_one_before(engine: E
 
 
 def test_a_tag_is_told_again_to_a_server_that_forgot_it(engine: Engine) -> None:
-    """W1 sets gpu. The server comes back older, then empty, and W1's supervisor registers it as it was
-    started: each time W1's next call tells the tag, before it leases."""  # fmt: skip
+    """W1's next call tells it, before it leases.
+
+    W1 sets gpu. The server comes back older, then empty, and W1's supervisor registers it as it
+    was started.
+    """
     w1 = engine.slot("w1")
     before = engine.snapshot()
     engine.step(w1, tag="gpu")

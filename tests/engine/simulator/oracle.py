@@ -55,15 +55,16 @@ class Oracle:
         if status == b"unregistered":
             self._leases.pop(slot, None)
             return
-        assert status != b"ok" or seq >= last, f"call {seq} is run after call {last} of {slot}"
-        if status != b"ok":
+        done = status in (b"ok", b"wish")
+        assert not done or seq >= last, f"call {seq} is run after call {last} of {slot}"
+        if not done:
             return
         if seq == last:
             assert answer == stored, f"call {seq} of {slot} is answered anew"
             return
         self._answered[slot] = (seq, answer)
         self._end_lease(args, refused)
-        if lease:
+        if lease and status == b"ok":
             self._begin_lease(args, lease)
 
     def _end_lease(self, args: dict[str, Any], refused: list[int]) -> None:
