@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import dask
@@ -20,11 +20,12 @@ from dask_redisq.keys import Keys
 from dask_redisq.lease import Lease, LeaseRun
 from dask_redisq.link import Link
 from dask_redisq.loading import Loader
-from dask_redisq.memory import JobEnded, JobMemory, SlotMemory
+from dask_redisq.memory import JobEnded, SlotMemory
 from dask_redisq.monitor import Monitor, try_rebuild
 from dask_redisq.pace import Pace
 from dask_redisq.page import Limit, Page
 from dask_redisq.remote_error import add_note, pack_error
+from dask_redisq.report import Report, kept_of, own_retries
 from dask_redisq.server_check import most_bytes
 from dask_redisq.tags import SlotTags, get_tag
 from dask_redisq.task_warnings import WarningBox
@@ -57,20 +58,6 @@ class _Queue:
     index: int
     seq: int = 0
     idle: bool = False
-
-
-@dataclass
-class _Report:
-    """What the next step tells of the last lease."""
-
-    job: str = ""
-    epoch: str = ""
-    queue: str = ""
-    attempt: str = ""
-    batch: Batch = field(default_factory=Batch)
-    failure: bytes = b""
-    #: Tasks whose values later jobs may read: those that are not inside the call stay here.
-    kept: frozenset[int] = frozenset()
 
 
 class _Wake(BaseException):
@@ -145,7 +132,7 @@ class Slot:
                 self.link.close()  # the signal came just when the wait was over: nothing is in hand
 
     def _serve(self) -> None:
-        at, fruitless, report = 0, 0, _Report()
+        at, fruitless, report = 0, 0, Report()
         turned = time.monotonic()
         again = RECHECK * 1000
         while True:
@@ -157,7 +144,7 @@ class Slot:
             queue = self.queues[at]
             turn = len(self.queues) > 1 and time.monotonic() - turned > TURN
             lease, retry, status = self._step(queue, report, more=not self.stopping and not turn)
-            report = _Report()
+            report = Report()
             if lease is not None:
                 self._leave_other_queues(queue)
                 report = self._work(queue, lease)
@@ -199,10 +186,10 @@ class Slot:
         """Leave the idle sets of the other queues; a token that waits there is passed on."""
         for other in self.queues:
             if other is not queue and other.idle:
-                self._step(other, _Report(), more=False, rest=False)
+                self._step(other, Report(), more=False, rest=False)
 
     def _step(
-        self, queue: _Queue, report: _Report, *, more: bool, rest: bool = True
+        self, queue: _Queue, report: Report, *, more: bool, rest: bool = True
     ) -> tuple[Lease | None, int, str]:
         """Report and lease in one call; return the lease, when to look again, and the status."""
         wishes: dict[bytes, list[int] | None] = {}
@@ -217,7 +204,7 @@ class Slot:
             if status != b"wish":
                 break
             wishes[leased] = self._ask(queue, leased.decode())
-            report = _Report()
+            report = Report()
         queue.idle = not leased and rest and more
         if not leased:
             return None, retry, status.decode()
@@ -248,7 +235,7 @@ class Slot:
     def _call_step(
         self,
         queue: _Queue,
-        report: _Report,
+        report: Report,
         wishes: Mapping[bytes, list[int] | None],
         *,
         more: bool,
@@ -291,7 +278,7 @@ class Slot:
                 try_rebuild(self.link, queue.keys, report.job)
             time.sleep(FROZEN)
 
-    def _keep_accepted(self, report: _Report, refused: list[int]) -> None:
+    def _keep_accepted(self, report: Report, refused: list[int]) -> None:
         """Keep own values that the server accepted, for tasks that come here next."""
         dropped = set(refused)
         for task, value, data, _ in report.batch.published:
@@ -303,9 +290,9 @@ class Slot:
 
     # -- one lease --------------------------------------------------------------------
 
-    def _work(self, queue: _Queue, lease: Lease) -> _Report:
+    def _work(self, queue: _Queue, lease: Lease) -> Report:
         """Run a lease and return what to report of it."""
-        report = _Report(lease.job, lease.epoch, queue.keys.queue, self._attempt(lease))
+        report = Report(lease.job, lease.epoch, queue.keys.queue, self._attempt(lease))
         self.page.hold(queue.index, lease.job, lease.seq, _now_ms(), len(lease.tasks))
         job = lease.job.encode()
         if self.page.stopped(job, lease.seq):
@@ -343,7 +330,7 @@ class Slot:
         )
         run.run()
         report.batch = run.report()
-        report.kept = _kept(memory, lease, report.batch)
+        report.kept = kept_of(memory, lease, report.batch)
         if warned := self.warnings.take():
             self.link.send_call("warn", queue.keys, job=lease.job, entries=pack(warned))
         # No task is in hand any more: what kills this process from here on is charged to none.
@@ -352,7 +339,7 @@ class Slot:
         if report.batch.failed is not None:
             task, why = report.batch.failed
             # It would be as large the next time.
-            retries = 0 if isinstance(why, ValueTooLarge) else _own_retries(memory, lease, task)
+            retries = 0 if isinstance(why, ValueTooLarge) else own_retries(memory, lease, task)
             report.failure = self._failure(task, len(lease.tasks), why, memory.seal, retries)
         elif report.batch.unpublished is not None:
             task, text = report.batch.unpublished
@@ -409,16 +396,3 @@ class Slot:
 
 def _now_ms() -> int:
     return time.monotonic_ns() // 1_000_000
-
-
-def _kept(memory: JobMemory, lease: Lease, batch: Batch) -> frozenset[int]:
-    """Return the tasks of a batch whose values later jobs may read from here."""
-    blocks, size = memory.blocks, lease.block
-    if not blocks[lease.tasks[0] // size].kept:  # it is the job that is kept
-        return frozenset()
-    large = [p.task for p in batch.published if not p.inline]
-    return frozenset([t for t in large if t in blocks[t // size].outputs])
-
-
-def _own_retries(memory: JobMemory, lease: Lease, task: int) -> int:
-    return memory.blocks[task // lease.block].limits.get(task, (0.0, -1))[1]

@@ -1,9 +1,9 @@
 """What a slot carries: the tags that its worker was given, and the one that its task code sets.
 
-The server is told at each step (lua/step.lua), and not by a call of its own. W sets a tag, the server
-comes back older or empty, W's supervisor registers the slot as it was started: the next step tells
-the tag again, before it leases anything. Nor can a late copy of a call bring an older tag back, as
-such a step is refused.
+The server is told at each step (lua/step.lua), and not by a call of its own. W sets a tag, the
+server comes back older or empty, W's supervisor registers the slot as it was started: the next step
+tells the tag again, before it leases anything. Nor can a late copy of a call bring an older tag
+back, as such a step is refused.
 """
 
 from __future__ import annotations

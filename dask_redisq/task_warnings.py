@@ -122,7 +122,7 @@ def _module_at(filename: str, lineno: int) -> str:
 
 
 def packed_warning(text: str) -> bytes:
-    """Return a warning of the package's own, about a job, in the form in which those of tasks travel."""
+    """Return a warning of the package's own, about a job, as those of tasks travel."""
     told = text[:LONGEST].encode(errors="backslashreplace")
     return pack(["builtins", "RuntimeWarning", told, "dask_redisq", 1, "dask_redisq"])
 

@@ -1,10 +1,10 @@
-"""The policy of a job (`get_task`): checked by its client, asked for by slots, ended if it does not end.
+"""The policy of a job (`get_task`): checked by its client, asked by slots, ended if it never ends.
 
 It runs on the server, in scripts that may not write (lua/wish.lua, lua/check_policy.lua). One that
-does not end holds the server up for all: nobody can prevent that, and Redis lets nobody stop a script
-before it ran for ``busy-reply-threshold``, 5 s. So whoever calls one has it killed from then on, over
-a connection that was made before; if the caller itself is killed, other slots and the client of
-such a job do, as soon as the server tells them that it is busy (`Link.ends_loops`).
+does not end holds the server up for all: nobody can prevent that, and Redis lets nobody stop a
+script before it ran for ``busy-reply-threshold``, 5 s. So whoever calls one has it killed from then
+on, over a connection that was made before; if the caller itself is killed, other slots and the
+client of such a job do, as soon as the server tells them that it is busy (`Link.ends_loops`).
 """
 
 from __future__ import annotations

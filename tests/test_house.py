@@ -57,7 +57,7 @@ LAYERS: list[tuple[str, ...]] = [
     # the roles: a job's client, a slot, a worker
     ("follow",),
     ("kept",),
-    ("job", "loading", "supervisor", "renewer"),
+    ("job", "loading", "report", "supervisor", "renewer"),
     ("slot_loop",),
     ("slot",),
     # the doors
