@@ -99,6 +99,9 @@ class Queue(Loops, Managed):
             Jobs of a higher one come first; -4096 to 4096.
         workers : str or list of str, optional
             Names, hosts or tags: only such workers run the tasks, unless `allow_other_workers`.
+        get_task : str, optional
+            Lua that chooses which ready tasks a slot is given; see docs/loops.md and
+            `dask_redisq.policies`. What it chooses is taken as far as it is ready.
         callbacks : iterable of Callback, optional
             Instead of those that are active; see ``callback-values`` in ``redisq.yaml``.
         cache : MutableMapping, optional
@@ -122,6 +125,8 @@ class Queue(Loops, Managed):
             For a key that is not in the graph, a missing dependency, a cycle; nothing was sent.
         BaseException
             What a task raised, as its own type, with the remote traceback.
+        ValueError
+            For a `get_task` that the server does not compile, or that does not end.
         RedisqError
             What went wrong otherwise: see `dask_redisq.errors`.
         """

@@ -14,7 +14,7 @@ from conftest import WorkerProcess
 from dask_redisq.queue import Queue
 
 ROOT = Path(__file__).parent.parent
-PAGES = {"docs/dask.md": 9, "docs/loops.md": 7}
+PAGES = {"docs/dask.md": 9, "docs/loops.md": 9}
 
 
 def blocks(page: str) -> list[tuple[int, str]]:
