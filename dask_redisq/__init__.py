@@ -5,6 +5,7 @@ deal it out to anonymous workers (``dask-redisq-worker``) on any number of hosts
 """
 
 from dask_redisq import embedded as _embedded  # noqa: F401 - serves queues without a URL
+from dask_redisq import policies
 from dask_redisq._defaults import __version__
 from dask_redisq.enabled import enable
 from dask_redisq.errors import (
@@ -30,9 +31,11 @@ from dask_redisq.executor import Executor
 from dask_redisq.future import Future
 from dask_redisq.local import LocalCluster, start_local_workers
 from dask_redisq.lock import Lock, Semaphore
+from dask_redisq.own_keys import get_redis
 from dask_redisq.persist import Part, futures_of
 from dask_redisq.queue import Queue
 from dask_redisq.scheduler import get
+from dask_redisq.tags import get_tag, set_tag
 from dask_redisq.waiting import as_completed, wait
 from dask_redisq.worker import run_worker
 
@@ -51,6 +54,12 @@ __all__ = [
     # between tasks
     "Lock",
     "Semaphore",
+    # in a task
+    "get_redis",
+    "get_tag",
+    "set_tag",
+    # which slot gets which task
+    "policies",
     # on this machine
     "LocalCluster",
     "start_local_workers",

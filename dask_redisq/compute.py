@@ -58,12 +58,13 @@ def plan_job(
 ) -> Plan:
     """Return the plan for a graph, with what annotations and keywords say of its tasks."""
     order = setting("order", kwargs.get("order"))
+    urgent = priorities(annotations)
     with collector_paused():
         plan = plan_graph(
             graph,
             keys,
             order,
-            priorities(annotations),
+            urgent,
             finalize_here=finalize_here,
             kept=kept,
             held=held,
@@ -71,6 +72,8 @@ def plan_job(
     one_disk = setting("allow-disk-shuffle", kwargs.get("allow_disk_shuffle"))
     share_or_refuse(plan, one_disk=bool(one_disk), copies=bool(setting("allow-memory-store")))
     plan.restricted = restrictions(annotations, plan.keys, kwargs)
+    if urgent:
+        plan.priorities = {task: urgent[k] for task, k in enumerate(plan.keys) if k in urgent}
     plan.seeds = seeds(annotations, plan.keys, kwargs.get("seed"))
     plan.limits = limits(annotations, plan.keys, setting("timeout", kwargs.get("timeout")))
     return plan

@@ -108,6 +108,7 @@ class Follower:
         self.names = names
         self.seal = seal
         self.options = options
+        link.ends_loops = bool(options.get_task)
         self.received: dict[int, Any] = {}
         self.ended: str | None = None
         self._wanted = len(set(outputs))

@@ -192,7 +192,9 @@ def _run(
     progress: Progress,
 ) -> Any:
     client_lease.look()
-    windows = _windows(loop, retried=options.retries > 0)
+    # A policy is to see all of it: the iteration that belongs to a slot may be the last one.
+    whole = bool(options.get_task) and loop.length() is not None
+    windows = _windows(loop, retried=options.retries > 0, whole=whole)
     signer = find_secret(pool.url)
     combiner, more = loop.combiner, True
     each = loop.errorhandling != "stop"
@@ -220,12 +222,12 @@ def _has_room(stream: Stream, combiner: Combiner) -> bool:
     )
 
 
-def _windows(loop: Loop, *, retried: bool) -> Iterator[tuple[list[Call], range]]:
+def _windows(loop: Loop, *, retried: bool, whole: bool) -> Iterator[tuple[list[Call], range]]:
     """Yield calls with their numbers: as many as are there in a moment, or as one job should have.
 
     Of a generator it is not known how long the next item takes, and what was drawn would wait
     for it. So the first window has one item, each further one twice as many, and after an item
-    that took long it is one again.
+    that took long it is one again. With `whole` it does not matter how long they take to draw.
     """
     body, plain = loop.fn if loop.plain else loop.body(retried=retried), loop.plain
     drawn, first = loop.iterations(), 0
@@ -236,7 +238,7 @@ def _windows(loop: Loop, *, retried: bool) -> Iterator[tuple[list[Call], range]]
         most = max(1, min(size, WINDOW_BYTES // max(1, sizeof(args))))
         for args in itertools.islice(drawn, most - 1):
             calls.append(Call(body, args if plain else (first + len(calls), *args)))
-            if slow := time.perf_counter() - started > DRAWING:
+            if slow := not whole and time.perf_counter() - started > DRAWING:
                 break
         yield calls, range(first, first + len(calls))
         first += len(calls)

@@ -38,6 +38,7 @@ from dask_redisq.trust import BLOCK as A_BLOCK
 from dask_redisq.trust import UNSIGNED, Signer
 from dask_redisq.unshared import holds_open_file
 from dask_redisq.versions import about_client, python_tag
+from dask_redisq.wishes import check_policy
 
 __all__ = ["Job", "JobOptions"]
 
@@ -224,6 +225,8 @@ class Job(Follower):
     def submit(self) -> str:
         """Upload the graph and return the job's state; its first tasks may be done by then."""
         plan, hard = self.plan, self._restrictions()
+        if self.options.get_task:
+            check_policy(self.link, self.keys, self.options.get_task)
         for name, data in self._stages(hard):
             life = min(STAGED, LEASES * self._lease)
             self._staged.append(self.keys(name, self.id))
@@ -243,6 +246,7 @@ class Job(Follower):
             most=self.options.num_workers,
             ordered=int(plan.ordered),
             parent=self.options.parent,
+            policy=self.options.get_task,
             python=python_tag(),
             allowed=self.options.allowed_failures,
             retries=self.options.retries,
@@ -323,6 +327,7 @@ class Job(Follower):
                 edges=pack([block.inputs, list(block.outputs)]),
                 consts=pack(digests),
                 near=pack(_near(block)),
+                about=pack(self.plan.about(first)) if self.options.get_task else b"",
             )
             replies = self.link.receive_all(but=AHEAD)
             if replies and replies[-1] in (b"failed", b"cancelled", b""):

@@ -30,7 +30,10 @@ PATTERNS: dict[str, tuple[str, str]] = {
     "worker_slots": ("worker:%s:slots", "set: the registered slots of a worker"),
     "control": ("control:%s", "stream: words for a worker's supervisor, until it obeyed"),
     "slots": ("slots", "set: all registered slots"),
-    "slot": ("slot:%s", "hash: worker, tags, seq, answer, job of its lease, idle"),
+    "slot": (
+        "slot:%s",
+        "hash: worker, tags, tag that a task set, seq, answer, job of its lease, idle",
+    ),
     "idle": ("idle:%s", "zset: slots that carry this tag and wait for work -> since (ms)"),
     "wake": ("wake:%s", "list: a token wakes this slot"),
     "lock": (
@@ -43,6 +46,7 @@ PATTERNS: dict[str, tuple[str, str]] = {
     "job": ("job:%s", "hash: state, epoch, n, finished, settings, error, life"),
     "answer": ("job:%s:answer", "string: what makes the answer of a detached job from its outputs"),
     "names": ("job:%s:names", "string: the graph key of each task of a detached job, packed"),
+    "about": ("job:%s:about", "hash: task -> msgpack of what the job's policy knows of it"),
     "blocks": ("job:%s:blocks", "hash: block number -> pickled tasks; never changes"),
     "edges": ("job:%s:edges", "hash: block -> msgpack of its tasks' inputs, and of outputs"),
     "consts": ("job:%s:consts", "set: digests of the job's constants"),

@@ -10,6 +10,7 @@ or the lower part of a tree costs no round trip and no serialisation at all.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -56,8 +57,8 @@ class LeaseRun:
         The inputs of the lease's tasks.
     pace : Pace
         What is known of durations; updated.
-    tags : frozenset of str
-        Tags of the slot, for tasks with restrictions.
+    tags : set of str
+        Tags of the slot, as they are at each moment, for tasks with restrictions.
     clock : callable
         Returns seconds, like `time.perf_counter`.
     begin : callable
@@ -81,7 +82,7 @@ class LeaseRun:
         blocks: Mapping[int, Block],
         values: dict[int, Any],
         pace: Pace,
-        tags: frozenset[str],
+        tags: AbstractSet[str],
         clock: Callable[[], float],
         begin: Callable[[int, int], None],
         limit: Callable[[int, float, int], None],

@@ -27,7 +27,7 @@ from dask_redisq.refusals import AWAY, REFUSED, is_busy, meaning, refusal
 from dask_redisq.tls import tls_hint, tls_options
 from dask_redisq.url import check_url, redact, with_password
 
-__all__ = ["Link", "redact", "with_password"]
+__all__ = ["Link", "redact", "redis_options", "with_password"]
 
 logger = logging.getLogger("dask_redisq")
 
@@ -46,6 +46,14 @@ MOST_BACKOFF = 1.0
 #: What waits in the kernel is no progress: with megabytes there, the wait for the reply would begin
 #: long before the server has the call. (redis-py passes any option of TCP by this name.)
 _UNSENT = {socket.TCP_NOTSENT_LOWAT: 2 * PIECE} if hasattr(socket, "TCP_NOTSENT_LOWAT") else {}
+
+
+def redis_options(url: str) -> dict[str, Any]:
+    """Return how redis-py is to connect: no reply is waited for for ever, nothing is sent twice."""
+    options: dict[str, Any] = {"retry": Retry(NoBackoff(), 0), "socket_timeout": REPLY_TIMEOUT}
+    if not url.startswith("unix:"):
+        options |= {"socket_connect_timeout": CONNECT_TIMEOUT, "socket_keepalive": True}
+    return options | (tls_options(url) if url.startswith("rediss:") else {})
 
 
 class Link:
@@ -75,24 +83,15 @@ class Link:
         #: time.monotonic() since when the connection was never lost; None before the first.
         self.unbroken_since: float | None = None
         self._tls = url.startswith("rediss:")
-        tcp: dict[str, Any] = {
-            "socket_connect_timeout": CONNECT_TIMEOUT,
-            "socket_keepalive": True,
-            "socket_keepalive_options": _UNSENT,
-        }
-        pool = ConnectionPool.from_url(
-            check_url(url),
-            protocol=2,
-            retry=Retry(NoBackoff(), 0),
-            socket_timeout=REPLY_TIMEOUT,
-            **({} if url.startswith("unix:") else tcp),
-            **(tls_options(url) if self._tls else {}),
-        )
+        more = {} if url.startswith("unix:") else {"socket_keepalive_options": _UNSENT}
+        pool = ConnectionPool.from_url(check_url(url), protocol=2, **redis_options(url), **more)
         self._connection: Any = pool.make_connection()
         self._pending: deque[tuple[Any, ...]] = deque()
         #: When long waits for replies ended, and their seconds; each longer than those after it.
         self._waits: list[tuple[float, float]] = []
         self._watched: dict[str, Keys] = {}
+        #: Whether a script that keeps the server busy for seconds may be a policy without end.
+        self.ends_loops = False
 
     def __repr__(self) -> str:
         state = "lost" if self.unbroken_since is None else "connected"
@@ -156,6 +155,10 @@ class Link:
         loaded = scripts.load(script)
         self.send("EVALSHA", loaded.sha, 1, keys("queue"), *loaded.argv(args))
 
+    def load(self, script: str) -> None:
+        """Have the server compile a script before it is called."""
+        self.command("SCRIPT", "LOAD", scripts.load(script).text)
+
     def send(self, *words: Any) -> None:
         """Send one command without waiting for its reply."""
         self._pending.append(words)
@@ -213,10 +216,10 @@ class Link:
         """Return the socket's descriptor, so that a selector can wait for a reply."""
         return int(self._connection._sock.fileno())  # noqa: SLF001 - redis-py has no other way
 
-    def reply_ready(self) -> bool:
-        """Tell whether a reply can be read without waiting."""
+    def reply_ready(self, seconds: float = 0) -> bool:
+        """Tell whether a reply can be read, or can be within some seconds."""
         try:
-            return bool(self._connection.can_read(0))
+            return bool(self._connection.can_read(seconds))
         except AWAY:
             return True  # reading will tell
 
@@ -278,8 +281,18 @@ class Link:
             raise
         except ResponseError as error:
             if is_busy(error):
+                self._end_loop(error)
                 raise meaning(error, self.url) from error
             logger.debug("the queues are not told of the server's run: %s", error)
+
+    def _end_loop(self, error: ResponseError) -> None:
+        """Have a script killed that keeps the server busy, if it may be a policy without end.
+
+        Whoever called it does so; but that process may have been killed. The server reads this
+        though the connection is given up at once.
+        """
+        if self.ends_loops and str(error).startswith("BUSY "):
+            self._connection.send_command("SCRIPT", "KILL")
 
     def _write(self, words: tuple[Any, ...]) -> None:
         """Send a command in pieces: the socket's timeout holds for each, not for all of it."""
@@ -304,6 +317,7 @@ class Link:
             return self._receive_one()
         except ResponseError as error:
             meant = meaning(error, self.url)
+            self._end_loop(error)
             if not isinstance(meant, REFUSED + AWAY):
                 self._pending.popleft()  # that was the answer
             if meant is error:

@@ -60,7 +60,7 @@ class Loops:
             See `dask_redisq.foreach.Loop`; and `verbose`, which logs what happens.
         **kwargs
             Keywords of `get` that are of a job: `chunk_size`, `ft_interval`, `allowed_failures`,
-            `timeout`, `retries`, `workers` and so on.
+            `timeout`, `retries`, `workers`, `get_task` and so on.
 
         Returns
         -------

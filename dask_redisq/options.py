@@ -19,7 +19,7 @@ __all__ = ["JobOptions", "check_keywords", "clamped", "job_options"]
 KEYWORDS = frozenset(
     """
     alive_expiry allow_disk_shuffle allow_other_workers allowed_failures cache callbacks chunk_size
-    chunksize ft_interval locality_wait no_workers_timeout num_workers order priority pure
+    chunksize ft_interval get_task locality_wait no_workers_timeout num_workers order priority pure
     rerun_exceptions_locally resources retries retry_delay seed timeout workers
     """.split()  # noqa: SIM905 - a list of words
 )
@@ -64,6 +64,8 @@ class JobOptions:
     alive_expiry: float = 10.0
     client_lease: float = 60.0
     no_workers_timeout: float | None = None
+    #: Lua that wishes which tasks a slot is given; empty: the default chooses.
+    get_task: str = ""
     #: The job whose task waits for this one, if one does.
     parent: str = ""
     #: Seconds for which the results of a detached job are kept; 0: it is not detached.
@@ -100,7 +102,15 @@ def job_options(kwargs: dict[str, Any]) -> JobOptions:
         alive_expiry=setting("alive-expiry", kwargs.get("alive_expiry")),
         client_lease=_client_lease(),
         no_workers_timeout=setting("no-workers-timeout", kwargs.get("no_workers_timeout")),
+        get_task=_policy(kwargs.get("get_task")),
     )
+
+
+def _policy(given: Any) -> str:
+    """Return the text of a policy, empty for none; whether it is Lua is for the server to say."""
+    if given is not None and not isinstance(given, str):
+        raise TypeError(f"get_task is text, the body of a function in Lua, not {given!r}")
+    return given or ""
 
 
 def clamped(priority: float) -> float:

@@ -10,7 +10,8 @@ from typing import Any, Self
 from dask._task_spec import Alias, DataNode, GraphNode, Task, TaskRef
 from dask.typing import Key
 
-from dask_redisq.codec import Block, KeptValue
+from dask_redisq.annotations import RESOURCE, SOFT
+from dask_redisq.codec import Block, KeptValue, pack
 from dask_redisq.task import run_node
 
 __all__ = ["BLOCK", "Plan"]
@@ -64,6 +65,8 @@ class Plan:
         first, where its input is.
     urgency : float
         The least priority of its tasks.
+    priorities : dict of int to float
+        Task -> its priority, where it is annotated.
     """
 
     keys: list[Key]
@@ -85,6 +88,7 @@ class Plan:
     kept: bool = False
     ordered: bool = False
     urgency: float = 0
+    priorities: dict[int, float] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.nodes)
@@ -115,6 +119,17 @@ class Plan:
             {i: self.seeds[i] for i in range(first, last) if i in self.seeds} if self.seeds else {},
             self.kept,
         )
+
+    def about(self, first: int) -> list[Any]:
+        """Return what a policy is to know of a block's tasks: task, packed, task, packed, ..."""
+        found: list[Any] = []
+        for task in range(first, min(first + BLOCK, len(self.nodes))):
+            key, kept = self.keys[task], self.outer.get(task, ())
+            plain = [t for t in self.restricted.get(task, ()) if not t.startswith((RESOURCE, SOFT))]
+            words = [str(key), self.priorities.get(task, 0), plain[0] if plain else ""]
+            more = [self.inputs[task], [x for k in kept for x in (k.job, k.task)]]
+            found += [task, pack([*words, *more])]
+        return found
 
     @cached_property
     def wanted(self) -> set[int]:
@@ -173,6 +188,7 @@ class Plan:
             kept=self.kept,
             ordered=self.ordered,
             urgency=self.urgency,
+            priorities={number[t]: x for t, x in self.priorities.items() if t in number},
         )
 
     def _packed(self, task: int) -> Any:

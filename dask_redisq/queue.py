@@ -73,8 +73,7 @@ class Queue(Loops, Jobs, Managed):
     def get(self, dsk: Any, keys: Any, **kwargs: Any) -> Any:
         """Compute `keys` of the graph `dsk` on the workers of this queue: a Dask scheduler.
 
-        Inside a task of this queue another slot works in its place while it waits. There is a most
-        of those: beyond it the task computes right there.
+        Inside a task of this queue another slot works in its place while it waits.
 
         Parameters
         ----------
@@ -100,6 +99,8 @@ class Queue(Loops, Jobs, Managed):
             Jobs of a higher one come first; -4096 to 4096.
         workers : str or list of str, optional
             Names, hosts or tags: only such workers run the tasks, unless `allow_other_workers`.
+        get_task : str, optional
+            Lua that wishes which ready tasks a slot is given; see `dask_redisq.policies`.
         callbacks : iterable of Callback, optional
             Instead of those that are active; see ``callback-values`` in ``redisq.yaml``.
         cache : MutableMapping, optional
@@ -120,7 +121,8 @@ class Queue(Loops, Jobs, Managed):
         Raises
         ------
         KeyError, ValueError, RuntimeError
-            For a key that is not in the graph, a missing dependency, a cycle; nothing was sent.
+            For a key that is not in the graph, a missing dependency, a cycle, a `get_task` that
+            does not compile or does not end; nothing was sent.
         BaseException
             What a task raised, as its own type, with the remote traceback.
         RedisqError

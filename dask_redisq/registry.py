@@ -110,7 +110,13 @@ def able_workers(
             f"{python}: pickled functions need the same minor version"
         )
     for tags in wanted or [(python,)]:
-        able = [r for r in fitting if may_run(tags, r["tags"] + r["slots"], r.get("resources", {}))]
+        able = [
+            row
+            for row in fitting
+            if any(
+                may_run(tags, own, row.get("resources", {})) for own in _tags_of(link, keys, row)
+            )
+        ]
         if not able:
             needs = [tag.removeprefix(RESOURCE) for tag in tags if tag.startswith(RESOURCE)]
             plain = sorted(tag for tag in tags if not tag.startswith(RESOURCE))
@@ -125,6 +131,13 @@ def able_workers(
                 "slots has started: see the worker's log"
             )
     return None
+
+
+def _tags_of(link: Link, keys: Keys, row: dict[str, Any]) -> list[list[str]]:
+    """Return what a worker carries, and what each of its slots does of which a task set the tag."""
+    common = [*row["tags"], *row["slots"]]  # each slot carries its id
+    own = [link.command("HGET", keys("slot", slot), "tag") for slot in row["slots"]]
+    return [common, *[[*common, tag.decode()] for tag in own if tag]]
 
 
 def _has_started(link: Link, keys: Keys, slot: str) -> bool:

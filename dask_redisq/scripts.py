@@ -7,6 +7,7 @@ Python and Lua::
     -- keys: job wait ready          (names in dask_redisq.keys.PATTERNS that the script may build)
     -- args: job epoch
     -- returns: what the caller gets
+    -- flags: no-writes               (if the server is to see to that; Redis 7.0)
     --@include ready                  (lua/lib/ready.lua, itself with a header; each once)
 
 The loader writes the prelude: ``key.wait(job)`` for each listed name and ``arg.job`` for each
@@ -26,7 +27,7 @@ from dask_redisq.keys import PATTERNS
 
 __all__ = ["Script", "load", "script_names"]
 
-_HEADER = re.compile(r"^-- (keys|args|returns): ?(.*)$")
+_HEADER = re.compile(r"^-- (flags|keys|args|returns): ?(.*)$")
 _INCLUDE = re.compile(r"^--@include (\w+)$", re.MULTILINE)
 
 
@@ -157,6 +158,7 @@ def load(name: str) -> Script:
     for library in libraries:
         keys += [k for k in _library(library)[0].get("keys", "").split() if k not in keys]
     args = tuple(header["args"].split())
-    whole = "\n".join([_prelude(keys, args), *(_library(x)[1] for x in libraries), text])
+    shebang = [f"#!lua flags={header['flags']}"] if "flags" in header else []
+    whole = "\n".join([*shebang, _prelude(keys, args), *(_library(x)[1] for x in libraries), text])
     sha = hashlib.sha1(whole.encode(), usedforsecurity=False).hexdigest()
     return Script(name, header["purpose"], tuple(keys), args, header["returns"], whole, sha)

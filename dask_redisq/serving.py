@@ -18,7 +18,15 @@ from dask_redisq.errors import RedisqError
 from dask_redisq.keys import Keys
 from dask_redisq.page import Page, Wait
 
-__all__ = ["in_slot", "job_in_hand", "name_of_slot", "serve", "serves", "stand_in"]
+__all__ = [
+    "in_slot",
+    "job_in_hand",
+    "name_of_slot",
+    "serve",
+    "served_url",
+    "serves",
+    "stand_in",
+]
 
 #: Seconds for which an answer of the supervisor is waited for.
 PATIENCE = 2.0
@@ -44,6 +52,11 @@ def serve(url: str, queues: Iterable[str], page: Page | None = None, where: str 
 def in_slot() -> bool:
     """Tell whether this process is a slot."""
     return bool(_served)
+
+
+def served_url() -> str:
+    """Return the URL of the server whose slot this process is; empty if it is none."""
+    return next((url for url, _ in _served), "")
 
 
 def name_of_slot() -> str:

@@ -11,11 +11,13 @@ import ctypes
 import io
 import os
 import signal
+import socket
 import sys
 import threading
 from typing import Any
 
 from dask_redisq.allowance import Allowance
+from dask_redisq.annotations import RESOURCE
 from dask_redisq.files import SlotFiles
 from dask_redisq.host import memory
 from dask_redisq.labels import Labelled
@@ -26,6 +28,8 @@ from dask_redisq.secret import find_secret
 from dask_redisq.serving import serve
 from dask_redisq.settings import setting
 from dask_redisq.slot_loop import Slot
+from dask_redisq.tags import SlotTags, carry
+from dask_redisq.versions import python_tag
 
 __all__ = ["main"]
 
@@ -46,6 +50,13 @@ def _die_with_parent(life: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="life", daemon=True).start()
+
+
+def _first_tag(tags: list[str], where: str) -> str:
+    """Return the first tag that the worker's user gave it; empty if there is none."""
+    others = {python_tag(), where, socket.gethostname()}
+    given = [tag for tag in tags if tag not in others and not tag.startswith(RESOURCE)]
+    return given[0] if given else ""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -75,7 +86,8 @@ def main(argv: list[str] | None = None) -> None:
     link = Link(os.environ["DASK_REDISQ__URL"], patience=None)
     page = Page(options.page)
     serve(os.environ["DASK_REDISQ__URL"], options.queue, page, options.where)
-    tags, signer = frozenset(options.tag), find_secret()
+    tags, signer = SlotTags(options.tag, _first_tag(options.tag, options.where)), find_secret()
+    carry(tags)
     keep = int(memory() * setting("kept-memory") / options.slots)
     files = SlotFiles(f"{options.files}/{options.slot}", signer)
     allowance = None if options.allowance is None else Allowance(fd=options.allowance)

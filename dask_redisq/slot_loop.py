@@ -6,28 +6,31 @@ With nothing to do it blocks in BLPOP on its wake list.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import dask
 
 from dask_redisq.allowance import Allowance
-from dask_redisq.batch import Batch
 from dask_redisq.codec import pack, unpack
-from dask_redisq.errors import BadSignature, ServerFull, ValueTooLarge
+from dask_redisq.errors import BadSignature, ValueTooLarge
 from dask_redisq.files import SlotFiles
 from dask_redisq.keys import Keys
 from dask_redisq.lease import Lease, LeaseRun
 from dask_redisq.link import Link
 from dask_redisq.loading import Loader
-from dask_redisq.memory import JobEnded, JobMemory, SlotMemory
+from dask_redisq.memory import JobEnded, SlotMemory
 from dask_redisq.monitor import Monitor, try_rebuild
 from dask_redisq.pace import Pace
 from dask_redisq.page import Limit, Page
 from dask_redisq.remote_error import add_note, pack_error
+from dask_redisq.report import Report, kept_of, own_retries, store_apart
 from dask_redisq.server_check import most_bytes
+from dask_redisq.tags import SlotTags, get_tag
 from dask_redisq.task_warnings import WarningBox
 from dask_redisq.trust import ERROR, UNSIGNED, Seal, Signer
+from dask_redisq.wishes import Asker
 
 __all__ = ["Slot"]
 
@@ -37,10 +40,6 @@ MOST = 1000
 RECHECK = 5
 #: Seconds after which a slot of several queues turns to the next one.
 TURN = 1.0
-#: A value that nobody accepted is gone after this many ms.
-UNSEEN = 600_000
-#: Seconds for which results wait for room in a server whose memory is full, and between two tries.
-FULL_WAIT, FULL_PAUSE = 10.0, 0.2
 #: Seconds until a step that came while its job is rebuilt is sent again.
 FROZEN = 0.02
 #: Seconds after which the slot rebuilds the job itself.
@@ -59,20 +58,6 @@ class _Queue:
     idle: bool = False
 
 
-@dataclass
-class _Report:
-    """What the next step tells of the last lease."""
-
-    job: str = ""
-    epoch: str = ""
-    queue: str = ""
-    attempt: str = ""
-    batch: Batch = field(default_factory=Batch)
-    failure: bytes = b""
-    #: Tasks whose values later jobs may read: those that are not inside the call stay here.
-    kept: frozenset[int] = frozenset()
-
-
 class _Wake(BaseException):
     """Raised by the signal handler to leave a blocking wait."""
 
@@ -88,7 +73,7 @@ class Slot:
         Its start id, 16 random hexadecimal digits; with a sequence number it names an attempt.
     queues : list of str
         The queues that it serves, in order.
-    tags : frozenset of str
+    tags : SlotTags
         What it carries.
     page : Page
         Where its supervisor reads what it does.
@@ -109,7 +94,7 @@ class Slot:
         link: Link,
         slot: str,
         queues: list[str],
-        tags: frozenset[str],
+        tags: SlotTags,
         page: Page,
         where: str,
         signer: Signer = UNSIGNED,
@@ -133,6 +118,7 @@ class Slot:
         self.warnings = WarningBox()
         self.stopping = False
         self._waiting = False
+        self._asker: Asker | None = None
 
     def __repr__(self) -> str:
         return f"<Slot {self.slot} of {self.where}, queues {[q.keys.queue for q in self.queues]}>"
@@ -148,7 +134,7 @@ class Slot:
                 self.link.close()  # the signal came just when the wait was over: nothing is in hand
 
     def _serve(self) -> None:
-        at, fruitless, report = 0, 0, _Report()
+        at, fruitless, report = 0, 0, Report()
         turned = time.monotonic()
         again = RECHECK * 1000
         while True:
@@ -161,7 +147,7 @@ class Slot:
             queue = self.queues[at]
             turn = len(self.queues) > 1 and time.monotonic() - turned > TURN
             lease, retry, status = self._step(queue, report, more=not ending and not turn)
-            report = _Report()
+            report = Report()
             if lease is not None:
                 self._leave_other_queues(queue)
                 report = self._work(queue, lease)
@@ -207,17 +193,25 @@ class Slot:
         """Leave the idle sets of the other queues; a token that waits there is passed on."""
         for other in self.queues:
             if other is not queue and other.idle:
-                self._step(other, _Report(), more=False, rest=False)
+                self._step(other, Report(), more=False, rest=False)
 
     def _step(
-        self, queue: _Queue, report: _Report, *, more: bool, rest: bool = True
+        self, queue: _Queue, report: Report, *, more: bool, rest: bool = True
     ) -> tuple[Lease | None, int, str]:
         """Report and lease in one call; return the lease, when to look again, and the status."""
-        queue.seq += 1
-        status, refused, leased, retry = self._call_step(queue, report, more=more, rest=rest)
-        self.page.rest()
-        if status != b"stale":  # refused whole: nothing of it was judged
-            self._keep_accepted(report, refused)
+        wishes: dict[bytes, list[int] | None] = {}
+        while True:
+            queue.seq += 1
+            status, refused, leased, retry = self._call_step(
+                queue, report, wishes, more=more, rest=rest
+            )
+            self.page.rest()
+            if status != b"stale":  # refused whole: nothing of it was judged
+                self._keep_accepted(report, refused)
+            if status != b"wish":
+                break
+            wishes[leased] = self._ask(queue, leased.decode())
+            report = Report()
         queue.idle = not leased and rest and more
         if not leased:
             return None, retry, status.decode()
@@ -227,13 +221,40 @@ class Slot:
         )
         return lease, 0, status.decode()
 
+    def _ask(self, queue: _Queue, job: str) -> list[int] | None:
+        """Return what a job's policy wishes for this slot; None if it must be asked no more."""
+        if self._asker is None:
+            self._asker = Asker(self.link)
+        return self._asker.wishes(
+            queue.keys, job, slot=self.slot, tag=get_tag(), **self._pace_words(more=True)
+        )
+
+    def _pace_words(self, *, more: bool) -> dict[str, object]:
+        """Return how much the slot asks for."""
+        others = self.pace.others()
+        return {
+            "known": self.pace.job,
+            "want": min(self.pace.want, self._left()) if more else 0,
+            "floor": self.pace.floor,
+            "others": pack(others) if others else b"",
+        }
+
     def _call_step(
-        self, queue: _Queue, report: _Report, *, more: bool, rest: bool
+        self,
+        queue: _Queue,
+        report: Report,
+        wishes: Mapping[bytes, list[int] | None],
+        *,
+        more: bool,
+        rest: bool,
     ) -> tuple[bytes, list[int], Any, int]:
         """Call step.lua until it was done: while the job is rebuilt it is put off.
 
         If nobody does that, this slot does.
         """
+        told = [
+            x for job, tasks in wishes.items() for x in (job, False if tasks is None else tasks)
+        ]
         args = {"batch": report.batch.pack() if report.job else b"", "failure": report.failure}
         since = 0.0
         while True:
@@ -246,11 +267,10 @@ class Slot:
                 job=report.job,
                 epoch=report.epoch,
                 **args,
-                known=self.pace.job,
-                want=min(self.pace.want, self._left()) if more else 0,
-                floor=self.pace.floor,
-                others=pack(others) if (others := self.pace.others()) else b"",
+                **self._pace_words(more=more),
                 rest=int(rest and more),
+                tag=self.tags.own,
+                wishes=pack(told) if told else b"",
             )
             status, refused, leased, retry = unpack(answer)
             if status != b"frozen":
@@ -265,7 +285,7 @@ class Slot:
                 try_rebuild(self.link, queue.keys, report.job)
             time.sleep(FROZEN)
 
-    def _keep_accepted(self, report: _Report, refused: list[int]) -> None:
+    def _keep_accepted(self, report: Report, refused: list[int]) -> None:
         """Keep own values that the server accepted, for tasks that come here next."""
         dropped = set(refused)
         for task, value, data, _ in report.batch.published:
@@ -277,9 +297,9 @@ class Slot:
 
     # -- one lease --------------------------------------------------------------------
 
-    def _work(self, queue: _Queue, lease: Lease) -> _Report:
+    def _work(self, queue: _Queue, lease: Lease) -> Report:
         """Run a lease and return what to report of it."""
-        report = _Report(lease.job, lease.epoch, queue.keys.queue, self._attempt(lease))
+        report = Report(lease.job, lease.epoch, queue.keys.queue, self._attempt(lease))
         self.page.hold(queue.index, lease.job, lease.seq, _now_ms(), len(lease.tasks))
         job = lease.job.encode()
         if self.page.stopped(job, lease.seq):
@@ -318,43 +338,22 @@ class Slot:
         )
         run.run()
         report.batch = run.report()
-        report.kept = _kept(memory, lease, report.batch)
+        report.kept = kept_of(memory, lease, report.batch)
         if warned := self.warnings.take():
             self.link.send_call("warn", queue.keys, job=lease.job, entries=pack(warned))
         # No task is in hand any more: what kills this process from here on is charged to none.
         self.page.begin(-1, len(lease.tasks) - 1)
-        self._store_apart(queue, lease, report.batch)
+        store_apart(self.link, queue.keys, report, lambda: self.stopping)
         if report.batch.failed is not None:
             task, why = report.batch.failed
             # It would be as large the next time.
-            retries = 0 if isinstance(why, ValueTooLarge) else _own_retries(memory, lease, task)
+            retries = 0 if isinstance(why, ValueTooLarge) else own_retries(memory, lease, task)
             report.failure = self._failure(task, len(lease.tasks), why, memory.seal, retries)
         elif report.batch.unpublished is not None:
             task, text = report.batch.unpublished
             told = text[:LONGEST].encode(errors="backslashreplace")  # the words of any __reduce__
             report.failure = pack([task, "unpicklable", told, 0])
         return report
-
-    def _store_apart(self, queue: _Queue, lease: Lease, batch: Batch) -> None:
-        """Write large values before the call that makes them count; each is born with an expiry."""
-        attempt = self._attempt(lease)
-        apart = [p for p in batch.published if not p.inline]
-        deadline = time.monotonic() + FULL_WAIT
-        while True:
-            try:
-                for p in apart:
-                    name = queue.keys("value", lease.job, p.task, attempt)
-                    self.link.send("SET", name, p.data, "PX", UNSEEN)
-                self.link.receive_all()
-                return
-            except ServerFull as full:
-                # Others may finish meanwhile, which frees; what was written is written again.
-                if time.monotonic() > deadline or self.stopping:
-                    sizes = sum(len(p.data) for p in apart)
-                    error = ServerFull(f"{full}, and results of {sizes:,} bytes wait for room")
-                    batch.failed = batch.failed or (apart[0].task, error)
-                    return
-                time.sleep(FULL_PAUSE)
 
     def _attempt(self, lease: Lease) -> str:
         """Return the name under which step.lua records what this lease makes."""
@@ -384,16 +383,3 @@ class Slot:
 
 def _now_ms() -> int:
     return time.monotonic_ns() // 1_000_000
-
-
-def _kept(memory: JobMemory, lease: Lease, batch: Batch) -> frozenset[int]:
-    """Return the tasks of a batch whose values later jobs may read from here."""
-    blocks, size = memory.blocks, lease.block
-    if not blocks[lease.tasks[0] // size].kept:  # it is the job that is kept
-        return frozenset()
-    large = [p.task for p in batch.published if not p.inline]
-    return frozenset([t for t in large if t in blocks[t // size].outputs])
-
-
-def _own_retries(memory: JobMemory, lease: Lease, task: int) -> int:
-    return memory.blocks[task // lease.block].limits.get(task, (0.0, -1))[1]

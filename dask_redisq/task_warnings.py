@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from dask_redisq.codec import pack, unpack
 
-__all__ = ["WarningBox", "issue_warnings"]
+__all__ = ["WarningBox", "issue_warnings", "packed_warning"]
 
 #: Different warnings of one lease that travel, of those that Python shows and of those that it
 #: ignores, which else would take the room of the others; and characters of one.
@@ -119,6 +119,12 @@ def _module_at(filename: str, lineno: int) -> str:
         if frame.f_lineno == lineno and frame.f_code.co_filename == filename:
             return str(frame.f_globals.get("__name__", ""))
     return ""
+
+
+def packed_warning(text: str) -> bytes:
+    """Return a warning of the package's own, about a job, as those of tasks travel."""
+    told = text[:LONGEST].encode(errors="backslashreplace")
+    return pack(["builtins", "RuntimeWarning", told, "dask_redisq", 1, "dask_redisq"])
 
 
 def issue_warnings(entries: Iterable[bytes]) -> None:

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from conftest import WorkerProcess
 
-import dask_redisq
+import dask_redisq as redisq
 from dask_redisq import scripts
 from dask_redisq.errors import ServerRefused
 from dask_redisq.link import Link
 from dask_redisq.queue import Queue
 from dask_redisq.server import PrivateServer
 
-PACKAGE = Path(dask_redisq.__file__).parent
+PACKAGE = Path(redisq.__file__).parent
 DOCUMENT = PACKAGE.parent / "docs" / "security.md"
 
 #: Role -> the modules that talk to the server for it.
@@ -58,10 +58,14 @@ WITHOUT = {
 }
 #: Commands that a role needs for what is not in its modules.
 BESIDES = {
-    "client": {"info"},  # Link.watch, which sees that the server was started again
-    "worker": {"info"},
+    # Link.watch, which sees that the server was started again; a policy that does not end
+    "client": {"info", "script|kill"},
+    "worker": {"info", "script|kill"},
     "monitor": {"scard"},  # Queue.wait_for_workers
 }
+
+#: Scripts that a role calls in a way of their own: see `dask_redisq.wishes`.
+WATCHED = {"client": {"check_policy"}, "worker": {"wish"}, "monitor": set[str]()}
 
 
 def lines() -> dict[str, list[str]]:
@@ -74,6 +78,7 @@ def needed(role: str) -> set[str]:
     """Return the commands that the modules of a role send, themselves or in scripts."""
     text = "".join((PACKAGE / f"{name}.py").read_text() for name in MODULES[role])
     called = set(re.findall(r"\.(?:send_)?call(?:_once)?\(\s*\"(\w+)\"", text)) - WITHOUT[role]
+    called |= WATCHED[role]
     sent = {word.lower() for word in re.findall(r"\.(?:command|send)\(\s*\"([A-Z]+)\"", text)}
     for name in called:
         lua = scripts.load(name).text
@@ -142,13 +147,18 @@ def test_a_whole_job_runs_under_the_rules(
         assert queue.get(graph, ["d", "a"]) == (200_000, bytes(100_000))
         with pytest.raises(ZeroDivisionError):
             queue.get({"x": (divmod, 1, 0)}, "x")
+        assert queue.foreach(abs, 3, get_task=redisq.policies.by_tag) == [0, 1, 2]
+        with pytest.raises(ValueError, match="it does not end"):
+            queue.foreach(abs, 3, get_task="while true do end")
+        with pytest.warns(RuntimeWarning, match="did not end"):
+            queue.foreach(abs, 3, get_task="while candidates[1].key ~= '' do end")
         assert len(queue.workers()) == 1
         with closing(Link(guarded.url_of("monitor"))) as link:
             assert link.command("SCARD", queue.keys("slots")) == 2
     for role in ("monitor", "dashboard"):
         with Queue("jobs", guarded.url_of(role)) as looking:
             looking.wait_for_workers(2, timeout=20)
-            assert looking.stats()["finished"] == 4
+            assert looking.stats()["finished"] == 10
             assert len(looking.workers()) == 1
     worker.process.terminate()
     assert worker.wait() == 0

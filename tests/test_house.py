@@ -34,6 +34,7 @@ LAYERS: list[tuple[str, ...]] = [
         "task",
         "versions",
         "combine",
+        "policies",
         "seeding",
         "signals",
         "retirement",
@@ -41,7 +42,7 @@ LAYERS: list[tuple[str, ...]] = [
     ),
     ("garbage", "annotations", "preload", "host", "inherit"),
     ("settings", "scripts", "codec", "record", "tls", "url", "trust", "output", "guard", "serving"),
-    ("unnamed",),
+    ("unnamed", "tags"),
     ("remote_error", "plan", "batch", "recount", "dask_input", "answer", "refusals"),
     ("shared_locks",),
     ("graph", "unshared"),
@@ -50,7 +51,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("verdict",),
     # one connection, and what is read and written over it
     ("link",),
-    ("rebuild", "events", "names"),
+    ("rebuild", "events", "names", "own_keys", "wishes"),
     ("server", "server_check", "monitor", "memory", "registry", "control", "slot_process"),
     ("secret", "files", "call_log"),
     ("pool", "removal", "suspend", "client_lease"),
@@ -59,7 +60,7 @@ LAYERS: list[tuple[str, ...]] = [
     # the roles: a job's client, a slot, a worker
     ("follow",),
     ("kept",),
-    ("job", "loading", "supervisor", "renewer"),
+    ("job", "loading", "report", "supervisor", "renewer"),
     ("slot_loop",),
     ("slot",),
     # the doors

@@ -158,6 +158,19 @@ def test_tasks_run_and_values_come_back_over_tls(
         assert worker.wait(2.0) == 0
 
 
+def count(_: int) -> object:
+    """Count with the server that this task's queue is on."""
+    return redisq.get_redis().incr("count")
+
+
+def test_task_code_reaches_the_server_as_its_slot_does(
+    tls: TlsServer, tls_queue: Queue, start_worker: Callable[..., WorkerProcess]
+) -> None:
+    """By TLS, with the password."""
+    start_worker("test", "--nworkers", "1", url=tls.url())
+    assert tls_queue.foreach(count, 5, inorder=False, combine=max) == 5
+
+
 def test_a_worker_shows_neither_url_nor_password(
     tls: TlsServer, tls_queue: Queue, start_worker: Callable[..., WorkerProcess]
 ) -> None:

@@ -1,6 +1,6 @@
 -- Make a job: its counters, settings and state; blocks follow, then seal.
 -- keys: queue jobs job answer names holders held wait consumers restrict new_wait new_consumers new_restrict new_answer new_names client tomb children
--- args: job n block blocks epoch chunk priority python allowed retries retry_delay patience client_lease hard ttl pure watched kept uses most ordered parent by
+-- args: job n block blocks epoch chunk priority python allowed retries retry_delay patience client_lease hard ttl pure watched kept uses most ordered parent by policy
 -- returns: 'created', 'exists' (a replay), 'over' (it was, and is removed), or 'unstaged' (what was staged is not there: the server lost it), or 'gone' (so is a job whose values this one uses)
 --@include expire
 --@include ending
@@ -18,6 +18,8 @@
 -- takes B, which waits for that lock: for ever, since what A waits for has no slot.
 --
 -- `by` = msgpack {user, host, pid} of who submits it: shown to people, and read by nothing else.
+--
+-- `policy`: Lua that wishes which tasks a slot is given (wish.lua), or ''.
 --
 -- The epoch is of this run of the server too: the server lost the job, its client lost the connection
 -- and sends all of it again, and a slot still keeps values that it made in the first one.
@@ -63,6 +65,7 @@ if files then redis.call('HSET', key.job(arg.job), 'files', files) end
 if arg.watched == '1' then redis.call('HSET', key.job(arg.job), 'watched', '1') end
 if tonumber(arg.most) > 0 then redis.call('HSET', key.job(arg.job), 'most', arg.most) end
 if arg.ordered == '1' then redis.call('HSET', key.job(arg.job), 'ordered', '1') end
+if arg.policy ~= '' then redis.call('HSET', key.job(arg.job), 'asks', '1', 'policy', arg.policy) end
 if arg.kept == '1' then redis.call('HSET', key.job(arg.job), 'kept', '1') end
 for _, other in ipairs(uses) do
   redis.call('SADD', key.held(arg.job), other)

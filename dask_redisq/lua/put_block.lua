@@ -1,6 +1,6 @@
 -- Store a block of pickled tasks; those that waited only for it become ready.
--- keys: job slots blocks edges wait finished values consts const
--- args: job number first count payload edges consts near
+-- keys: job slots about blocks edges wait finished values consts const
+-- args: job number first count payload edges consts near about
 -- returns: the state of the job ('' when it is gone)
 --@include numbers
 --@include damage
@@ -11,7 +11,8 @@
 -- finished could be leased while its client still pickles it, or died pickling it.
 --
 -- `near`: msgpack {task, job, its task, ...}: values of kept jobs that tasks of the block read. Such a
--- task is first offered to the slot that made, and has, the large one.
+-- task is first offered to the slot that made, and has, the large one. `about`: msgpack {task, packed, ...}: what
+-- the job's policy is to know of them, or ''.
 local state = redis.call('HGET', key.job(arg.job), 'state') or ''
 if state ~= 'running' then return state end
 hear_client(arg.job)
@@ -20,6 +21,10 @@ redis.call('HSET', key.edges(arg.job), arg.number, arg.edges)
 local life = life_of(arg.job)
 redis.call('PEXPIRE', key.blocks(arg.job), life)
 redis.call('PEXPIRE', key.edges(arg.job), life)
+if arg.about ~= '' then
+  redis.call('HSET', key.about(arg.job), unpack(cmsgpack.unpack(arg.about)))
+  redis.call('PEXPIRE', key.about(arg.job), life)
+end
 local each, n = {}, 0
 for task = arg.first, arg.first + arg.count - 1 do
   each[n + 1], each[n + 2], n = task, 1, n + 2

@@ -1,6 +1,6 @@
 -- Finish a slot's lease and give it the next: one round trip per chunk.
 -- keys: queue slots slot job finished leases wake idle tries delayed
--- args: slot seq job epoch batch failure known want floor others rest
+-- args: slot seq job epoch batch failure known want floor others rest tag wishes
 -- returns: msgpack {status, refused tasks, lease or false, look again in ms}
 --@include full
 --@include finish
@@ -15,12 +15,15 @@
 --
 -- status: 'ok', 'stale' (an older call of this slot, nothing was leased or given back), 'frozen'
 -- (nothing was done: the same call again in a moment),
--- 'unregistered' (results count, nothing is leased). `rest` = '1': enter the slot as idle if
+-- 'unregistered' (results count, nothing is leased), 'wish' (nothing was leased: the lease is the name of a
+-- job, whose policy is to be asked by wish.lua before the next call). `rest` = '1': enter the slot as idle if
 -- it gets nothing. `failure` = msgpack {task, kind, payload, retries (-1: the job's)}, or ''. `want` and `floor` hold for
 -- tasks of the job `known`, and `others` = msgpack {job, want, floor, ...}, or '', says so of further
--- ones; of a job that is in neither, whose tasks may take an hour each, it gets one.
+-- ones; of a job that is in neither, whose tasks may take an hour each, it gets one. `tag`: what its
+-- task code set (tags.py), or ''; it counts for what is leased here. `wishes` = msgpack {job, {task, ...}, job,
+-- ...}, or '': what policies answered; false for one that did not end, which is asked no more.
 local slot, seq = arg.slot, tonumber(arg.seq)
-local state = redis.call('HMGET', key.slot(slot), 'seq', 'answer', 'job', 'tags', 'steady', 'holds')
+local state = redis.call('HMGET', key.slot(slot), 'seq', 'answer', 'job', 'tags', 'steady', 'holds', 'tag')
 local registered = redis.call('SISMEMBER', key.slots(), slot) == 1
 if registered then
   -- A reply was lost, or a copy of the call was under way: the same answer, or a refusal. Were
@@ -41,11 +44,24 @@ local function without(list, thing, found)
   return left, found or #left < #list
 end
 
+-- Return job -> what its policy wished, and the jobs whose policy did not end.
+local function read_wishes(packed)
+  local told, wishes, endless = packed ~= '' and cmsgpack.unpack(packed) or {}, {}, {}
+  for i = 1, #told, 2 do
+    local wished = {}
+    for _, task in ipairs(told[i + 1] or {}) do wished[#wished + 1] = tonumber(task) end
+    if told[i + 1] == false then endless[#endless + 1] = told[i] end
+    wishes[told[i]] = wished
+  end
+  return wishes, endless
+end
+
 -- Decide. Nothing is written before all of this was read and checked.
 local job, refused, plan = arg.job, {}, nil
 local attempt = string.sub(slot, 1, 16) .. string.format('%08x', seq - 1)
 local batch = job ~= '' and cmsgpack.unpack(arg.batch) or {{}, {}, {}}
 local groups = batch[1]
+local wishes, endless = read_wishes(arg.wishes)
 local meta = redis.call('HMGET', key.job(job), 'state', 'epoch', 'frozen', 'rebuilt', 'history', 'sealed', 'watched')
 -- With another history, an input of this batch may be a result that nobody knows any more. An
 -- unsealed job has another epoch by then: only its client could have it rebuilt, and may be dead, while
@@ -82,6 +98,7 @@ local unseen = current and worst_unseen(job, plan.unseen or {})
 
 -- Write.
 write_when_full()
+for _, one in ipairs(registered and endless or {}) do redis.call('HDEL', key.job(one), 'asks', 'policy') end
 local again = try and try.again
 local kept = {} -- what does not become ready with the rest: it is delayed
 if again then
@@ -100,6 +117,8 @@ if registered then
   leave_idle(slot)
   spare = redis.call('LLEN', key.wake(slot))
   redis.call('DEL', key.wake(slot))
+  -- Not before: it is in the idle set of the tag that it had.
+  if (state[7] or '') ~= arg.tag then redis.call('HSET', key.slot(slot), 'tag', arg.tag) end
 end
 local ready = {free = {}, near = {}}
 if alive then
@@ -149,17 +168,18 @@ if not registered then
   return cmsgpack.pack({'unregistered', refused, false, 0})
 end
 
-local found, retry = false, 0
+local found, retry, asked = false, 0, nil
 local fresh = {from = 1}
-local sorted = alive and redis.call('HMGET', key.job(job), 'hard:1', 'ordered')
-if alive and not sorted[1] and not sorted[2] then
+local sorted = alive and redis.call('HMGET', key.job(job), 'hard:1', 'ordered', 'asks')
+if alive and not (sorted[1] or sorted[2] or sorted[3]) then
   for _, task in ipairs(ready.free) do fresh[#fresh + 1] = task end
 elseif alive then
   make_ready(job, ready.free, '')
 end
 local tags = cmsgpack.unpack(state[4])
+if arg.tag ~= '' then tags[#tags + 1] = arg.tag end
 if tonumber(arg.want) > 0 then
-  found, retry = lease(slot, seq, tags, job, fresh)
+  found, retry, asked = lease(slot, seq, tags, job, fresh, wishes)
 else
   make_ready(job, first_of(fresh, #fresh), '')
 end
@@ -172,7 +192,7 @@ end
 pass_on(spare) -- before the slot is idle itself: it has looked
 if found then
   redis.call('HSET', key.slot(slot), 'job', found[1])
-elseif arg.rest == '1' then
+elseif arg.rest == '1' and not asked then
   local now = now_ms()
   for _, tag in ipairs(tags) do
     redis.call('ZADD', key.idle(tag), now, slot)
@@ -180,7 +200,7 @@ elseif arg.rest == '1' then
   end
   redis.call('HSET', key.slot(slot), 'idle', '1')
 end
-local answer = cmsgpack.pack({'ok', refused, found, retry})
+local answer = cmsgpack.pack({asked and 'wish' or 'ok', refused, asked or found, retry})
 redis.call('HSET', key.slot(slot), 'seq', seq, 'answer', answer, 'steady', next_one and '1' or '0')
 redis.call('PEXPIRE', key.slot(slot), DAY)
 if found and not (touched and found[1] == job) then renew_job(found[1]) end

@@ -1,5 +1,5 @@
 -- Remove a slice of an ended job; call until it answers 1.
--- keys: jobs active job answer names blocks edges consts const parked finished values value log alone deaths tries client wait consumers ready tagged sets delayed restrict leases settle news events warnings holders held children new_wait new_consumers new_restrict new_answer new_names
+-- keys: jobs active job answer names about blocks edges consts const parked finished values value log alone deaths tries client wait consumers ready tagged sets delayed restrict leases settle news events warnings holders held children new_wait new_consumers new_restrict new_answer new_names
 -- args: job
 -- returns: 1 when nothing of the job is left, 0 to call again, -1 while the job runs
 --
@@ -44,7 +44,7 @@ for _, other in ipairs(redis.call('SMEMBERS', key.held(job))) do
 end
 redis.call('ZREM', key.active(), job)
 redis.call('ZREM', key.jobs(), job)
-redis.call('UNLINK', key.job(job), key.answer(job), key.names(job), key.blocks(job), key.edges(job),
+redis.call('UNLINK', key.job(job), key.answer(job), key.names(job), key.about(job), key.blocks(job), key.edges(job),
   key.consts(job), key.parked(job), key.finished(job),
   key.values(job), key.log(job), key.alone(job), key.deaths(job), key.client(job), key.wait(job),
   key.consumers(job), key.ready(job), key.sets(job), key.restrict(job), key.leases(job),

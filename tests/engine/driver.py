@@ -47,6 +47,8 @@ class Answer(NamedTuple):
     refused: list[int]
     lease: Lease | None
     retry: int
+    #: The job whose policy is to be asked.
+    asked: str = ""
 
     @property
     def tasks(self) -> list[int]:
@@ -73,6 +75,8 @@ class Slot:
     id: str
     worker: str
     tags: tuple[str, ...]
+    #: What its task code set.
+    tag: str = ""
     seq: int = 0
     lease: Lease | None = None
     calls: list[dict[str, Any]] = field(default_factory=list)
@@ -174,6 +178,7 @@ class Engine:
         most: int = 0,
         ordered: bool = False,
         parent: str = "",
+        policy: str = "",
     ) -> str:
         """Create a job of tasks 0..n-1, none of whose blocks is there yet; return its id."""
         tasks = tuple(tuple(inputs[t]) for t in range(len(inputs)))
@@ -184,7 +189,7 @@ class Engine:
             "job": job, "n": n, "block": block, "blocks": self._blocks(job), "epoch": self._new_id(8), "chunk": chunk,
             "priority": priority, "python": python, "allowed": allowed, "retries": retries, "retry_delay": retry_delay,
             "patience": patience, "client_lease": lease, "ttl": ttl, "pure": pure, "watched": watched,
-            "kept": kept, "uses": pack(list(uses)), "most": most, "ordered": int(ordered), "parent": parent, "by": pack(["me", "here", 1]),
+            "kept": kept, "uses": pack(list(uses)), "most": most, "ordered": int(ordered), "parent": parent, "by": pack(["me", "here", 1]), "policy": policy,
             "hard": pack([list(tags) for tags in graph.restrictions]),
         }  # fmt: skip
         self.create_again(job)
@@ -220,9 +225,19 @@ class Engine:
         edges = [[graph.inputs[t] for t in tasks], [t for t in tasks if t in graph.outputs]]
         state: bytes = self.call(
             "put_block", job=job, number=number, first=first, count=min(size, n - first), payload=b"tasks",
-            edges=pack(edges), consts=pack([]), near=pack(list(near)),
+            edges=pack(edges), consts=pack([]), near=pack(list(near)), about=self.about(job, tasks),
         )  # fmt: skip
         return state
+
+    def about(self, job: str, tasks: Iterable[int]) -> bytes:
+        """Return what the policy of a job knows of some tasks: as keys their numbers."""
+        if not self._created[job]["policy"]:
+            return b""
+        graph, found = self.graphs[job], list[Any]()
+        for task in tasks:
+            tag = next(iter(graph.hard.get(task, ())), "")
+            found += [task, pack([str(task), 0, tag, list(graph.inputs[task]), []])]
+        return pack(found)
 
     def seal(self, job: str) -> bytes:
         """Declare the upload complete."""
@@ -396,9 +411,12 @@ class Engine:
         rest: bool = False,
         seq: int | None = None,
         job: str | None = None,
+        tag: str | None = None,
+        wishes: Mapping[str, Sequence[object] | bool] | None = None,
     ) -> dict[str, Any]:
         """Return the arguments of the slot's next step; the sequence number goes up."""
         slot.seq = slot.seq + 1 if seq is None else seq
+        slot.tag = slot.tag if tag is None else tag
         if job is None:
             job = slot.lease.job if slot.lease else ""
         args = {
@@ -406,7 +424,8 @@ class Engine:
             "batch": pack(batch_of(groups)) if job else b"",
             "failure": pack([failure[0], "raised", failure[1], retries]) if failure else b"",
             "known": self.known if known is None else known, "want": want, "floor": floor, "rest": int(rest),
-            "others": pack(list(others)) if others else b"",
+            "others": pack(list(others)) if others else b"", "tag": slot.tag,
+            "wishes": pack([x for pair in wishes.items() for x in pair]) if wishes else b"",
         }  # fmt: skip
         slot.lease = None
         slot.calls.append(args)
@@ -415,6 +434,8 @@ class Engine:
     def send(self, args: dict[str, Any]) -> Answer:
         """Send a step that was prepared, or send it once more."""
         status, refused, leased, retry = unpack(self.call("step", **args))
+        if status == b"wish":
+            return Answer("wish", refused, None, retry, leased.decode())
         if not leased:
             return Answer(status.decode(), refused, None, retry)
         job, epoch, chunk, block, alone, tasks, *_ = leased

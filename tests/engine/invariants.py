@@ -264,7 +264,7 @@ def _check_slots(state: State) -> None:
         own = state.mapping("slot", slot)
         assert own, f"slot {slot} is registered, but has no hash"
         if "idle" in own:
-            for tag in unpack(own["tags"]):
+            for tag in [*unpack(own["tags"]), *filter(None, [own.get("tag")])]:
                 assert slot in state.members("idle", tag.decode()), f"{slot} is not in idle:{tag}"
         if "job" in own:
             job = own["job"].decode()

@@ -42,6 +42,7 @@ SOON = {
     "R18, a job with nothing ready is not active",
     "R18, only the registered are woken",
     "R18, who finds only delayed tasks is told when to look",
+    "R19, user code wishes, the engine takes",
     "R20, a job with edges to settle is not done",
     "H30, what frees memory works when it is full",
 }

@@ -174,6 +174,7 @@ def test_nothing_is_made_again_after_the_removal(engine: Engine) -> None:
                 "edges": b"",
                 "consts": b"\x90",
                 "near": b"\x90",
+                "about": b"",
             },
         ),
         ("seal", {}),

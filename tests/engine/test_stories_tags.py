@@ -130,6 +130,62 @@ def test_a_restriction_may_name_several_tags(engine: Engine) -> None:
     assert engine.step(big).tasks == [A]
 
 
+def test_a_tag_that_a_task_set_counts_for_the_next_lease(engine: Engine) -> None:
+    """W1 sets it while it runs A: the same call that reports A leases what only that tag may run."""
+    w1 = engine.slot("w1")
+    job = engine.job({A: (), B: (), C: ()}, {A, B, C}, hard={B: GPU, C: ("lab",)})
+    assert engine.step(w1).tasks == [A]
+    assert engine.finish(w1, A, tag="gpu").tasks == [B]
+    assert engine.finish(w1, B, tag="lab").tasks == [C]
+    engine.finish(w1, C)
+    assert engine.gather(job).state == "done"
+
+
+def test_a_slot_is_woken_for_the_tag_it_set_and_not_for_the_one_before(engine: Engine) -> None:
+    """H55: it is idle under the new tag, and in no other idle set; a call takes it out of all."""
+    w1, w2 = engine.slot("w1"), engine.slot("w2")
+    engine.step(w1, tag="gpu", rest=True)
+    engine.step(w1, tag="lab", rest=True)
+    engine.step(w2, rest=True)
+    job = engine.job({A: ()}, {A}, hard={A: GPU})
+    assert engine.tokens(w1, w2) == [0, 0]
+    engine.remove(job)
+    engine.job({A: ()}, {A}, hard={A: ("lab",)})
+    assert engine.tokens(w1, w2) == [1, 0]
+    engine.step(w1, tag="", want=0)
+    assert not engine.state().members("idle", "lab")
+
+
+def test_a_tag_is_told_again_to_a_server_that_forgot_it(engine: Engine) -> None:
+    """W1's next call tells it, before it leases.
+
+    W1 sets gpu. The server comes back older, then empty, and W1's supervisor registers it as it
+    was started.
+    """
+    w1 = engine.slot("w1")
+    before = engine.snapshot()
+    engine.step(w1, tag="gpu")
+    engine.roll_back(before)
+    engine.job({A: ()}, {A}, hard={A: GPU})
+    assert engine.step(w1).tasks == [A]
+    engine.graphs.clear()
+    engine.roll_back({})
+    engine.register(w1)
+    engine.job({A: ()}, {A}, hard={A: GPU})
+    assert engine.step(w1, job="").tasks == [A]
+
+
+def test_a_late_copy_of_a_call_brings_no_older_tag_back(engine: Engine) -> None:
+    """W1 said gpu, then lab; a copy of the first call is late, and refused whole."""
+    w1 = engine.slot("w1")
+    first = engine.prepare(w1, tag="gpu")
+    engine.send(first)
+    engine.step(w1, tag="lab")
+    assert engine.send(first).status == "stale"
+    engine.job({A: (), B: ()}, {A, B}, hard={A: GPU, B: ("lab",)})
+    assert engine.step(w1).tasks == [B]
+
+
 def test_a_restriction_that_nobody_carries_harms_nobody(engine: Engine) -> None:
     """H58: the task waits, the others run."""
     w1 = engine.slot()

@@ -234,6 +234,24 @@ def a_queue_is_suspended(engine: Engine) -> None:
     engine.sweep(job)
 
 
+def a_policy_is_asked(engine: Engine) -> None:
+    """It is checked, the job submitted; a slot asks, comes with its wishes, and one asks in vain."""
+    text = "return {#candidates}"
+    w1, w2 = engine.slot("one"), engine.slot("two")
+    assert engine.call("check_policy", text=text) == b""
+    job = engine.job(GRAPH, OUTPUTS, policy=text, chunk=1)
+    asked = {"job": job, "tag": "host", "known": job, "want": 9, "floor": 1, "others": b""}
+    assert engine.step(w1).asked == job
+    assert unpack(engine.call("wish", slot=w1.id, **asked)) == [b"tasks", [D]]
+    assert engine.step(w1, wishes={job: [D]}).tasks == [D]
+    assert engine.step(w2, wishes={job: [D]}).tasks == [A]
+    assert engine.finish(w1, D).asked == job
+    assert engine.step(w1, wishes={job: False}).tasks == [B]
+    work(engine, w1, w2)
+    deliver(engine, job)
+    engine.sweep(job)
+
+
 FLOWS: list[Callable[[Engine], None]] = [
     a_job_is_computed,
     a_value_is_lost,
@@ -247,4 +265,5 @@ FLOWS: list[Callable[[Engine], None]] = [
     a_lock_is_passed_on,
     a_failed_job_is_run_again,
     a_queue_is_suspended,
+    a_policy_is_asked,
 ]

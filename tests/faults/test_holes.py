@@ -92,7 +92,7 @@ def test_counters_are_there_before_the_first_event(engine: Engine) -> None:
     """H45: a block, or a finish, before create makes nothing; create without its counters is refused."""
     job = "f" * 32
     words = {"number": 0, "first": 0, "count": 1, "payload": b"", "edges": b"", "consts": pack([])}
-    words["near"] = pack([])
+    words["near"], words["about"] = pack([]), b""
     assert engine.link.call("put_block", engine.keys, job=job, **words) == b""
     assert engine.link.call("seal", engine.keys, job=job) == b""
     assert not [name for name in engine.state().content if job in name]
@@ -197,7 +197,12 @@ def test_what_the_supervisor_gives_away_does_not_begin() -> None:
     begun: list[int] = []
     run.begin = lambda task, _: begun.append(task)
     seen: list[int] = []
-    run.go_on = lambda: bool(seen.append(begun[-1]) or begun[-1] != C)  # type: ignore[func-returns-value]
+
+    def go_on() -> bool:
+        seen.append(begun[-1])
+        return begun[-1] != C
+
+    run.go_on = go_on
     run.run()
     assert seen == [B, C]
     assert list(run.made) == [A, B]

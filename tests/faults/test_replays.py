@@ -52,7 +52,7 @@ LATE = {
 #: copies have tests of their own below.
 BEFORE = {"register": {"unregister", "recover"}, "greet": {"greet"}}
 #: Fields and sorted sets that hold a time.
-TIMES = {"fresh_until", "frozen_at", "ended", "renewed", "run_at", "suspended"}
+TIMES = {"fresh_until", "frozen_at", "ended", "passed", "renewed", "run_at", "suspended"}
 ORDERED_BY_TIME = ("jobs", "idle:", "sets", "delayed")
 
 
@@ -68,7 +68,7 @@ def without_times(state: State) -> dict[str, Any]:
         elif short == "monitor":
             content = {check: about.split()[-1] for check, about in content.items()}
         elif isinstance(content, dict):
-            content = {k: v for k, v in content.items() if k not in TIMES}
+            content = {k: v for k, v in content.items() if k.partition(":")[0] not in TIMES}
             if short.startswith("lock:"):
                 content = sorted(content)
             if short.startswith("slot:"):

@@ -1,5 +1,5 @@
 -- Renew the expiry of all that a job, or the queue itself, has.
--- keys: queue jobs active workers slots files job answer names blocks edges consts parked finished values log alone deaths tries wait consumers ready tagged sets delayed restrict leases settle news events warnings holders held children
+-- keys: queue jobs active workers slots files job answer names about blocks edges consts parked finished values log alone deaths tries wait consumers ready tagged sets delayed restrict leases settle news events warnings holders held children
 --
 -- Used for cleaning only, never for correctness: the life of a job (lib/life.lua) is far above any
 -- pause of a living client. So a tenth of it may pass between two renewals: at each step they were
@@ -26,7 +26,7 @@ local function renew_all(job)
     redis.call('PEXPIRE', key.tagged(job, set), life)
   end
   for _, name in ipairs({
-    key.job(job), key.answer(job), key.names(job), key.blocks(job), key.edges(job), key.consts(job),
+    key.job(job), key.answer(job), key.names(job), key.about(job), key.blocks(job), key.edges(job), key.consts(job),
     key.parked(job), key.finished(job), key.values(job),
     key.log(job), key.alone(job), key.deaths(job), key.wait(job), key.consumers(job),
     key.ready(job), key.sets(job), key.restrict(job), key.leases(job), key.settle(job),

@@ -10,12 +10,18 @@
 local PRIORITY = 2 ^ 40
 local TOKEN_LIFE = 600 * 1000
 
+-- Return what a slot carries: the tags of its worker, and the one that its task code set.
+local function tags_of(slot)
+  local state = redis.call('HMGET', key.slot(slot), 'tags', 'tag')
+  local tags = cmsgpack.unpack(state[1])
+  if state[2] and state[2] ~= '' then tags[#tags + 1] = state[2] end
+  return tags
+end
+
 -- Take a slot out of all idle sets.
 local function leave_idle(slot)
-  local state = redis.call('HMGET', key.slot(slot), 'idle', 'tags')
-  if not state[1] then return end
-  redis.call('HDEL', key.slot(slot), 'idle')
-  for _, tag in ipairs(cmsgpack.unpack(state[2])) do redis.call('ZREM', key.idle(tag), slot) end
+  if redis.call('HDEL', key.slot(slot), 'idle') == 0 then return end
+  for _, tag in ipairs(tags_of(slot)) do redis.call('ZREM', key.idle(tag), slot) end
 end
 
 -- Wake up to `count` idle slots that carry `tag` and run `python`; return how many were woken.
@@ -54,7 +60,9 @@ end
 
 -- Wake a slot for each of `count` tasks under restriction `number` (0: none) of a job.
 local function wake_for(job, number, count)
-  local python = redis.call('HGET', key.job(job), 'python')
+  local meta = redis.call('HMGET', key.job(job), 'python', 'asks', 'sealed')
+  local python = meta[1]
+  if meta[2] and not meta[3] then return end -- a job with a policy opens when it is sealed
   if number == 0 then
     wake(python, python, count)
     return
@@ -74,6 +82,20 @@ local function wake_task(job, task)
   wake_for(job, number, 1)
 end
 
+-- Wake slots for what is ready of a job, at most `most` for each set.
+local function wake_for_sets(job, most)
+  local common = redis.call('ZCARD', key.ready(job))
+  for _, set in ipairs(redis.call('ZRANGE', key.sets(job), 0, -1)) do
+    local number, tasks = string.match(set, '^hard:(%d+)$'), redis.call('ZCARD', key.tagged(job, set))
+    if number then
+      wake_for(job, tonumber(number), math.min(most, tasks))
+    else
+      common = common + tasks
+    end
+  end
+  wake_for(job, 0, math.min(most, common))
+end
+
 -- Wake others for what a slot that takes nothing, or is gone, was woken for: `count` tokens.
 --
 -- W1 pops its token and is stopped in that instant: its task stays ready, and W2 sleeps to its
@@ -82,18 +104,7 @@ end
 local function pass_on(count)
   if count == 0 then return end
   for _, job in ipairs(redis.call('ZRANGE', key.active(), 0, 99)) do
-    if redis.call('HGET', key.job(job), 'state') == 'running' then
-      local common = redis.call('ZCARD', key.ready(job))
-      for _, set in ipairs(redis.call('ZRANGE', key.sets(job), 0, -1)) do
-        local number, tasks = string.match(set, '^hard:(%d+)$'), redis.call('ZCARD', key.tagged(job, set))
-        if number then
-          wake_for(job, tonumber(number), math.min(count, tasks))
-        else
-          common = common + tasks
-        end
-      end
-      wake_for(job, 0, math.min(count, common))
-    end
+    if redis.call('HGET', key.job(job), 'state') == 'running' then wake_for_sets(job, count) end
   end
 end
 

@@ -3,6 +3,7 @@
 --@include ready
 --@include restrict
 --@include retry
+--@include wished
 
 local LEAST, MOST = 1, 1000
 
@@ -88,16 +89,26 @@ local function order_sets(job, slot, tags, patience)
   return first, last, retry, own
 end
 
--- Take from a tagged set; one that its own slots serve does not grow old.
+-- Take from a tagged set.
 local function pop_tagged(job, set, own, count, careful)
-  local name = key.tagged(job, set)
-  local tasks, alone = pop(job, name, count, careful)
-  if redis.call('EXISTS', name) == 0 then
-    redis.call('ZREM', key.sets(job), set)
-  elseif own then
-    redis.call('ZADD', key.sets(job), 'XX', now_ms(), set)
-  end
+  local tasks, alone = pop(job, key.tagged(job, set), count, careful)
+  note_served(job, set, own)
   return tasks, alone
+end
+
+-- Take what the policy of a job wished, or nil; but what it passed over for too long goes first.
+local function choose(job, wished, first, last, own, count, careful)
+  local sets = in_order(first, last)
+  if #wished == 0 then return nil end
+  local set, found = passed_over(job, sets), nil
+  if set then
+    found = {pop(job, set_name(job, set), count, careful)}
+    found[3] = set ~= '' and set or nil
+  else
+    found = take_wished(job, sets, wished, count, careful)
+  end
+  if found and found[3] then note_served(job, found[3], own[found[3]]) end
+  return found
 end
 
 -- Take up to `count` of the tasks that just became ready here; `from` marks what is left.
@@ -108,11 +119,15 @@ local function first_of(fresh, count)
   return tasks
 end
 
--- Take tasks of one job for a slot: returns {tasks, alone, set} or nil, and a time to look again (ms).
-local function take_from(job, slot, tags, fresh)
-  local meta = redis.call('HMGET', key.job(job), 'state', 'chunk', 'python', 'patience', 'most')
+-- Take tasks of one job for a slot: returns {tasks, alone, set} or nil, and a time to look again (ms); or
+-- {}, if the job's policy is to be asked first, which gives `wished`.
+local function take_from(job, slot, tags, fresh, wished)
+  local meta = redis.call('HMGET', key.job(job), 'state', 'chunk', 'python', 'patience', 'most', 'asks', 'sealed')
   if meta[1] ~= 'running' or not carries(tags, {meta[3]}) then return nil end
+  -- Its tasks are all there before one is given away: the right one may be in the last block.
+  if meta[6] and not meta[7] then return nil end
   if meta[5] and redis.call('HLEN', key.leases(job)) >= tonumber(meta[5]) then return nil end
+  if meta[6] and not wished then return {} end
   local careful, due = redis.call('EXISTS', key.alone(job)) == 1, nil
   if careful then due = release_due(job) end -- what was delayed runs alone
   local backlog = redis.call('ZCARD', key.ready(job)) + redis.call('ZCARD', key.tagged(job, slot))
@@ -130,6 +145,8 @@ local function take_from(job, slot, tags, fresh)
   end
   make_ready(job, first_of(fresh, #fresh), '')
   local first, last, retry, own = order_sets(job, slot, tags, tonumber(meta[4]))
+  local chosen = meta[6] and choose(job, wished, first, last, own, count, careful)
+  if chosen then return chosen end
   for _, set in ipairs(first) do
     local tasks, alone = pop_tagged(job, set, own[set], count, careful)
     if #tasks > 0 then return {tasks, alone, set} end
@@ -155,13 +172,15 @@ local function serve(job)
 end
 
 -- Lease tasks to a slot. `fresh`: tasks of `fresh_job` that just became ready here, its first choice.
+-- `wishes`: job -> what its policy wished.
 --
 -- Returns {job, epoch, chunk, block, alone, tasks, files} or false, and a time to look again (ms);
--- `files`: which uploaded files the job is to see, nothing if there are none.
+-- `files`: which uploaded files the job is to see, nothing if there are none. Third, instead, a
+-- job whose policy is to be asked.
 --
 -- Nothing while the queue is suspended: what a slot holds it ends, and what followed from that waits. To ask
 -- for that is 1 us of the 450 of a step of one task.
-local function lease(slot, seq, tags, fresh_job, fresh)
+local function lease(slot, seq, tags, fresh_job, fresh, wishes)
   if redis.call('HEXISTS', key.queue(), 'suspended') == 1 then
     make_ready(fresh_job, first_of(fresh, #fresh), '')
     return false, 0
@@ -173,7 +192,7 @@ local function lease(slot, seq, tags, fresh_job, fresh)
     local jobs = redis.call('ZRANGE', key.active(), first, first + 19)
     for _, job in ipairs(jobs) do
       local wait
-      found, wait = take_from(job, slot, tags, job == fresh_job and fresh or none)
+      found, wait = take_from(job, slot, tags, job == fresh_job and fresh or none, wishes[job])
       chosen = job
       if found then break end
       if wait then retry = math.min(retry or wait, wait) end
@@ -182,6 +201,7 @@ local function lease(slot, seq, tags, fresh_job, fresh)
   end
   make_ready(fresh_job, first_of(fresh, #fresh), '')
   if not found then return false, retry or 0 end
+  if not found[1] then return false, 0, chosen end
   local tasks, alone = found[1], found[2]
   hold_resources(chosen, slot, found[3])
   redis.call('HSET', key.leases(chosen), slot, cmsgpack.pack({tonumber(seq), tasks}))

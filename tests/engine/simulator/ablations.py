@@ -226,6 +226,9 @@ ABLATIONS = {
         "saved",
         "rolled back",
     ),
+    "R19, user code wishes, the engine takes": _lua(
+        "lib/wished.lua", "if redis.call('ZREM', set_name(job, set), task) == 1 then", "do redis.call('ZREM', set_name(job, set), task)"
+    ),
     "R20, a job with edges to settle is not done": _lua(
         "lib/ending.lua", "and redis.call('EXISTS', key.settle(job)) == 0 then", "then"
     ),

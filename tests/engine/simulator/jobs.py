@@ -162,7 +162,7 @@ class Job:
         return {
             "job": self.id, "n": len(self.graph), "block": self.graph.block, "blocks": self.block_count,
             "epoch": self.epoch, "python": PYTHON, "client_lease": LEASE, "watched": 0,
-            "kept": 0, "uses": pack([]), "most": 0, "ordered": 0, "parent": "", "by": b"",
+            "kept": 0, "uses": pack([]), "most": 0, "ordered": 0, "parent": "", "by": b"", "policy": self.settings["policy"],
             "hard": pack([list(tags) for tags in self.graph.restrictions]),
         } | {name: self.settings[name] for name in names}  # fmt: skip
 
@@ -172,7 +172,7 @@ class Job:
         return {
             "job": self.id, "number": number, "first": number * self.graph.block, "count": len(block.tasks),
             "payload": b"tasks", "edges": pack([block.inputs, sorted(block.outputs)]), "consts": pack([]),
-            "near": pack([]),
+            "near": pack([]), "about": b"",
         }  # fmt: skip
 
     # -- what may be missing -----------------------------------------------------------
@@ -222,6 +222,7 @@ def random_job(choices: Choices, family: int, job_id: str, epoch: str, most: int
         "timeout": choices.pick([0, 0, 0, 5]),
         "ttl": choices.pick([0, 0, 0, 1_000_000]),
         "pure": choices.pick([1, 0]),
+        "policy": choices.pick(["", "", "", "what it wishes is drawn by the slots"]),
     }
     return Job(job_id, family, graph, graph, tuple(range(n)), {}, epoch, settings)
 

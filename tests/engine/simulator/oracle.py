@@ -55,16 +55,17 @@ class Oracle:
         if status == b"unregistered":
             self._leases.pop(slot, None)
             return
-        assert status != b"ok" or seq >= last, f"call {seq} is run after call {last} of {slot}"
-        if status != b"ok":
+        done = status in (b"ok", b"wish")
+        assert not done or seq >= last, f"call {seq} is run after call {last} of {slot}"
+        if not done:
             return
         if seq == last:
             assert answer == stored, f"call {seq} of {slot} is answered anew"
             return
         self._answered[slot] = (seq, answer)
         self._end_lease(args, refused)
-        if lease:
-            self._begin_lease(slot, seq, lease)
+        if lease and status == b"ok":
+            self._begin_lease(args, lease)
 
     def _end_lease(self, args: dict[str, Any], refused: list[int]) -> None:
         """Note what was accepted, and what must run alone from now on."""
@@ -79,7 +80,8 @@ class Oracle:
             failed = unpack(args["failure"])[:1] if args["failure"] else []
             job.careful.update({*refused, *failed}.intersection(held[2]))
 
-    def _begin_lease(self, slot: str, seq: int, lease: list[Any]) -> None:
+    def _begin_lease(self, args: dict[str, Any], lease: list[Any]) -> None:
+        slot, seq = args["slot"], args["seq"]
         name, _, chunk, _, alone, tasks, *_ = lease
         job = self.world.jobs[name.decode()]
         assert tasks, f"a lease of nothing in {job}"
@@ -87,11 +89,11 @@ class Oracle:
         careful = job.careful.intersection(tasks)
         assert not careful or (alone and len(tasks) == 1), f"{careful} of {tasks} must run alone"
         self._leases[slot] = (job.id, seq, tasks)
-        self._check_tags(job, slot, tasks)
+        self._check_tags(job, slot, args["tag"], tasks)
         self.most_made = max(self.most_made, len(tasks))
 
-    def _check_tags(self, job: Job, slot: str, tasks: list[int]) -> None:
-        tags = self.world.slots[slot].tags
+    def _check_tags(self, job: Job, slot: str, tag: str, tasks: list[int]) -> None:
+        tags = (*self.world.slots[slot].tags, tag)
         for task in tasks:
             wanted = job.graph.hard.get(task)
             assert wanted is None or set(wanted) & set(tags), f"{slot} may not run task {task}"

@@ -97,6 +97,8 @@ class Slot(Actor):
         self.slot = world.new_id(8)
         self.worker = worker
         self.tags = (PYTHON, worker.name, *worker.tags)
+        #: What its task code set.
+        self.tag = ""
         self.page = Page()
         self.cache = ValueCache()
         self.seq = 0
@@ -156,28 +158,20 @@ class Slot(Actor):
         self, job: str, epoch: str, batch: Batch, failure: bytes
     ) -> Life[tuple[Lease | None, int, bool]]:
         """Report and lease; return the lease, or until when to wait and whether that was told."""
-        world = self.world
-        self.seq += 1
-        more = not self.stopping
-        want, floor = world.choices.pick([(1000, 1000), (1000, 1), (2, 2), (1, 1)])
-        args = {
-            "slot": self.slot, "seq": self.seq, "job": job, "epoch": epoch,
-            "batch": batch.pack() if job else b"", "failure": failure,
-            "known": world.some_job(), "want": want if more else 0, "floor": floor, "rest": int(more),
-            "others": b"",
-        }  # fmt: skip
-        if world.off == "R8":
-            self._keep(batch, ())
+        wishes: list[Any] = []
         while True:
-            answer = yield Call("step", args)
-            status, refused, leased, retry = unpack(answer)
-            if status != b"frozen":
+            status, refused, leased, retry = yield from self._call(
+                job, epoch, batch, failure, wishes
+            )
+            self.page.answered = self.seq
+            self.page.cursor = NOTHING
+            if status != b"stale":
+                self._keep(batch, refused)
+            if status != b"wish":
                 break
-            yield Wait(world.server.now + FROZEN)
-        self.page.answered = self.seq
-        self.page.cursor = NOTHING
-        if status != b"stale":
-            self._keep(batch, refused)
+            wishes += [leased, self._wish(self.world.jobs[leased.decode()])]
+            job, epoch, batch, failure = "", "", Batch(), b""
+        world = self.world
         if not leased:
             gone = status == b"unregistered"
             most = 500 if gone else RECHECK
@@ -188,6 +182,36 @@ class Slot(Actor):
             0,
             False,
         )
+
+    def _wish(self, job: Job) -> list[int] | bool:
+        """Return what a policy may answer: tasks that are ready, or are not, or not there; twice."""
+        choices = self.world.choices
+        if choices.chance(0.05):
+            return False  # it did not end
+        return [choices.below(len(job.graph) + 1) for _ in range(choices.below(5))]
+
+    def _call(
+        self, job: str, epoch: str, batch: Batch, failure: bytes, wishes: list[Any]
+    ) -> Life[tuple[bytes, Any, Any, int]]:
+        world = self.world
+        self.seq += 1
+        more = not self.stopping
+        want, floor = world.choices.pick([(1000, 1000), (1000, 1), (2, 2), (1, 1)])
+        args = {
+            "slot": self.slot, "seq": self.seq, "job": job, "epoch": epoch,
+            "batch": batch.pack() if job else b"", "failure": failure,
+            "known": world.some_job(), "want": want if more else 0, "floor": floor, "rest": int(more),
+            "others": b"", "tag": self.tag, "wishes": pack(wishes) if wishes else b"",
+        }  # fmt: skip
+        if world.off == "R8":
+            self._keep(batch, ())
+        while True:
+            answer = yield Call("step", args)
+            status, refused, leased, retry = unpack(answer)
+            if status != b"frozen":
+                break
+            yield Wait(world.server.now + FROZEN)
+        return status, refused, leased, retry
 
     def _keep(self, batch: Batch, refused: Any) -> None:
         for task, value, data, _ in batch.published:
@@ -212,10 +236,12 @@ class Slot(Actor):
         whim: Any = Whim(self)
         run = Run(
             lease._replace(tasks=tasks, alone=lease.alone and world.off != "R3"), job.blocks, values,
-            whim, frozenset(self.tags), lambda: 0.0, self._begin, self._limit,
+            whim, frozenset({*self.tags, self.tag}), lambda: 0.0, self._begin, self._limit,
             lambda: not self.stopping and page.stop_job != lease.job and page.given != lease.seq,
             lambda: 10**9,
         )  # fmt: skip
+        if world.chance(0.1):
+            self.tag = world.choices.pick(["gpu", "lab", ""])
         self._die_in = self.world.choices.below(3) if self.world.chance(0.04) else -1
         run.run()
         batch, failure = run.report(), b""

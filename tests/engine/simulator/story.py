@@ -32,7 +32,7 @@ def _words(args: dict[str, Any]) -> str:
     for name, value in args.items():
         if name in _HIDDEN or value in ("", b""):
             continue
-        if name in ("batch", "failure", "held", "tags", "tasks"):
+        if name in ("batch", "failure", "held", "tags", "tasks", "wishes"):
             value = unpack(value)
         if name == "batch":
             value = [group[1] for group in value[0]]
