@@ -14,8 +14,9 @@ SHORT = 0.2
 EDGES = 2000
 #: Work worth less than a round trip is not divided further, in seconds.
 WORTH = 0.001
-#: Jobs of which it is known how long their tasks take: those that were worked for last.
-JOBS = 8
+#: Jobs of which it is known how long their tasks take: those that were worked for last. More than
+#: the windows of a loop: they take turns, and with one too many each is forgotten before its next.
+JOBS = 32
 
 
 class Pace:

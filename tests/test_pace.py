@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dask_redisq.foreach import AHEAD
 from dask_redisq.pace import JOBS, Pace
 
 
@@ -40,3 +41,8 @@ def test_a_surprise_makes_it_one_task_again() -> None:
     pace.leased("b", 1, 0.01, 1)
     pace.surprised()
     assert (pace.want, pace.others()) == (1, ["a", 5, 1])
+
+
+def test_the_windows_of_a_loop_are_all_known() -> None:
+    """With one more each is forgotten before its next turn: one task a lease, for ever."""
+    assert AHEAD < JOBS
