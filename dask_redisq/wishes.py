@@ -71,6 +71,7 @@ class Asker:
         list of int, or None
             None: it did not end, and must be asked no more. The job's client is told what is wrong.
         """
+        self.link.ends_loops = True
         try:
             answer = self._call("wish", keys, job=job, **args)
         except _Endless:
@@ -115,7 +116,6 @@ class Asker:
                 self._loaded.add(script)
             if self._killer.unbroken_since is None:
                 self._killer.connect()
-            link.ends_loops = True
             link.send_call(script, keys, **args)
             if link.unbroken_since is None:
                 link.close()

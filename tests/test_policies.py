@@ -57,6 +57,26 @@ def test_a_policy_decides_which_iteration_comes_next(one: Queue, tmp_path: Path)
     assert order_of(log) == list(range(199, -1, -1))
 
 
+class SlowList(list[int]):
+    """Takes its time to give an item."""
+
+    def __iter__(self) -> Iterator[int]:
+        for item in super().__iter__():
+            time.sleep(0.005)
+            yield item
+
+
+def test_a_policy_sees_a_loop_whole_though_it_is_drawn_slowly(one: Queue, tmp_path: Path) -> None:
+    """Without one the first iterations would be sent at once; with a generator they still are."""
+    log = tmp_path / "log"
+    one.foreach(note, SlowList(range(40)), [log] * 40, get_task=REVERSED, chunk_size=1)
+    assert order_of(log) == list(range(39, -1, -1))
+    slowly = iter(SlowList(range(40)))
+    got = one.foreach(note, slowly, [log] * 40, get_task=REVERSED, chunk_size=1)
+    assert got == list(range(40))
+    assert order_of(log)[40] == 0
+
+
 def test_a_policy_decides_which_task_of_a_graph_comes_next(one: Queue, tmp_path: Path) -> None:
     """By `get`, by `compute`, of what is ready then."""
     log = tmp_path / "log"

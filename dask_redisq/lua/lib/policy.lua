@@ -19,7 +19,7 @@ local function compile_policy(text)
     local plain = type(name) == 'string' and string.match(name, '^[%a_][%w_]*$')
     if plain and not SAFE[name] then hidden[#hidden + 1] = name end
   end
-  -- On one line, for the numbers of the lines; behind a ';', or `, x = _G` would go on with the list.
+  -- On one line, for the numbers of the lines, and behind a ';': no text goes on with a list of ours.
   return loadstring('local ' .. table.concat(hidden, ', ') .. '; local candidates, tags, worker, want, '
     .. LIBRARIES .. ' = ...; ' .. text, '=get_task')
 end

@@ -50,7 +50,7 @@ ABLATIONS = {
         "gather.lua", "if gen ~= arg.gen then cursor = 0 end", ""
     ),
     "H18, renew drops slots that do not live": _lua(
-        "renew.lua", "if not live[slot] then", "if false then"
+        "renew.lua", "if not live[slot] then", "if false then", "slot dies", "saved", "rolled back"
     ),
     "R1, a component is accepted whole": _lua(
         "lib/finish.lua",
