@@ -25,7 +25,8 @@ def main(url, queue, trials, pause):
     """Estimate the coefficients, and how sure they are."""
     private = None if url else redisq.LocalCluster(0, queue)  # a server, as yet without workers
     dask.config.set({"redisq.url": url or private.url, "redisq.queue": queue})
-    print(f"python rate.py --url {url or private.url} --until {trials}", flush=True)
+    # A URL that was given may have a password in it.
+    print(f"python rate.py --url {'...' if url else private.url} --until {trials}", flush=True)
 
     iris = load_iris()
     flowers = iris.target != 0  # no setosa

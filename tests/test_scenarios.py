@@ -97,7 +97,8 @@ def test_scenario_5_workers_that_vanish_lose_nothing(
 
 def half_sum(j: int) -> float:
     """Read one half of the matrix, and no other."""
-    return float(np.frombuffer(redisq.get_redis().get(f"A{j}")).sum())
+    data: Any = redisq.get_redis().get(f"A{j}")
+    return float(np.frombuffer(data).sum())
 
 
 def test_scenario_9_a_job_does_not_grow_with_data_in_keys_of_ones_own(
