@@ -159,6 +159,7 @@ def worker(
 ) -> None:
     """Run tasks from the QUEUEs (default: the setting redisq.queue) of a Redis server.
 
+    Of several QUEUEs those named first come first.
     The worker runs until it is told to stop: by SIGTERM or Ctrl-C, when it drains, or by the
     removal of its queues; or as long as the options say, and then its exit code is 0, too.
     Settings are Dask's: files in ~/.config/dask, or variables such as DASK_REDISQ__URL.

@@ -38,7 +38,7 @@ __all__ = ["Slot"]
 MOST = 1000
 #: Seconds between two looks for work of an idle slot: heals a lost token.
 RECHECK = 5
-#: Seconds after which a slot of several queues turns to the next one.
+#: Seconds after which a slot turns from a queue to those that come before it.
 TURN = 1.0
 #: Seconds until a step that came while its job is rebuilt is sent again.
 FROZEN = 0.02
@@ -145,7 +145,7 @@ class Slot:
                 # to end, made a new connection, and with that the queue's key, for a day.
                 return
             queue = self.queues[at]
-            turn = len(self.queues) > 1 and time.monotonic() - turned > TURN
+            turn = at > 0 and time.monotonic() - turned > TURN
             lease, retry, status = self._step(queue, report, more=not ending and not turn)
             report = Report()
             if lease is not None:
@@ -157,14 +157,14 @@ class Slot:
                 return
             again = min(again, retry or again, 500 if status == "unregistered" else again)
             fruitless = 0 if turn else fruitless + 1
-            at, turned = (at + 1) % len(self.queues), time.monotonic()
+            at, turned = 0 if turn else (at + 1) % len(self.queues), time.monotonic()
             if fruitless >= len(self.queues):
                 for monitor in self.monitors:
                     monitor.run(turned)
                 for other in self.queues:
                     self.memory.tidy(other.keys, turned)
                 self._wait(again)
-                fruitless, again = 0, RECHECK * 1000
+                at, fruitless, again = 0, 0, RECHECK * 1000
 
     def _left(self) -> int:
         """Return how many tasks may begin, as far as this slot knows."""

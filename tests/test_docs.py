@@ -63,6 +63,18 @@ def test_the_check_list_has_52_rows_with_a_test_or_a_reason_each() -> None:
             assert note.strip(), f"row {number}, {feature}: neither a test nor a reason"
 
 
+def test_each_scenario_of_doredis_has_a_test() -> None:
+    """1 to 10 and 21 to 30 on the page about loops, where tests/faults looks after the others."""
+    page = (ROOT / "docs/loops.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| .+? \| (`test_.+) \|$", page, re.MULTILINE)
+    assert [int(number) for number, _ in rows] == [*range(1, 11), *range(21, 31)]
+    for number, told in rows:
+        named = re.findall(r"`(\w+)::(\w+)`", told)
+        assert named
+        for module, test in named:
+            assert test in functions_in(module), f"scenario {number}: {module} has no {test}"
+
+
 def test_dasks_own_tests_are_skipped_for_no_more_than_44_reasons() -> None:
     """The number that the contract's section 2.2 allows."""
     import sys

@@ -236,7 +236,7 @@ def function_sizes() -> Iterator[tuple[str, int]]:
 
 DOCUMENTS = [
     path
-    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "benchmarks" / "README.md")
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("[be]*s/README.md"))
     if path.name != "CHANGELOG.md"  # tells of what is gone, too
 ]
 
