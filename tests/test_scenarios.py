@@ -105,6 +105,7 @@ def test_scenario_9_a_job_does_not_grow_with_data_in_keys_of_ones_own(
     queue: Queue, workers: WorkerProcess, link: Link
 ) -> None:
     """Listing 8: the sums are right, and a loop sends the server a few thousand bytes."""
+    queue.foreach(abs, 2)  # the first loop on a server sends it the scripts, 100 kB
     for size in (10, 1000):
         a = np.random.default_rng(size).normal(size=(size, size))
         halves = np.array_split(a, 2)
