@@ -12,7 +12,7 @@ from dask_redisq.remote_error import pack_error, unpack_error
 from dask_redisq.seeding import restored, seeded
 from dask_redisq.serving import name_of_slot
 
-__all__ = ["Body", "Caught", "Setup", "catching", "with_globals"]
+__all__ = ["Body", "Caught", "Reduced", "Setup", "catching", "with_globals"]
 
 #: Tokens of the loops whose setup this process has done.
 _done: set[str] = set()
@@ -114,6 +114,36 @@ class Body:
             with seeded(self.seed, i):
                 return self.fn(*args)
         return self.fn(*args)
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """Iterations in a row whose results become one where they are made: doRedis's setReduce.
+
+    Attributes
+    ----------
+    body : Body
+        What runs each of them.
+    reduce : callable
+        Called with the list of their results.
+    leave_out : bool
+        Whether those that raised are not in it; else their exceptions are.
+    """
+
+    body: Body
+    reduce: Callable[[list[Any]], Any]
+    leave_out: bool = False
+
+    def __call__(self, _: int, first: int, width: int, *args: Any) -> Any:
+        """Run iterations from `first` on, each with `width` of the arguments."""
+        results = []
+        for i, start in enumerate(range(0, len(args), width), first):
+            value = self.body(i, *args[start : start + width])
+            if type(value) is not Caught:
+                results.append(value)
+            elif not self.leave_out:
+                results.append(value.error(repr(i)))
+        return self.reduce(results)
 
 
 def catching(setup: Setup | None, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:

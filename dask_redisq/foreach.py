@@ -18,7 +18,7 @@ from typing import Any
 from dask.sizeof import sizeof
 
 from dask_redisq import client_lease
-from dask_redisq.body import Body, Caught, Setup, with_globals
+from dask_redisq.body import Body, Caught, Reduced, Setup, with_globals
 from dask_redisq.calls import Call, plan_calls
 from dask_redisq.combine import NOTHING, Combiner
 from dask_redisq.keys import Keys
@@ -41,6 +41,8 @@ AHEAD, FULL = 16, 2 * 10_000
 MOST_WAITING = 100_000
 #: Iterations in a window, seconds in which they are drawn, and about their bytes: at most.
 WINDOW, DRAWING, WINDOW_BYTES = 10_000, 0.02, 2**26
+#: Iterations that are reduced together at most, and in so many rows at least, if that is known.
+MOST_TOGETHER, ROWS = 100, 64
 #: A generator that gives fewer in that time is slow.
 FEW = 20
 
@@ -84,6 +86,11 @@ class Loop:
     verbose : bool
         Whether to log what happens, one line each, as INFO of the logger ``dask_redisq.foreach``:
         submit, lease, fault, resubmission, and drop (of a result that comes twice).
+    reduce : callable, optional
+        Called on the workers with the list of the results of each `together` iterations in a row:
+        what it returns is combined instead of them. doRedis's ``setReduce``.
+    together : int, optional
+        How many; by default a 64th of those that there are, 100 at most.
 
     Raises
     ------
@@ -104,6 +111,8 @@ class Loop:
     seed_worker: Callable[[int], object] | None = None
     progress: bool = False
     verbose: bool = False
+    reduce: Callable[[list[Any]], Any] | None = None
+    together: int | None = None
 
     def __post_init__(self) -> None:
         if not callable(self.fn):
@@ -123,12 +132,34 @@ class Loop:
         if not self.iterables:
             return iter(())
         found = [range(some) if type(some) is int else some for some in self.iterables]
-        drawn = zip(*found, strict=False)
+        drawn: Iterator[tuple[Any, ...]] = zip(*found, strict=False)
         when = self.when
-        return drawn if when is None else (args for args in drawn if when(*args))
+        if when is not None:
+            drawn = (args for args in drawn if when(*args))
+        return drawn if self.reduce is None else self._in_rows(drawn)
+
+    def _in_rows(self, drawn: Iterator[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+        """Yield what `Reduced` takes: the arguments of some iterations in a row, one after another.
+
+        Not a list of them: what stands for scattered data is looked for among the arguments.
+        """
+        first, width, many = 0, len(self.iterables), self._together()
+        while row := list(itertools.islice(drawn, many)):
+            yield (first, width, *itertools.chain.from_iterable(row))
+            first += len(row)
+
+    def _together(self) -> int:
+        if self.together is not None:
+            return self.together
+        n = self._iterations()
+        return MOST_TOGETHER if n is None else max(1, min(MOST_TOGETHER, n // ROWS))
 
     def length(self) -> int | None:
-        """Return how many there are, if that is known."""
+        """Return how many results there are to combine, if that is known."""
+        n = self._iterations()
+        return n if n is None or self.reduce is None else -(-n // self._together())
+
+    def _iterations(self) -> int | None:
         if self.when is not None:
             return None
         sizes = [some if type(some) is int else _length(some) for some in self.iterables]
@@ -147,12 +178,18 @@ class Loop:
         if self.packages or self.worker_init is not None:
             setup = Setup(secrets.token_hex(8), tuple(self.packages), self.worker_init)
         catch = self.errorhandling != "stop" and not retried
-        return Body(fn, setup, self.seed, self.seed_worker, catch, export or None)
+        body = Body(fn, setup, self.seed, self.seed_worker, catch, export or None)
+        if self.reduce is None:
+            return body
+        return Reduced(body, self.reduce, leave_out=self.errorhandling == "remove")
 
     @property
     def plain(self) -> bool:
         """Whether its body is the user's function, and nothing more."""
-        extras = (self.packages, self.worker_init, self.export, self.noexport, self.seed_worker)
+        extras = (
+            self.packages, self.worker_init, self.export, self.noexport, self.seed_worker,
+            self.reduce,
+        )  # fmt: skip
         return not any(extras) and self.seed is None and self.errorhandling == "stop"
 
 

@@ -40,7 +40,7 @@ class Loops:
         export: Mapping[str, Any] | None = None, noexport: Iterable[str] = (),
         seed: int | None = None, seed_worker: Callable[[int], object] | None = None,
         worker_init: Callable[[], object] | None = None, progress: bool | None = None,
-        verbose: bool = False, **kwargs: Any,
+        verbose: bool = False, reduce: Callable[[list[Any]], Any] | None = None, **kwargs: Any,
     ) -> Any:  # fmt: skip
         """Call `fn` on the workers, once for each item of some iterables; combine the results.
 
@@ -58,6 +58,9 @@ class Loops:
             How results become the value: see `dask_redisq.combine.Combiner`.
         errorhandling, when, packages, export, noexport, seed, seed_worker, worker_init, progress
             See `dask_redisq.foreach.Loop`; and `verbose`, which logs what happens.
+        reduce : callable, optional
+            Called on the workers with the list of the results of `chunk_size` iterations: what it
+            returns is combined instead of them.
         **kwargs
             Keywords of `get` that are of a job: `chunk_size`, `ft_interval`, `allowed_failures`,
             `timeout`, `retries`, `workers`, `get_task` and so on.
@@ -86,6 +89,7 @@ class Loops:
             fn, iterables, combiner, when, errorhandling, self._default("packages", packages, ()),
             self._default("export", export, {}), noexport, worker_init, seed, seed_worker,
             bool(self._default("progress", progress, None)), verbose,
+            self._default("reduce", reduce, None),
         )  # fmt: skip
         return self._run(loop, kwargs)
 
@@ -113,6 +117,10 @@ class Loops:
         words = self.with_defaults(kwargs)
         words["timeout"] = setting("timeout", words.get("timeout"))
         options = job_options(words)
+        if loop.reduce is not None and options.chunk_size > 0:
+            # What is reduced together is one task; how many of those a lease has is another matter.
+            loop.together = options.chunk_size
+            options = replace(options, chunk_size=0)
         if in_slot():
             options = replace(options, parent=job_in_hand(self.pool.url, self.keys))
         return run_loop(self.pool, self.keys, loop, options, words)
@@ -154,6 +162,10 @@ class Loops:
     def set_export(self, names: Mapping[str, Any] | None = None) -> None:
         """Set further global names of the functions of loops, name -> value: ``setExport``."""
         self._set("export", None if names is None else dict(names))
+
+    def set_reduce(self, reduce: Callable[[list[Any]], Any] | None = None) -> None:
+        """Set what reduces the results of a chunk where they are made: ``setReduce``."""
+        self._set("reduce", reduce)
 
     def _set(self, name: str, value: Any, check: Callable[[], object] = lambda: None) -> None:
         if value is None:

@@ -38,6 +38,11 @@ def loops(cluster: redisq.LocalCluster) -> Iterator[Queue]:
         wait_until(lambda: queue.jobs() == [])
 
 
+def uniform(_: int) -> float:
+    """Draw from the global state."""
+    return random.random()
+
+
 def pi(_: int, n: int = 1_000_000) -> float:
     """Return an estimate of pi from some draws."""
     x, y = np.random.default_rng().random((2, n))
@@ -285,6 +290,55 @@ def test_iterables_end_with_the_shortest(loops: Queue) -> None:
     assert loops.times(3, list) == [[], [], []]
     with pytest.raises(ValueError, match="whole number"):
         loops.times(-1, list)
+
+
+def with_process(results: list[int]) -> tuple[int, list[int]]:
+    """Tell where results of a chunk are reduced, and which they are."""
+    return os.getpid(), results
+
+
+def raise_odd(i: int, _: object = None) -> int:
+    """Raise for odd numbers."""
+    if i % 2:
+        raise ValueError(f"{i} is odd")
+    return i
+
+
+def test_results_of_a_chunk_are_reduced_where_they_are_made(loops: Queue) -> None:
+    """DoRedis's setReduce: what is combined is one value of each chunk, in order."""
+    found = loops.foreach(operator.neg, 7, reduce=with_process, chunk_size=3)
+    assert [results for _, results in found] == [[0, -1, -2], [-3, -4, -5], [-6]]
+    assert os.getpid() not in [pid for pid, _ in found]
+    total = loops.foreach(pow, iter(range(1000)), itertools.repeat(2), reduce=sum, combine=sum)
+    assert total == sum(i * i for i in range(1000))
+    assert len(loops.foreach(abs, 1000, reduce=sum)) == 67  # a 64th of them each
+    loops.set_reduce(len)
+    assert loops.foreach(abs, 5, chunk_size=4) == [4, 1]
+    loops.set_reduce(None)
+    assert loops.foreach(abs, 2) == [0, 1]
+
+
+def test_a_reduction_sees_errors_as_the_loop_handles_them(loops: Queue) -> None:
+    """Left out, passed on, or the end; its own is the loop's; scattered data come to it."""
+    data = loops.scatter("some")
+    rows = itertools.repeat(data)
+    words: dict[str, Any] = {"reduce": repr, "chunk_size": 3}
+    removed = loops.foreach(raise_odd, 4, rows, errorhandling="remove", **words)
+    assert removed == ["[0, 2]", "[]"]
+    (passed, _) = loops.foreach(raise_odd, 4, rows, errorhandling="pass", **words)
+    assert passed == "[0, ValueError('1 is odd'), 2]"
+    with pytest.raises(ValueError, match="is odd"):
+        loops.foreach(raise_odd, 4, rows, **words)
+    with pytest.raises(TypeError, match="int"):
+        loops.foreach(abs, 4, reduce=int, chunk_size=3)
+
+
+def test_numbers_of_a_reduced_loop_are_of_its_iterations(loops: Queue) -> None:
+    """The same for any size of the chunks."""
+    plain = loops.foreach(uniform, 7, seed=3)
+    for size in (2, 7):
+        chunks = loops.foreach(uniform, 7, seed=3, reduce=list, chunk_size=size)
+        assert [x for chunk in chunks for x in chunk] == plain
 
 
 def test_iterations_can_be_left_out_and_loops_nested(loops: Queue) -> None:
