@@ -56,11 +56,9 @@ class Loops:
             It is called with one item of each, until the shortest ends; an int n is ``range(n)``.
         combine, multicombine, maxcombine, inorder, init, final
             How results become the value: see `dask_redisq.combine.Combiner`.
-        errorhandling, when, packages, export, noexport, seed, seed_worker, worker_init, progress
-            See `dask_redisq.foreach.Loop`; and `verbose`, which logs what happens.
-        reduce : callable, optional
-            Called on the workers with the list of the results of `chunk_size` iterations: what it
-            returns is combined instead of them.
+        errorhandling, when, packages, export, noexport, seed, seed_worker, worker_init, progress,
+        verbose, reduce
+            See `dask_redisq.foreach.Loop`. `chunk_size` iterations are reduced together.
         **kwargs
             Keywords of `get` that are of a job: `chunk_size`, `ft_interval`, `allowed_failures`,
             `timeout`, `retries`, `workers`, `get_task` and so on.

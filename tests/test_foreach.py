@@ -304,6 +304,11 @@ def raise_odd(i: int, _: object = None) -> int:
     return i
 
 
+def raise_all(results: list[int]) -> None:
+    """Be a reduction that fails."""
+    raise ValueError(f"{results} is odd")
+
+
 def test_results_of_a_chunk_are_reduced_where_they_are_made(loops: Queue) -> None:
     """DoRedis's setReduce: what is combined is one value of each chunk, in order."""
     found = loops.foreach(operator.neg, 7, reduce=with_process, chunk_size=3)
@@ -329,8 +334,8 @@ def test_a_reduction_sees_errors_as_the_loop_handles_them(loops: Queue) -> None:
     assert passed == "[0, ValueError('1 is odd'), 2]"
     with pytest.raises(ValueError, match="is odd"):
         loops.foreach(raise_odd, 4, rows, **words)
-    with pytest.raises(TypeError, match="int"):
-        loops.foreach(abs, 4, reduce=int, chunk_size=3)
+    with pytest.raises(ValueError, match=r"\[0, 1, 2\] is odd"):
+        loops.foreach(abs, 4, reduce=raise_all, chunk_size=3)
 
 
 def test_numbers_of_a_reduced_loop_are_of_its_iterations(loops: Queue) -> None:
