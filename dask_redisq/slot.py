@@ -17,7 +17,6 @@ import threading
 from typing import Any
 
 from dask_redisq.allowance import Allowance
-from dask_redisq.annotations import RESOURCE
 from dask_redisq.files import SlotFiles
 from dask_redisq.host import memory
 from dask_redisq.labels import Labelled
@@ -52,11 +51,13 @@ def _die_with_parent(life: int) -> None:
     threading.Thread(target=watch, name="life", daemon=True).start()
 
 
-def _first_tag(tags: list[str], where: str) -> str:
-    """Return the first tag that the worker's user gave it; empty if there is none."""
-    others = {python_tag(), where, socket.gethostname()}
-    given = [tag for tag in tags if tag not in others and not tag.startswith(RESOURCE)]
-    return given[0] if given else ""
+def _first_tag(tags: list[str]) -> str:
+    """Return the first tag that the worker's user gave it; empty if there is none.
+
+    Those come before the Python's, behind the host's name.
+    """
+    given = tags[: tags.index(python_tag())] if python_tag() in tags else tags
+    return next((tag for tag in given if tag != socket.gethostname()), "")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -86,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
     link = Link(os.environ["DASK_REDISQ__URL"], patience=None)
     page = Page(options.page)
     serve(os.environ["DASK_REDISQ__URL"], options.queue, page, options.where)
-    tags, signer = SlotTags(options.tag, _first_tag(options.tag, options.where)), find_secret()
+    tags, signer = SlotTags(options.tag, _first_tag(options.tag)), find_secret()
     carry(tags)
     keep = int(memory() * setting("kept-memory") / options.slots)
     files = SlotFiles(f"{options.files}/{options.slot}", signer)

@@ -69,7 +69,8 @@ class Supervisor:
         self._next_beat = 0.0
         has = [RESOURCE + name for name in options.resources]
         self._tags = tuple(
-            dict.fromkeys([python_tag(), options.name, socket.gethostname(), *options.tags, *has])
+            # The user's first, before the Python's: see `slot._first_tag`.
+            dict.fromkeys([*options.tags, python_tag(), options.name, socket.gethostname(), *has])
         )
         self.registration = Registration(
             self.link, self.worker, options.name, self._tags, options.nworkers,

@@ -70,7 +70,10 @@ def test_without_one_the_tag_is_the_first_that_the_worker_was_given(
     start_worker("test", "--nworkers", "1", "--tag", "gpu", "--tag", "big", "--resources", "GPU=1")
     assert queue.times(1, redisq.get_tag) == ["gpu"]
     queue.remove()
-    start_worker("test", "--nworkers", "1")
+    start_worker("test", "--nworkers", "1", "--name", "gpu", "--tag", "gpu")  # a tag all the same
+    assert queue.times(1, redisq.get_tag) == ["gpu"]
+    queue.remove()
+    start_worker("test", "--nworkers", "1", "--name", "gpu")
     assert queue.times(1, redisq.get_tag) == [HOST]
     assert redisq.get_tag() == HOST
 
