@@ -13,6 +13,7 @@ from simulator.runs import run_world
 from simulator.server import simulated
 
 from dask_redisq.link import Link
+from dask_redisq.scripts import load, script_names
 
 #: Worlds to look at, at most.
 SEEDS = 3000
@@ -62,3 +63,11 @@ def test_a_rule_switched_off_is_missed(
             if run_world(link, seed, every=2 + seed % 4, off=off, often=often).error:
                 return
     pytest.fail(f"{SEEDS} worlds go well without {rule!r}")
+
+
+@pytest.mark.parametrize("rule", ABLATIONS)
+def test_a_rule_can_be_switched_off(rule: str) -> None:
+    """The text that its patch replaces is there: also of those that are searched for elsewhere."""
+    with simulated(ABLATIONS[rule].patches):
+        for name in script_names():
+            load(name)

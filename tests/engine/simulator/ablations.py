@@ -91,7 +91,9 @@ ABLATIONS = {
         "",
     ),
     "R11, unregister returns the lease": _lua(
-        "lib/leases.lua", "if state[2] then end_lease(", "if false then end_lease("
+        "lib/leases.lua",
+        "end_lease(state[2], slot, kept or {}, begun)",
+        "if false then end_lease(state[2], slot, kept or {}, begun) end",
     ),
     "R11, the unregistered do not lease": _lua(
         "step.lua",
