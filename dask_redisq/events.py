@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from dask.typing import Key
@@ -45,16 +45,25 @@ class EventReader:
         The graph key of each task.
     observer : Observer
         Who wants to know.
+    outputs : collection of int
+        The tasks whose values come here.
     """
 
     def __init__(
-        self, link: Link, keys: Keys, job: str, names: Sequence[Key], observer: Observer
+        self,
+        link: Link,
+        keys: Keys,
+        job: str,
+        names: Sequence[Key],
+        observer: Observer,
+        outputs: Collection[int],
     ) -> None:
         self.link = link
         self.keys = keys
         self.job = job
         self.names = names
         self.observer = observer
+        self.outputs = frozenset(outputs)
         self._read = 0
         self._done: deque[tuple[int, str]] = deque()
         self._workers: dict[bytes, str] = {}
@@ -68,8 +77,9 @@ class EventReader:
         Parameters
         ----------
         received : Mapping
-            Task -> value, of those that are here. If values are wanted, a task is told with its
-            own: all are outputs then, and come in the order in which they were accepted.
+            Task -> value, of those that are here. An output is told with its own, so when that has
+            come, and not before: it may be done just after the answer that it is not in. They come
+            in the order in which they were accepted; if values are wanted, all are outputs.
         anew : bool
             The job was rebuilt, perhaps on a server that came back older: begin with the first
             event. The observer knows which tasks it was told.
@@ -95,7 +105,7 @@ class EventReader:
         waiting, observer = self._done, self.observer
         while waiting:
             task, worker = waiting[0]
-            if observer.looks and task not in received:
+            if task not in received and task in self.outputs:
                 return
             waiting.popleft()
             observer.done(self.names[task], received.get(task, UNREAD), worker)

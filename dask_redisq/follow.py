@@ -111,7 +111,7 @@ class Follower:
         link.ends_loops = bool(options.get_task)
         self.received: dict[int, Any] = {}
         self.ended: str | None = None
-        self._wanted = len(set(outputs))
+        self._outputs, self._wanted = outputs, len(set(outputs))
         self._said = False
         self._repairs = self._repaired_at = 0
         self._born = self._heard = time.monotonic()
@@ -209,7 +209,7 @@ class Follower:
     def _events(self) -> Events | None:
         if self.observer is None:
             return None
-        return EventReader(self.link, self.keys, self.id, self.names, self.observer)
+        return EventReader(self.link, self.keys, self.id, self.names, self.observer, self._outputs)
 
     def _wait(self, deadline: float | None, now: float) -> None:
         """Wait for news, but not so long that the lease runs out."""

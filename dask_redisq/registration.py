@@ -119,7 +119,8 @@ class Registration:
             if (cursor.begun, cursor.seq) == (overdue.task, overdue.seq):
                 return "timeout", pack([self.name, overdue.seconds, slot.tail.lines()])
             return "", b""
-        if slot.killed or slot.kill_at is not None:
+        # Not for its own end while it was told to cancel what it died of; another job's is charged.
+        if slot.killed or slot.runs_cancelled():
             return "", b""
         # Exit code 0 too: a slot that ends in order has no task in hand, but a task may call exit.
         return "died", pack([self.name, code, slot.peak, slot.tail.lines(), cursor.doing])

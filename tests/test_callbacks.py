@@ -18,7 +18,11 @@ from dask.diagnostics import CacheProfiler, Profiler, ProgressBar, ResourceProfi
 from test_faults import Background
 
 import dask_redisq.callbacks as ours
+from dask_redisq.codec import pack
+from dask_redisq.events import EventReader
 from dask_redisq.graph import plan_graph
+from dask_redisq.keys import Keys
+from dask_redisq.link import Link
 from dask_redisq.queue import Queue
 
 
@@ -192,6 +196,28 @@ def test_values_stay_with_the_workers_unless_somebody_looks(
         queue.get({"x": (inc, 1), "y": (inc, "x")}, "y")
     values = {key: value for what, key, *value in recorder.seen[2:-1] if what == "posttask"}
     assert values == {"x": [None], "y": [3]}
+
+
+class Told:
+    """Notes what an `EventReader` tells."""
+
+    def __init__(self) -> None:
+        self.done_: list[tuple[Any, Any]] = []
+
+    def done(self, key: Any, value: Any, _worker: str) -> None:
+        """Note a task with its value."""
+        self.done_.append((key, value))
+
+
+def test_an_output_is_told_once_its_value_is_here(queue: Queue, link: Link, keys: Keys) -> None:
+    """It is done after the answer that it is not in, and before its event is read."""
+    told: Any = Told()
+    reader = EventReader(link, keys, "j", ["x", "y", "z"], told, outputs={1})
+    link.command("RPUSH", keys("events", "j"), pack([b"s", b"", 1, [0, 1, 2]]))
+    reader.read({}, anew=False)
+    assert told.done_ == [("x", ours.UNREAD)]
+    reader.read({1: 3}, anew=False)
+    assert told.done_[1:] == [("y", 3), ("z", ours.UNREAD)]
 
 
 def test_dasks_diagnostics_work_unchanged(

@@ -6,11 +6,12 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import dask
 import pytest
-from conftest import WorkerProcess
+from conftest import WorkerProcess, wait_until
 from dask.utils_test import inc
 
 import dask_redisq as redisq
@@ -70,6 +71,32 @@ def ignore(*_args: Any) -> int:
 def sleep_on(_: Any) -> None:
     """Sleep until this process is killed."""
     time.sleep(600)
+
+
+def die_first(mark: Path) -> int:
+    """End this process, but the second time do not."""
+    if not mark.exists():
+        mark.touch()
+        os._exit(3)
+    return 2
+
+
+def mark_and_nap(mark: Path) -> None:
+    """Say that this runs, then run for a little while."""
+    mark.touch()
+    time.sleep(0.3)
+
+
+def test_a_death_is_charged_to_a_slot_that_had_just_been_told_to_cancel_another_job(
+    queue: Queue, start_worker: Callable[..., WorkerProcess], tmp_path: Path
+) -> None:
+    """What was cancelled ended by itself; for a second it may still be killed for that."""
+    start_worker("test", "--nworkers", "1")
+    future = queue.compute(dask.delayed(mark_and_nap)(tmp_path / "runs"))
+    wait_until((tmp_path / "runs").exists)
+    future.cancel()
+    with pytest.raises(redisq.WorkerDied, match="exit code 3"):
+        queue.get({"x": (die_first, tmp_path / "mark")}, "x", allowed_failures=1)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import dask
@@ -138,11 +139,14 @@ _chunks: dict[int, float] = {}
 
 
 def chunk_sum(j: int, wait: Path) -> tuple[int, bool, float]:
-    """Listing 11: read a chunk of the data, keep it, and say so by the slot's tag."""
-    if j in _chunks:
-        return os.getpid(), True, _chunks[j]
+    """Listing 11: read a chunk of the data, keep it, and say so by the slot's tag.
+
+    Both at a time: else the slot that is first would do both, before the other one is awake.
+    """
     (wait / str(j)).touch()
     wait_until(lambda: len(list(wait.iterdir())) >= 2, 20)
+    if j in _chunks:
+        return os.getpid(), True, _chunks[j]
     redisq.set_tag(str(j))
     _chunks[j] = sum(map(float, redisq.get_redis().lrange(f"A{j}", 0, -1)))
     return os.getpid(), False, _chunks[j]
@@ -157,8 +161,9 @@ def test_listings_10_to_14_the_second_run_moves_no_data(
         link.command("RPUSH", f"A{j}", *range(50 * j, 50 * j + 50))
 
     def run() -> list[tuple[int, bool, float]]:
+        both = Path(mkdtemp(dir=tmp_path))
         found: list[tuple[int, bool, float]] = queue.foreach(
-            chunk_sum, 2, [tmp_path] * 2, get_task=policies.by_tag, chunk_size=1
+            chunk_sum, 2, [both] * 2, get_task=policies.by_tag, chunk_size=1
         )
         assert [total for _, _, total in found] == [1225.0, 3725.0]
         return found
