@@ -334,7 +334,7 @@ def test_a_reduction_sees_errors_as_the_loop_handles_them(loops: Queue) -> None:
     assert passed == "[0, ValueError('1 is odd'), 2]"
     with pytest.raises(ValueError, match="is odd"):
         loops.foreach(raise_odd, 4, rows, **words)
-    with pytest.raises(ValueError, match=r"\[0, 1, 2\] is odd"):
+    with pytest.raises(ValueError, match=r"\[(0, 1, 2|3)\] is odd"):
         loops.foreach(abs, 4, reduce=raise_all, chunk_size=3)
 
 
