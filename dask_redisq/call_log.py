@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from dask_redisq.codec import unpack
-from dask_redisq.events import name_of_slot
-from dask_redisq.keys import Keys
-from dask_redisq.link import Link
+from dask_redisq.events import JobEvents
 
 __all__ = ["CallLog", "in_short"]
 
@@ -25,31 +22,8 @@ _LINES = {
 }
 
 
-class CallLog:
-    """Logs the events of one job (lua/lib/events.lua).
-
-    Parameters
-    ----------
-    link : Link
-        The client's connection.
-    keys : Keys
-        The queue.
-    job : str
-        The job's id.
-    names : sequence of int
-        The iteration that each task is.
-    """
-
-    def __init__(self, link: Link, keys: Keys, job: str, names: Sequence[Any]) -> None:
-        self.link = link
-        self.keys = keys
-        self.job = job
-        self.names = names
-        self._read = 0
-        self._where: dict[bytes, str] = {}
-
-    def __repr__(self) -> str:
-        return f"<CallLog of job {self.job}, {self._read} events>"
+class CallLog(JobEvents):
+    """Logs the events of one job; its names are the iterations that its tasks are."""
 
     def submitted(self) -> None:
         """Log that the job was submitted."""
@@ -65,19 +39,14 @@ class CallLog:
         anew : bool
             The job was rebuilt, perhaps on a server that came back with fewer events.
         """
-        name = self.keys("events", self.job)
         if anew:
-            self._read = min(self._read, self.link.command("LLEN", name))
-        entries = self.link.command("LRANGE", name, self._read, -1)
-        self._read += len(entries)
-        for slot, worker, what, tasks in map(unpack, entries):
+            there = self.link.command("LLEN", self.keys("events", self.job))
+            self._read = min(self._read, there)
+        for slot, worker, what, tasks in self._news():
             line = "lease: iterations %s, to slot %s" if what is False else _LINES.get(what)
             if line is not None and tasks:  # a result is no news: it is combined
-                where = self._where.get(slot)  # one that is gone had a worker
-                if where is None:
-                    where = name_of_slot(self.link, self.keys, slot, worker)
-                    self._where[slot] = where
-                logger.info(line, in_short([self.names[task] for task in tasks]), where)
+                names = in_short([self.names[task] for task in tasks])
+                logger.info(line, names, self._name_of(slot, worker))
 
 
 def in_short(numbers: Iterable[int]) -> str:

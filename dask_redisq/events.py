@@ -13,7 +13,7 @@ from dask_redisq.codec import unpack
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 
-__all__ = ["EventReader", "Events", "name_of_slot"]
+__all__ = ["EventReader", "Events", "JobEvents"]
 
 
 class Events(Protocol):
@@ -23,15 +23,8 @@ class Events(Protocol):
         """Read what happened since the last call; see `EventReader.read`."""
 
 
-def name_of_slot(link: Link, keys: Keys, slot: bytes, worker: bytes) -> str:
-    """Return the worker's name and which of its slots: ``lab-3/9f2c``."""
-    info = link.command("HGET", keys("workers"), worker) if worker else None
-    short = slot.decode()[:4]
-    return f"{unpack(info)[b'name'].decode()}/{short}" if info else short
-
-
-class EventReader:
-    """Reads the events of one job (lua/lib/events.lua) and tells them to an observer.
+class JobEvents:
+    """The events of one job (lua/lib/events.lua), each read once.
 
     Parameters
     ----------
@@ -41,8 +34,45 @@ class EventReader:
         The queue.
     job : str
         The job's id.
-    names : sequence of hashable
-        The graph key of each task.
+    names : sequence
+        What each task is called.
+    """
+
+    def __init__(self, link: Link, keys: Keys, job: str, names: Sequence[Any]) -> None:
+        self.link = link
+        self.keys = keys
+        self.job = job
+        self.names = names
+        self._read = 0
+        self._where: dict[bytes, str] = {}
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of job {self.job}, {self._read} events>"
+
+    def _news(self) -> list[Any]:
+        """Return those since the last call: slot, worker, what, and tasks of each."""
+        entries = self.link.command("LRANGE", self.keys("events", self.job), self._read, -1)
+        self._read += len(entries)
+        return [unpack(entry) for entry in entries]
+
+    def _name_of(self, slot: bytes, worker: bytes) -> str:
+        """Return the worker's name and which of its slots: ``lab-3/9f2c``."""
+        name = self._where.get(slot)  # one that is gone had a worker
+        if name is None:
+            info = self.link.command("HGET", self.keys("workers"), worker) if worker else None
+            short = slot.decode()[:4]
+            name = f"{unpack(info)[b'name'].decode()}/{short}" if info else short
+            self._where[slot] = name
+        return name
+
+
+class EventReader(JobEvents):
+    """Tells the events of a job to an observer.
+
+    Parameters
+    ----------
+    link, keys, job, names : Link, Keys, str, sequence of hashable
+        See `JobEvents`; the names are graph keys.
     observer : Observer
         Who wants to know.
     outputs : collection of int
@@ -58,18 +88,10 @@ class EventReader:
         observer: Observer,
         outputs: Collection[int],
     ) -> None:
-        self.link = link
-        self.keys = keys
-        self.job = job
-        self.names = names
+        super().__init__(link, keys, job, names)
         self.observer = observer
         self.outputs = frozenset(outputs)
-        self._read = 0
         self._done: deque[tuple[int, str]] = deque()
-        self._workers: dict[bytes, str] = {}
-
-    def __repr__(self) -> str:
-        return f"<EventReader of job {self.job}, {self._read} events>"
 
     def read(self, received: Mapping[int, Any], *, anew: bool) -> None:
         """Tell what happened since the last call.
@@ -86,14 +108,12 @@ class EventReader:
         """
         if anew:
             self._read = 0
-        entries = self.link.command("LRANGE", self.keys("events", self.job), self._read, -1)
-        self._read += len(entries)
         observer, names = self.observer, self.names
-        for slot, worker, done, tasks in map(unpack, entries):
+        for slot, worker, done, tasks in self._news():
             if isinstance(done, bytes):
-                continue  # it is for `LoopLog`
+                continue  # it is for `CallLog`
             if done:
-                name = self._worker_name(slot, worker)
+                name = self._name_of(slot, worker)
                 self._done.extend([(task, name) for task in tasks])
                 self._tell(received)
             else:
@@ -109,9 +129,3 @@ class EventReader:
                 return
             waiting.popleft()
             observer.done(self.names[task], received.get(task, UNREAD), worker)
-
-    def _worker_name(self, slot: bytes, worker: bytes) -> str:
-        name = self._workers.get(slot)
-        if name is None:
-            self._workers[slot] = name = name_of_slot(self.link, self.keys, slot, worker)
-        return name

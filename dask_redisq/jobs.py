@@ -21,11 +21,6 @@ class Jobs:
     pool: Pool
     keys: Keys
 
-    @property
-    def url(self) -> str:
-        """URL of its server."""
-        raise NotImplementedError
-
     # -- look ----------------------------------------------------------------------------
 
     def jobs(self) -> list[dict[str, Any]]:
@@ -65,7 +60,7 @@ class Jobs:
         [(('sum', 0, 3), 'lab-3')]
         """
         try:
-            signer = find_secret(self.url)
+            signer = find_secret(self.pool.url)
         except SecretError:  # who may look, and no more
             signer = None
         with self.pool.lend() as link:
@@ -84,7 +79,7 @@ class Jobs:
         >>> for row in queue.failed():  # doctest: +SKIP
         ...     print(row["id"], row["key"], row["traceback"])
         """
-        signer = find_secret(self.url)
+        signer = find_secret(self.pool.url)
         with self.pool.lend() as link:
             return failed_jobs(link, self.keys, signer)
 

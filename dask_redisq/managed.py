@@ -25,11 +25,6 @@ class Managed:
     pool: Pool
     keys: Keys
 
-    @property
-    def url(self) -> str:
-        """URL of its server."""
-        raise NotImplementedError
-
     # -- look ----------------------------------------------------------------------------
 
     def workers(self) -> list[dict[str, Any]]:
@@ -86,7 +81,7 @@ class Managed:
         --------
         >>> queue.upload_file("model.py")  # doctest: +SKIP
         """
-        signer = find_secret(self.url)
+        signer = find_secret(self.pool.url)
         with self.pool.lend() as link:
             upload(link, self.keys, Path(path), signer)
 
