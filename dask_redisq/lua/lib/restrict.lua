@@ -1,7 +1,8 @@
 -- Where tasks with a restriction may run: tags of which a slot carries one, and resources of its worker.
 -- keys: job slot workers worker_slots
 --
--- A restriction is a list of tags, the name of each slot being one of its own; those that begin with RESOURCE are needs, "resource:GPU=1"; with SOFT
+-- A restriction is a list of tags, the name of each slot being one of its own; those that begin with
+-- RESOURCE are needs, "resource:GPU=1"; with SOFT
 -- among them others may run the task, too, when none that carries a tag took it for a while. What is
 -- in use is not counted anywhere: it is what the leases of the worker's slots hold, so that no replay
 -- and no death can make the count wrong.

@@ -178,8 +178,7 @@ end
 -- `files`: which uploaded files the job is to see, nothing if there are none. Third, instead, a
 -- job whose policy is to be asked.
 --
--- Nothing while the queue is suspended: what a slot holds it ends, and what followed from that waits. To ask
--- for that is 1 us of the 450 of a step of one task.
+-- Nothing while the queue is suspended: what a slot holds it ends, and what followed from that waits.
 local function lease(slot, seq, tags, fresh_job, fresh, wishes)
   if redis.call('HEXISTS', key.queue(), 'suspended') == 1 then
     make_ready(fresh_job, first_of(fresh, #fresh), '')
