@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,9 @@ from dask_redisq.server import PrivateServer
 
 if TYPE_CHECKING:
     from driver import Engine
+
+# A shell that starts a run in the background has it ignore Ctrl-C, and all that the run starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: With what the tests import from here without knowing where it is.
 __all__ = ["PATH", "WorkerProcess", "is_gone", "slots_of"]
@@ -130,7 +134,7 @@ def far(mortal: MortalServer, start_worker: Callable[..., WorkerProcess]) -> Ite
     """A queue on it, with two slots whose alive keys live for two seconds."""
     start_worker("test", "--nworkers", "2", "--alive-expiry", "2", url=mortal.url)
     with Queue("test", mortal.url) as queue:
-        queue.wait_for_workers(2, timeout=20)
+        queue.wait_for_workers(2, timeout=90)
         yield queue
 
 
@@ -141,7 +145,7 @@ def workers(queue: Queue, shared: SharedWorker) -> WorkerProcess:
     return shared.ready()
 
 
-def wait_until(condition: Callable[[], object], timeout: float = 30.0) -> None:
+def wait_until(condition: Callable[[], object], timeout: float = 60.0) -> None:
     """Wait until `condition` holds; fail the test when it does not in time."""
     deadline = time.monotonic() + timeout
     while not condition():
@@ -179,7 +183,7 @@ def no_leaks(shared: SharedWorker) -> Iterator[None]:
 
     if more():  # a future in a cycle, the traceback of an error say: its helper ends with it
         gc.collect()
-        deadline = time.monotonic() + 3
+        deadline = time.monotonic() + 15  # it may not have begun yet
         while more() and time.monotonic() < deadline:
             time.sleep(0.01)
     assert not more(), f"processes left behind: {more()}"

@@ -137,7 +137,7 @@ def test_a_whole_job_runs_under_the_rules(
     """With a large constant, large values, an error, and a worker that leaves."""
     worker = start_worker("jobs", "--nworkers", "2", url=guarded.url_of("worker"))
     with Queue("jobs", guarded.url_of("client")) as queue:
-        queue.wait_for_workers(2, timeout=20)
+        queue.wait_for_workers(2, timeout=90)
         graph = {
             "a": (bytes, 100_000),
             "b": (len, "a"),
@@ -157,7 +157,7 @@ def test_a_whole_job_runs_under_the_rules(
             assert link.command("SCARD", queue.keys("slots")) == 2
     for role in ("monitor", "dashboard"):
         with Queue("jobs", guarded.url_of(role)) as looking:
-            looking.wait_for_workers(2, timeout=20)
+            looking.wait_for_workers(2, timeout=90)
             assert looking.stats()["finished"] == 10
             assert len(looking.workers()) == 1
     worker.process.terminate()

@@ -26,7 +26,7 @@ def test_no_lease_runs_more_tasks_than_the_chunk_size(
 ) -> None:
     """What follows from a leased task counts, too: a slot reports after `k` tasks."""
     start_worker("test", "--nworkers", "1", "--name", "one")
-    queue.wait_for_workers(1, timeout=20)
+    queue.wait_for_workers(1, timeout=90)
     dsk: dict[Any, Any] = {("a", i): (finished, queue.url) for i in range(20)}
     dsk |= {("b", i): (finished, queue.url, ("a", i)) for i in range(20)}
     seen = queue.get(dsk, list(dsk), chunk_size=k)
@@ -49,7 +49,7 @@ def test_tasks_run_in_the_order_of_dask(
     dsk |= {f"b{i}": (note, log, f"B{i}", f"a{i}", f"a{(i + 3) % 6}") for i in range(6)}
     dsk["end"] = (note, log, "END", *[f"b{i}" for i in range(6)])
     start_worker("test", "--nworkers", "1")
-    queue.wait_for_workers(1, timeout=20)
+    queue.wait_for_workers(1, timeout=90)
     queue.get(dsk, "end", chunk_size=1)
     rank = order(dsk)
     assert log.read_text().lower().split() == sorted(dsk, key=rank.__getitem__)

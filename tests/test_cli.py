@@ -214,7 +214,7 @@ def test_a_worker_serves_its_queues_until_sigterm(
     worker = start_worker("a", "b", "--nworkers", "1", "--name", "me", "--tag", "gpu")
     for name in ("a", "b"):
         queue = Queue(name, server.url)
-        queue.wait_for_workers(1, timeout=20)
+        queue.wait_for_workers(1, timeout=90)
         (row,) = queue.workers()
         assert (row["name"], row["pid"]) == ("me", worker.pid)
         assert {"gpu", HOST} <= set(row["tags"])
@@ -232,7 +232,7 @@ def test_a_worker_without_a_queue_serves_that_of_the_settings(
 ) -> None:
     """The settings of Dask hold for a worker, by the environment too."""
     start_worker("--nworkers", "1", env={"DASK_REDISQ__QUEUE": "mine"})
-    Queue("mine", server.url).wait_for_workers(1, timeout=20)
+    Queue("mine", server.url).wait_for_workers(1, timeout=90)
 
 
 def test_a_worker_gives_up_a_server_that_is_not_there(start_worker: StartWorker) -> None:
@@ -259,7 +259,7 @@ def test_a_worker_keeps_a_password_to_itself(start_worker: StartWorker, tmp_path
             *("--password-file", str(tmp_path / "password")),
             url=server.url,
         )
-        Queue("test", with_password).wait_for_workers(1, timeout=20)
+        Queue("test", with_password).wait_for_workers(1, timeout=90)
         wait_until(worker.slots)
         for process in (psutil.Process(worker.pid), *worker.slots()):
             assert "sesame" not in " ".join(process.cmdline())
@@ -283,7 +283,7 @@ def test_a_log_file_gets_what_tasks_print(
     log = tmp_path / "log"
     log.write_text("from before\n")
     worker = start_worker("test", "--nworkers", "1", "--log-file", str(log))
-    queue.wait_for_workers(1, timeout=20)
+    queue.wait_for_workers(1, timeout=90)
     queue.get({"x": (os.system, "echo printed; echo complained >&2")}, "x")
     worker.process.terminate()
     assert worker.wait() == 0

@@ -106,7 +106,7 @@ def dies(queue: Queue, workers: WorkerProcess) -> Callable[..., str]:
     def compute(dsk: dict[Any, Any], keys: Any, **options: Any) -> str:
         with pytest.raises(redisq.WorkerDied) as info:
             queue.get(dsk, keys, allowed_failures=2, timeout=60, **options)
-        queue.wait_for_workers(2, timeout=20)
+        queue.wait_for_workers(2, timeout=90)
         assert queue.get({"x": (inc, 1)}, "x", timeout=60) == 2
         return str(info.value)
 

@@ -418,7 +418,7 @@ def test_a_traceback_of_a_future_has_the_lines_of_the_user(
     future = queue.compute(dask.delayed(raise_it)(KeyError("k")))
     for _ in range(3):
         with pytest.raises(KeyError) as caught:
-            future.result(20)
+            future.result(60)
         names = frames_of(caught.value)
         assert names[1:] == ["result", "raise_it"]
     error = future.exception()

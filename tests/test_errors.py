@@ -160,7 +160,7 @@ def test_a_warning_of_a_detached_job_is_issued_where_it_is_read(
     """By the process that attaches."""
     future = queue.compute(dask.delayed(warn)(3), detach=True)
     with pytest.warns(RuntimeWarning, match="warned by 1"):
-        assert queue.attach(future.id).result(20) == 3
+        assert queue.attach(future.id).result(60) == 3
 
 
 def warn_later(gate: Path) -> int:

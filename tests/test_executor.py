@@ -44,10 +44,10 @@ def seven(i: int) -> int:
 
 def test_calls_run_on_workers(executor: redisq.Executor) -> None:
     """By position and by name, in other processes than this one."""
-    assert executor.submit(divmod, 17, 5).result(20) == (3, 2)
-    assert executor.submit(sorted, [1, 3, 2], reverse=True).result(20) == [3, 2, 1]
-    assert executor.submit(os.getpid).result(20) != os.getpid()
-    assert executor.submit(lambda: None).result(20) is None
+    assert executor.submit(divmod, 17, 5).result(60) == (3, 2)
+    assert executor.submit(sorted, [1, 3, 2], reverse=True).result(60) == [3, 2, 1]
+    assert executor.submit(os.getpid).result(60) != os.getpid()
+    assert executor.submit(lambda: None).result(60) is None
 
 
 def test_each_error_is_that_of_its_call(executor: redisq.Executor) -> None:
@@ -55,9 +55,9 @@ def test_each_error_is_that_of_its_call(executor: redisq.Executor) -> None:
     calls = [executor.submit(seven, i) for i in range(10)]
     died = executor.submit(os._exit, 3)
     stays = executor.submit(threading.Lock)
-    assert [f.result(30) for f in calls if f is not calls[7]] == [*range(7), 8, 9]
+    assert [f.result(60) for f in calls if f is not calls[7]] == [*range(7), 8, 9]
     with pytest.raises(LookupError, match="seven"):
-        calls[7].result(30)
+        calls[7].result(60)
     with pytest.raises(redisq.WorkerDied):
         died.result(60)
     with pytest.raises(redisq.TaskNotSerializable):
@@ -114,7 +114,7 @@ def test_an_abort_ends_what_runs(cluster: redisq.LocalCluster) -> None:
     wait_until(lambda: executor.queue.stats()["running"] == 1)
     executor.abort("enough")
     with pytest.raises(redisq.JobCancelled, match="enough"):
-        future.result(10)
+        future.result(60)
     executor.shutdown()
     executor.queue.close()
 
@@ -167,5 +167,5 @@ def test_thousands_of_small_calls_are_sent_together(executor: redisq.Executor) -
 def test_scattered_data_is_an_argument(executor: redisq.Executor) -> None:
     """By position and by name."""
     data = executor.queue.scatter([3, 1, 2])
-    assert executor.submit(len, data).result(20) == 3
-    assert executor.submit(sorted, data, key=operator.neg).result(20) == [3, 2, 1]
+    assert executor.submit(len, data).result(60) == 3
+    assert executor.submit(sorted, data, key=operator.neg).result(60) == [3, 2, 1]

@@ -34,13 +34,13 @@ def test_an_uploaded_file_is_imported_by_all_and_by_late_joiners(
 ) -> None:
     """It is in the server, and a slot that is given a task gets it first."""
     start_worker("test", "--nworkers", "1")
-    queue.wait_for_workers(1, timeout=20)
+    queue.wait_for_workers(1, timeout=90)
     path = tmp_path / "uploaded_model.py"
     path.write_text("VALUE = 1")
     queue.upload_file(path)
     assert dask.compute(dask.delayed(value_of)("uploaded_model"), scheduler=queue.get) == (1,)
     start_worker("test", "--nworkers", "1", "--tag", "late")
-    queue.wait_for_workers(2, timeout=20)
+    queue.wait_for_workers(2, timeout=90)
     x = dask.delayed(value_of)("uploaded_model")
     assert x.compute(scheduler=queue.get, workers="late") == 1
     path.write_text("VALUE = 2")
@@ -78,7 +78,7 @@ def test_an_upload_replaces_a_module_of_the_workers_own(
         (folder / "own_package" / "inner.py").write_text(f"VALUE = {value}")
     paths = os.pathsep.join([str(own), *sys.path])
     start_worker("test", "--nworkers", "1", env={"PYTHONPATH": paths})
-    queue.wait_for_workers(1, timeout=20)
+    queue.wait_for_workers(1, timeout=90)
     values = [dask.delayed(value_of)(name) for name in ("own_module", "own_package")]
     assert dask.compute(*values, scheduler=queue.get) == (1, 1)
     queue.upload_file(edited / "own_module.py")
@@ -129,7 +129,7 @@ def test_a_file_is_sent_again_after_the_server_lost_all(
     values = [dask.delayed(value_of)("flushed_model") for _ in range(6)]
     assert set(dask.compute(*values, scheduler=queue.get, chunk_size=1)) == {1}
     link.command("FLUSHALL")
-    queue.wait_for_workers(2, timeout=20)
+    queue.wait_for_workers(2, timeout=90)
     path.write_text("VALUE = 2")
     queue.upload_file(path)
     assert set(dask.compute(*values, scheduler=queue.get, chunk_size=1)) == {2}
@@ -151,7 +151,7 @@ def test_a_file_of_somebody_without_our_secret_is_not_imported(
 ) -> None:  # fmt: skip
     """It would run."""
     start_worker("test", "--nworkers", "1")
-    queue.wait_for_workers(1, timeout=20)
+    queue.wait_for_workers(1, timeout=90)
     path = tmp_path / "evil_model.py"
     path.write_text("VALUE = 1")
     monkeypatch.setenv("DASK_REDISQ__SECRET", "another one, that nobody here knows")
@@ -167,7 +167,7 @@ def test_files_of_a_worker_end_with_it(
 ) -> None:
     """Their directory is its own."""
     worker = start_worker("test", "--nworkers", "1", env={"TMPDIR": str(tmp_path)})
-    queue.wait_for_workers(1, timeout=20)
+    queue.wait_for_workers(1, timeout=90)
     path = tmp_path / "model_of_mine.py"
     path.write_text("VALUE = 1")
     queue.upload_file(path)
@@ -190,7 +190,7 @@ def test_what_is_preloaded_runs_in_each_slot_first(
     paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", ""), *sys.path])
     words = ["--preload", str(tmp_path / "first.py"), "--preload", "second:init"]
     start_worker("test", "--nworkers", "2", *words, "--preload", "third", env={"PYTHONPATH": paths})
-    queue.wait_for_workers(2, timeout=20)
+    queue.wait_for_workers(2, timeout=90)
     names = ["FIRST", "SECOND", "THIRD"] * 4
     found = dask.compute(*[dask.delayed(environment)(n) for n in names], scheduler=queue.get)
     assert set(found) == {"yes"}
@@ -204,7 +204,7 @@ def test_restarted_workers_import_anew(
     module.write_text("VALUE = 1")
     paths = os.pathsep.join([str(tmp_path), *sys.path])
     worker = start_worker("test", "--nworkers", "2", env={"PYTHONPATH": paths})
-    queue.wait_for_workers(2, timeout=20)
+    queue.wait_for_workers(2, timeout=90)
     values = [dask.delayed(value_of)("edited_module") for _ in range(4)]
     assert set(dask.compute(*values, scheduler=queue.get)) == {1}
     before = {slot.pid for slot in worker.slots()}
@@ -226,7 +226,7 @@ def test_a_restart_that_takes_too_long_is_told(
     with pytest.raises(TimeoutError, match="1 of 2 slots"):
         queue.restart_workers(timeout=1)
     (tmp_path / "gate").touch()
-    assert future.result(20) == 7
+    assert future.result(60) == 7
 
 
 def chatter(n: int) -> int:
@@ -245,9 +245,9 @@ def test_what_a_task_prints_and_logs_is_in_the_log_with_job_and_task(
     """Each line of it; what is printed outside of a task is as it was."""
     log = tmp_path / "log"
     start_worker("test", "--nworkers", "1", "--log-file", str(log))
-    queue.wait_for_workers(1, timeout=20)
+    queue.wait_for_workers(1, timeout=90)
     future = queue.compute(dask.delayed(chatter)(5))
-    assert future.result(20) == 5
+    assert future.result(60) == 5
     label = f"[job {future.id} task 0] "
     lines = ["printed 5", "and more", "in parts 5", "logged 5"]
     wait_until(lambda: all(f"{label}{line}\n" in log.read_text() for line in lines))

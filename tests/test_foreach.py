@@ -69,7 +69,7 @@ def test_scenario_2_work_before_workers(
     thread.start()
     wait_until(lambda: queue.stats()["ready"] == 2)
     start_worker("test", "--nworkers", "1")
-    thread.join(20)
+    thread.join(60)
     assert found == [[1, 2]]
 
 

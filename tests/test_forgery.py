@@ -247,7 +247,7 @@ def test_two_secrets_are_a_typed_error(
 ) -> None:
     """The worker refuses the task, the client the worker's word on it."""
     worker = start_worker("test", "--nworkers", "1")
-    queue.wait_for_workers(1, timeout=20)
+    queue.wait_for_workers(1, timeout=90)
     monkeypatch.setenv("DASK_REDISQ__SECRET", "another secret of the tests")
     with pytest.raises(redisq.BadSignature, match=r"by a key, .* that this side does not have"):
         queue.get({"x": (sum, [1, 2])}, "x")
@@ -268,7 +268,7 @@ def test_a_secret_on_one_side_is_a_typed_error(
             monkeypatch.delenv("DASK_REDISQ__SECRET", raising=False)
         if act == "work":
             start_worker("test", "--nworkers", "1")
-            queue.wait_for_workers(1, timeout=20)
+            queue.wait_for_workers(1, timeout=90)
         else:
             why = "it is signed, and this side has no secret|it is not signed"
             with pytest.raises(redisq.BadSignature, match=why):
@@ -282,7 +282,7 @@ def test_a_secret_is_replaced_while_work_goes_on(
     old, new = "the old secret of the tests", "the new secret of the tests"
     theirs, file = secret_file(tmp_path / "theirs", f"{new}\n{old}\n"), tmp_path / "ours"
     start_worker("test", "--nworkers", "2", "--secret-file", str(theirs))
-    queue.wait_for_workers(2, timeout=20)
+    queue.wait_for_workers(2, timeout=90)
     for lines in (f"{old}\n{new}\n", f"{new}\n{old}\n", f"{new}\n"):
         secret_file(file, lines)
         with dask.config.set({"redisq.secret-file": str(file)}):
@@ -318,7 +318,7 @@ def test_on_a_port_client_and_worker_refuse_to_begin_without_a_secret(
         with pytest.raises(redisq.SecretError, match="is not private to you"):
             queue.get({"x": (sum, [1, 2])}, "x")
         assert queue.stats()["workers"] == 0  # to look, no secret is needed
-    assert worker.wait(20) == 2
+    assert worker.wait(60) == 2
     assert "--allow-unsigned" in worker.output()
     assert link.command("DBSIZE") == 0
 
@@ -330,7 +330,7 @@ def test_on_a_port_both_sides_may_go_unsigned_if_told_so(
     monkeypatch.delenv("DASK_REDISQ__SECRET", raising=False)
     start_worker("test", "--nworkers", "1", "--allow-unsigned", url=port_url)
     with Queue("test", port_url) as queue, dask.config.set({"redisq.allow-unsigned": True}):
-        queue.wait_for_workers(1, timeout=20)
+        queue.wait_for_workers(1, timeout=90)
         assert queue.get({"x": (sum, [1, 2])}, "x") == 3
 
 
@@ -344,7 +344,7 @@ def test_on_a_port_local_workers_have_the_secret_of_their_client(
         with dask.config.set({"redisq.secret-file": setting}), Queue("test", port_url) as queue:
             worker = redisq.start_local_workers(1, "test", port_url)
             try:
-                queue.wait_for_workers(1, timeout=20)
+                queue.wait_for_workers(1, timeout=90)
                 assert queue.get({"x": (sum, [1, 2])}, "x") == 3
             finally:
                 worker.close()
@@ -376,7 +376,7 @@ def test_a_secret_is_seen_nowhere(
         file = secret_file(tmp_path / "secret", secret)
         words, env = ["--secret-file", str(file)], {"DASK_REDISQ__SECRET": "not this one, the file"}
     worker = start_worker("test", "--nworkers", "1", *words, env=env)
-    queue.wait_for_workers(1, timeout=20)
+    queue.wait_for_workers(1, timeout=90)
     job = job_of({"a": (print_environment,), "b": (bytes, 100_000)}, ["a", "b"])
     job.submit()
     values = job.gather()

@@ -262,7 +262,7 @@ def test_stats_count_what_was_finished(queue: Queue) -> None:
 def test_a_restricted_task_runs_where_its_tag_is(queue: Queue) -> None:
     """``workers=`` takes a tag; only a worker that carries it runs the task."""
     with closing(redisq.start_local_workers(1, "test", queue.url, tag="gpu")) as worker:
-        queue.wait_for_workers(3, timeout=20)
+        queue.wait_for_workers(3, timeout=90)
         dsk = {("p", i): (os.getppid,) for i in range(20)}
         assert set(queue.get(dsk, list(dsk), workers="gpu")) == {worker.pid}
 

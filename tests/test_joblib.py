@@ -109,7 +109,7 @@ def test_without_a_worker_it_waits_for_one(
     time.sleep(0.3)
     assert not found
     start_worker("test", "--nworkers", "1")
-    thread.join(30)
+    thread.join(60)
     assert len(found[0]) == 3
     assert os.getpid() not in found[0]
 

@@ -40,7 +40,7 @@ def start(queue: Queue) -> Iterator[Callable[..., LocalWorker]]:
 
     def start_and_wait(n: int, **options: Any) -> LocalWorker:
         started.append(start_local_workers(n, queue="test", url=queue.url, **options))
-        queue.wait_for_workers(sum(worker.nworkers for worker in started), timeout=20)
+        queue.wait_for_workers(sum(worker.nworkers for worker in started))
         return started[-1]
 
     yield start_and_wait
@@ -133,10 +133,10 @@ def test_workers_join_and_leave_while_a_job_runs(
     job = Background(queue.get, dsk, list(dsk), chunk_size=1, no_workers_timeout=20)
     wait_until(lambda: first.pid in ran())
     second = start(1)
-    wait_until(lambda: second.pid in ran(), timeout=20)
+    wait_until(lambda: second.pid in ran())
     os.kill(first.pid, signal.SIGTERM)
     (tmp_path / f"open {first.pid}").touch()  # the task in its hand ends
-    wait_until(lambda: first.exit_code is not None, timeout=20)
+    wait_until(lambda: first.exit_code is not None)
     assert first.exit_code == 0
     assert [row["pid"] for row in queue.workers()] == [second.pid]
     assert [row["state"] for row in queue.jobs()] == ["running"]
@@ -469,7 +469,7 @@ def test_a_worker_joins_the_default_cluster_where_no_server_is_named(
         process = psutil.Process(worker.pid)
         # Not at once: Linux shows none as long as the new program is being put in place.
         wait_until(lambda: process.environ().get("DASK_REDISQ__URL") == cluster.url)
-        Queue(url=cluster.url).wait_for_workers(2, timeout=20)
+        Queue(url=cluster.url).wait_for_workers(2, timeout=90)
 
 
 def test_a_default_cluster_that_ended_is_started_again(

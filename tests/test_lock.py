@@ -85,7 +85,7 @@ def test_a_semaphore_has_so_many_places(
 ) -> None:
     """Two of three hold it; the third gets in when the gate opens."""
     start_worker("test", "--nworkers", "3")
-    queue.wait_for_workers(3, timeout=20)
+    queue.wait_for_workers(3, timeout=90)
     log, gate = tmp_path / "log", tmp_path / "gate"
     semaphore = redisq.Semaphore(2, "places", queue)
     dsk = {("s", i): (hold_and_wait, semaphore, log, gate) for i in range(3)}

@@ -66,7 +66,7 @@ def test_a_task_that_takes_too_long_is_ended_and_named(
         queue.get({"hang": (time.sleep, 600), "ok": (inc, 1)}, ["hang", "ok"], timeout=0.3)
     assert isinstance(info.value, TimeoutError)
     wait_until(lambda: sum(slot.is_running() for slot in slots) == 1)
-    queue.wait_for_workers(2, timeout=20)
+    queue.wait_for_workers(2, timeout=90)
     assert queue.get({"x": (inc, 1)}, "x", timeout=5) == 2
 
 
@@ -215,14 +215,14 @@ def test_the_task_of_a_killed_slot_runs_again_without_another_slot(
 ) -> None:
     """Within two seconds: a new process has to start."""
     start_worker("test", "--nworkers", "1")
-    queue.wait_for_workers(1, timeout=20)
+    queue.wait_for_workers(1, timeout=90)
     assert _time_to_run_again(queue, tmp_path) < 2.0
 
 
 def _time_to_run_again(queue: Queue, folder: Path) -> float:
     log, gate = folder / "log", folder / "gate"
     job = Background(queue.get, {"x": (log_and_wait, log, gate)}, "x")
-    wait_until(lambda: len(pids(log)) == 1, timeout=20)
+    wait_until(lambda: len(pids(log)) == 1)
     os.kill(pids(log)[0], signal.SIGKILL)
     killed = time.monotonic()
     wait_until(lambda: len(pids(log)) == 2)
@@ -325,7 +325,7 @@ def test_a_task_that_holds_the_gil_is_no_false_alarm(
 
     for _ in range(2):
         start_worker("test", "--nworkers", "1", "--alive-expiry", "0.5")
-    queue.wait_for_workers(2, timeout=20)
+    queue.wait_for_workers(2, timeout=90)
     before = {row["id"] for row in queue.workers()}
     dsk = {"x": (hold, tmp_path / "log")}
     assert queue.get(dsk, "x", alive_expiry=0.5, ft_interval=1) == 1
@@ -414,6 +414,6 @@ def test_a_task_that_its_worker_killed_in_a_hurry_is_not_charged(
     os.kill(workers.pid, signal.SIGINT)
     assert workers.wait() == 0
     start_worker("test", "--nworkers", "1")
-    wait_until(lambda: len(pids(log)) == 2, timeout=20)
+    wait_until(lambda: len(pids(log)) == 2)
     gate.touch()
     assert job.result() == pids(log)[1]

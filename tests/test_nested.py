@@ -80,7 +80,7 @@ def add_up(n: int) -> int:
 def one_slot(queue: Queue, start_worker: Callable[..., WorkerProcess]) -> WorkerProcess:
     """Start a worker with one slot."""
     worker = start_worker("test", "--nworkers", "1")
-    queue.wait_for_workers(1, timeout=20)
+    queue.wait_for_workers(1, timeout=90)
     return worker
 
 
@@ -218,7 +218,7 @@ def test_the_job_of_a_task_ends_soon_after_that_was_cancelled(
 ) -> None:
     """Its client is the slot, which is killed."""
     start_worker("test", "--nworkers", "1", "--alive-expiry", "2")
-    queue.wait_for_workers(1, timeout=20)
+    queue.wait_for_workers(1, timeout=90)
     future = queue.compute(dask.delayed(many_slow)(tmp_path), ft_interval=1)
     wait_until(lambda: len(list(tmp_path.glob("mark*"))) > 3)
     future.cancel()
@@ -276,7 +276,7 @@ def test_many_threads_compute_at_once(queue: Queue, workers: WorkerProcess) -> N
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert answers == {n: 10 * n + 55 for n in range(16)}
 
 
@@ -357,7 +357,7 @@ def test_a_worker_that_drains_runs_what_its_tasks_wait_for(
     wait_until((tmp_path / "begun").exists)
     worker.process.terminate()
     (tmp_path / "gate").touch()
-    assert future.result(20) == 3
+    assert future.result(60) == 3
     assert worker.wait() == 0
 
 

@@ -304,7 +304,7 @@ def test_a_job_holds_what_it_uses_when_its_client_lets_go(
     assert looked(link, queue.keys)
     assert looked_again(link, queue)
     gate.touch()
-    assert future.result(20) == np.arange(80_000).sum() + 1
+    assert future.result(60) == np.arange(80_000).sum() + 1
     future.forget()
     assert looked_again(link, queue)
     wait_until(lambda: not job_keys(link))
@@ -321,7 +321,7 @@ def persisted_and_lost(
 ) -> Any:
     """Return a persisted array whose values are gone, from the server and from the slots."""
     worker = start_worker("test", "--nworkers", f"{slots}", "--alive-expiry", "2")
-    queue.wait_for_workers(slots, timeout=20)
+    queue.wait_for_workers(slots, timeout=90)
     x = chunks().persist(scheduler=queue.get, ft_interval=1)
     redisq.wait(redisq.futures_of(x))
     for name in job_keys(link):
@@ -364,7 +364,7 @@ def test_values_of_an_impure_graph_that_were_made_again_fail_their_user(
     assert link.command("HGET", queue.keys("job", part.job), "epoch") != epoch
     gate.touch()
     with pytest.raises(redisq.JobLost, match="pure=False"):
-        future.result(20)
+        future.result(60)
 
 
 def test_a_persisted_collection_that_is_gone_says_what_to_do(

@@ -43,7 +43,7 @@ def order_of(log: Path) -> list[int]:
 def one(queue: Queue, start_worker: Callable[..., WorkerProcess]) -> Queue:
     """A queue with one slot."""
     start_worker("test", "--nworkers", "1")
-    queue.wait_for_workers(1, timeout=20)
+    queue.wait_for_workers(1, timeout=90)
     return queue
 
 
@@ -92,7 +92,7 @@ def test_a_policy_decides_which_task_of_a_graph_comes_next(one: Queue, tmp_path:
     assert last.compute(scheduler=one.get, get_task=by_key, chunk_size=1) == 6
     assert order_of(log) == [2, 0, 3, 1]
     log.unlink()
-    assert one.compute(last, get_task=by_key, chunk_size=1).result(20) == 6
+    assert one.compute(last, get_task=by_key, chunk_size=1).result(60) == 6
     assert order_of(log) == [2, 0, 3, 1]
 
 
@@ -178,7 +178,7 @@ def test_listings_10_to_14_the_second_run_moves_no_data(
     third = run()
     assert third[1][0] in {first[1][0], third[0][0]}
     start_worker("test", "--nworkers", "1")
-    queue.wait_for_workers(3, timeout=20)
+    queue.wait_for_workers(3, timeout=90)
     run()
 
 

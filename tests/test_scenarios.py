@@ -61,7 +61,7 @@ def test_scenario_4_workers_that_join_make_it_faster(
         wait_until(lambda: count(link) > 100)
         two = rate(link)
         start_worker("test", "--nworkers", "4")
-        queue.wait_for_workers(6, timeout=30)
+        queue.wait_for_workers(6, timeout=90)
         six = 0.0
         for _ in range(3):
             six = max(six, rate(link))
@@ -81,7 +81,7 @@ def test_scenario_5_workers_that_vanish_lose_nothing(
     n, over = 2_000, tmp_path / "over"
     words = ("test", "--nworkers", "2", "--alive-expiry", "2")
     _, *doomed = [start_worker(*words) for _ in range(3)]
-    queue.wait_for_workers(6, timeout=30)
+    queue.wait_for_workers(6, timeout=90)
     loop = Background(queue.foreach, nap, n, itertools.repeat(over), inorder=False, ft_interval=1)
     try:
         wait_until(lambda: count(link) > 50)
@@ -137,12 +137,12 @@ def test_scenario_21_a_second_client_removes_one_job_of_two(
         assert not second.remove_job(one.id[:8])
         assert second.remove_job(one.id, reason="it was the wrong one")
         with pytest.raises(redisq.JobCancelled, match="it was the wrong one"):
-            one.result(20)
+            one.result(60)
         states = {row["id"]: row["state"] for row in second.jobs()}
         assert states.pop(one.id, "cancelled") == "cancelled"
         assert states == {other.id: "running"}
     gates[1].touch()
-    assert other.result(20) == pids(logs[1])[0]
+    assert other.result(60) == pids(logs[1])[0]
     name = one.id
     del one
     gc.collect()
@@ -176,7 +176,7 @@ def test_scenario_24_a_worker_on_two_queues(
         gate.touch()
         for loop in loops:
             loop.result()
-        holding.result(20)
+        holding.result(60)
         assert order.read_text() == "aaabbb"
         a.remove()
         assert b.foreach(abs, [-2]) == [2]
@@ -212,7 +212,7 @@ def test_scenario_30_jobs_and_tasks_are_told_whatever_their_names(
     name = "night_run.v2 *[a-z]? of Ann"
     with Queue(name, link.url) as queue:
         start_worker(name, "--nworkers", "1", "--name", "lab_3.x * y")
-        queue.wait_for_workers(1, timeout=20)
+        queue.wait_for_workers(1, timeout=90)
         link.command("CONFIG", "RESETSTAT")
         log, gate = tmp_path / "log", tmp_path / "gate"
         future = queue.compute(

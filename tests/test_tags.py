@@ -125,7 +125,7 @@ def test_who_waits_for_a_tag_that_a_busy_slot_set_is_not_told_that_nobody_carrie
     wait_until((tmp_path / "busy").exists)
     (found,) = queue.times(1, tag_and_pid, workers="A1", no_workers_timeout=0.3)
     assert found[0] == "A1"
-    busy.result(10)
+    busy.result(60)
 
 
 def stay(mark: Path) -> None:
@@ -286,7 +286,7 @@ def test_what_it_writes_is_not_sent_again_when_the_answer_is_lost(
         ) as process:  # fmt: skip
             wait_until(lambda: b"cmd=ping" in link.command("CLIENT", "LIST"))
             relay.lose_reply(b"INCRBY")
-            said, _ = process.communicate("\n", timeout=20)
+            said, _ = process.communicate("\n", timeout=60)
     assert said.split() == ["told", "b'1'"]
     assert link.command("GET", "count") == b"1"
 

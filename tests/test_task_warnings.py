@@ -116,7 +116,7 @@ def test_what_a_worker_was_told_to_ignore_stays_there(
     start_worker("test", "--nworkers", "1", "--preload", str(tmp_path / "quiet.py"))
     env = {"PYTHONWARNINGS": "ignore::DeprecationWarning"}
     start_worker("test", "--nworkers", "1", "--tag", "other", env=env)
-    queue.wait_for_workers(2, timeout=20)
+    queue.wait_for_workers(2, timeout=90)
     for where in ({}, {"workers": "other"}):
         x = dask.delayed(warn_often)(0, 1, DeprecationWarning)
         with warnings.catch_warnings():
@@ -129,7 +129,7 @@ def test_how_many_warnings_were_dropped_is_told(
 ) -> None:
     """By one more of the same category; all are in the log."""
     start_worker("test", "--nworkers", "1")
-    queue.wait_for_workers(1, timeout=20)
+    queue.wait_for_workers(1, timeout=90)
     with pytest.warns(RuntimeWarning) as caught:
         queue.get({"x": (warn_often, 0, MOST + 5)}, "x")
     said = [str(w.message) for w in caught]
@@ -190,7 +190,7 @@ def test_a_task_that_takes_the_warnings_away_does_so_for_its_own_lease(
 ) -> None:
     """Those of later tasks of the slot come to their clients, each time."""
     start_worker("test", "--nworkers", "1")
-    queue.wait_for_workers(1, timeout=20)
+    queue.wait_for_workers(1, timeout=90)
     queue.get({"x": (spoil,)}, "x")
     for _ in range(3):
         with pytest.warns(RuntimeWarning, match="of 0"):

@@ -100,7 +100,7 @@ class TlsServer:
     def close(self) -> None:
         """End it."""
         self.process.terminate()
-        self.process.wait(10)
+        self.process.wait(60)
 
 
 def free_ports(n: int) -> list[int]:
@@ -149,7 +149,7 @@ def test_tasks_run_and_values_come_back_over_tls(
 ) -> None:
     """Small and large values, and the word of removal, which a worker waits for by its socket."""
     worker = start_worker("test", "--nworkers", "2", url=tls.url())
-    tls_queue.wait_for_workers(2, timeout=20)
+    tls_queue.wait_for_workers(2, timeout=90)
     x = da.arange(1_000_000, chunks=100_000)
     assert int((x * 2).sum().compute(scheduler=tls_queue.get)) == 999_999_000_000
     assert (x + 1).compute(scheduler=tls_queue.get)[-1] == 1_000_000
@@ -177,7 +177,7 @@ def test_a_worker_shows_neither_url_nor_password(
     """Worker, slots, and the keeper of a local worker: no command line has either."""
     worker = start_worker("test", "--nworkers", "1", url=tls.url())
     with closing(redisq.start_local_workers(1, "test", tls.url())):
-        tls_queue.wait_for_workers(2, timeout=20)
+        tls_queue.wait_for_workers(2, timeout=90)
         wait_until(worker.slots)
         shown = command_lines(psutil.Process())
     assert shown.count("dask_redisq.slot") == 2

@@ -130,7 +130,7 @@ def test_a_second_result_is_told(
 ) -> None:
     """A slot is taken for dead while it works; another one is faster, and the loop goes on."""
     first = start_worker("test", "--nworkers", "1", "--name", "slow")
-    queue.wait_for_workers(1, timeout=20)
+    queue.wait_for_workers(1, timeout=90)
     slow, gate, end = tmp_path / "slow", tmp_path / "gate", tmp_path / "end"
     loop = Background(
         queue.foreach, first_waits, [slow, None], [gate, end], chunk_size=1, verbose=True

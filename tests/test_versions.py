@@ -72,7 +72,7 @@ def test_a_worker_is_told_once_of_clients_with_other_versions(
     """In its log; an error while a task is loaded has it as a note."""
     log = tmp_path / "log"
     start_worker("test", "--nworkers", "1", "--log-file", str(log))
-    queue.wait_for_workers(1, timeout=20)
+    queue.wait_for_workers(1, timeout=90)
     monkeypatch.setattr("dask_redisq.codec.versions", lambda: {"dask": "2020.1"})
     for _ in range(2):
         assert dask.delayed(inc)(1).compute(scheduler=queue.get) == 2

@@ -144,7 +144,7 @@ def test_listings_10_to_14_cached_chunks_are_not_read_again(
 ) -> None:
     """In the first run all, then nothing, by a policy and by soft tags."""
     start_worker("test", "--nworkers", "2")
-    queue.wait_for_workers(2, timeout=20)
+    queue.wait_for_workers(2, timeout=90)
     out = run("cached_chunks.py", "--url", queue.url, "--queue", "test", folder=tmp_path)
     first, second, graph = out.strip().split("\n\n")
     assert first.count("Downloading chunk") == 2

@@ -160,7 +160,7 @@ class SharedWorker:
             self._environment = environment()
             words = ("test", "--nworkers", "2", "--name", "one")
             self._worker = WorkerProcess(self.server.url, *words)
-            self.queue.wait_for_workers(2, timeout=20)
+            self.queue.wait_for_workers(2, timeout=90)
             deadline = time.monotonic() + 10
             while len(self._worker.slots()) < 2 or not self._idle():
                 assert time.monotonic() < deadline, "no two idle slots"

@@ -226,14 +226,14 @@ def test_a_detached_job_is_looked_after_by_workers_alone(
     log, gate = tmp_path / "log", tmp_path / "gate"
     looks = {"DASK_REDISQ__FT_INTERVAL": "1", "DASK_REDISQ__ALIVE_EXPIRY": "1"}
     first = start_worker("test", "--nworkers", "1", "--alive-expiry", str(EXPIRY), env=looks)
-    queue.wait_for_workers(1, timeout=20)
+    queue.wait_for_workers(1, timeout=90)
     future = queue.compute(dask.delayed(log_and_wait)(log, gate), detach=True)
     wait_until(lambda: len(pids(log)) == 1)
     for one in whole(first):
         one.kill()
     start_worker("test", "--nworkers", "1", "--alive-expiry", str(EXPIRY), env=looks)
-    wait_until(lambda: len(pids(log)) == 2, timeout=20)
+    wait_until(lambda: len(pids(log)) == 2)
     gate.touch()
-    assert future.result(20) == pids(log)[1]
+    assert future.result(60) == pids(log)[1]
     future.forget()
     nothing_left(queue.url)

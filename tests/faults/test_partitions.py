@@ -34,7 +34,7 @@ def start_behind(
     """Start a worker of two slots behind the relay."""
     words = ["--nworkers", "2", "--name", "behind", "--alive-expiry", str(expiry)]
     start("test", *words, url=way.url)
-    queue.wait_for_workers(2, timeout=20)
+    queue.wait_for_workers(2, timeout=90)
 
 
 def registered(queue: Queue) -> set[str]:
@@ -69,7 +69,7 @@ def test_a_long_partition_loses_only_what_was_leased(
     way.hold()
     held = job.done()
     start_worker("test", "--nworkers", "1", "--name", "direct", "--alive-expiry", "2")
-    wait_until(lambda: job.done() > held + 20, timeout=20)
+    wait_until(lambda: job.done() > held + 20)
     wait_until(lambda: behind["id"] not in [w["id"] for w in queue.workers()])
     way.release()
     job.check(extra=2 * 5)
@@ -91,7 +91,7 @@ def test_a_half_open_connection_is_given_up(
 ) -> None:
     """Row 14: a firewall forgot all connections, and breaks none: after the reply timeout all goes on."""
     start_worker("test", "--nworkers", "2", url=way.url if who == "worker" else queue.url)
-    queue.wait_for_workers(2, timeout=20)
+    queue.wait_for_workers(2, timeout=90)
     with Queue("test", way.url if who == "client" else queue.url) as mine:
         job = Computing(mine, tmp_path, pause=0.02)
         job.half_way()
@@ -194,7 +194,7 @@ def test_a_pulled_cable(
     url = f"unix://{tmp_socket}"
     with process(*server), process(*worker, env=env), Queue("test", url) as queue:
         wait_until(tmp_socket.exists)
-        queue.wait_for_workers(2, timeout=20)
+        queue.wait_for_workers(2, timeout=90)
         slots = registered(queue)
         job = Computing(queue, tmp_path, pause=0.02, chunk_size=5, alive_expiry=3)
         job.half_way()
@@ -202,6 +202,6 @@ def test_a_pulled_cable(
         time.sleep(seconds)
         cable.plug()
         job.check(timeout=60, extra=0 if seconds < 2 else 2 * 5)
-        wait_until(lambda: len(registered(queue)) == 2, timeout=20)
+        wait_until(lambda: len(registered(queue)) == 2)
         assert (registered(queue) == slots) or seconds > 2
         nothing_left(url)

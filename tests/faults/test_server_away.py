@@ -43,7 +43,7 @@ def test_a_job_that_nobody_reads_goes_on_as_soon(
     runs = tmp_path / "runs"
     runs.touch()
     with Queue("test", mortal.url) as queue:
-        queue.wait_for_workers(2, timeout=20)
+        queue.wait_for_workers(2, timeout=90)
         first = [dask.delayed(add)(runs, 0.01, [i]) for i in range(200)]
         second = [dask.delayed(add)(runs, 0.01, [x]) for x in first]
         future = queue.compute(*second, detach=True, optimize_graph=False)
@@ -153,7 +153,7 @@ def test_an_outage_of_twenty_seconds_with_a_password(
         url = with_password(server.url, "sesame")
         worker = start_worker("test", "--nworkers", "2", "--alive-expiry", "2", url=url)
         with Queue("test", url) as queue:
-            queue.wait_for_workers(2, timeout=20)
+            queue.wait_for_workers(2, timeout=90)
             job = Computing(queue, tmp_path, pause=0.02, chunk_size=5)
             job.half_way()
             server.kill()

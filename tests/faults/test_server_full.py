@@ -34,7 +34,7 @@ def queue(small: PrivateServer, start_worker: Callable[..., WorkerProcess]) -> I
     """A queue on it with two slots."""
     start_worker("test", "--nworkers", "2", url=small.url)
     with Queue("test", small.url) as found:
-        found.wait_for_workers(2, timeout=20)
+        found.wait_for_workers(2, timeout=90)
         yield found
 
 

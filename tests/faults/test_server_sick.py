@@ -184,7 +184,7 @@ def test_a_replica_takes_over(
     first, second = pair
     with Relay(tmp_socket, first.url) as way, Queue("test", way.url) as queue:
         start_worker("test", "--nworkers", "2", "--alive-expiry", "2", url=way.url)
-        queue.wait_for_workers(2, timeout=20)
+        queue.wait_for_workers(2, timeout=90)
         job = Computing(queue, tmp_path, pause=0.02)
         job.half_way()
         promote = Link(second.url)
