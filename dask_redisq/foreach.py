@@ -36,11 +36,12 @@ log = logging.getLogger("dask_redisq.foreach")
 
 #: Windows under way at most: a few, each of which may wait for one long iteration; and iterations
 #: without a result from which on no further window is sent.
-AHEAD, FULL = 16, 2 * 10_000
+AHEAD, FULL = 16, 2 * 5_000
 #: Results that wait here for one before them, and those that may come to them.
 MOST_WAITING = 100_000
-#: Iterations in a window, seconds in which they are drawn, and about their bytes: at most.
-WINDOW, DRAWING, WINDOW_BYTES = 10_000, 0.02, 2**26
+#: Iterations in a window, unless a lease is to have more, seconds in which they are drawn, and
+#: about their bytes: at most.
+WINDOW, DRAWING, WINDOW_BYTES = 5_000, 0.02, 2**26
 #: Iterations that are reduced together at most, and in so many rows at least, if that is known.
 MOST_TOGETHER, ROWS = 100, 64
 #: A generator that gives fewer in that time is slow.
@@ -231,7 +232,8 @@ def _run(
     client_lease.look()
     # A policy is to see all of it: the iteration that belongs to a slot may be the last one.
     whole = bool(options.get_task) and loop.length() is not None
-    windows = _windows(loop, retried=options.retries > 0, whole=whole)
+    most = max(WINDOW, options.chunk_size)  # a lease is of one job
+    windows = _windows(loop, most, retried=options.retries > 0, whole=whole)
     signer = find_secret(pool.url)
     combiner, more = loop.combiner, True
     each = loop.errorhandling != "stop"
@@ -259,7 +261,9 @@ def _has_room(stream: Stream, combiner: Combiner) -> bool:
     )
 
 
-def _windows(loop: Loop, *, retried: bool, whole: bool) -> Iterator[tuple[list[Call], range]]:
+def _windows(
+    loop: Loop, largest: int, *, retried: bool, whole: bool
+) -> Iterator[tuple[list[Call], range]]:
     """Yield calls with their numbers: as many as are there in a moment, or as one job should have.
 
     Of a generator it is not known how long the next item takes, and what was drawn would wait
@@ -268,7 +272,7 @@ def _windows(loop: Loop, *, retried: bool, whole: bool) -> Iterator[tuple[list[C
     """
     body, plain = loop.fn if loop.plain else loop.body(retried=retried), loop.plain
     drawn, first = loop.iterations(), 0
-    size = 1 if loop.length() is None else WINDOW
+    size = 1 if loop.length() is None else largest
     for args in drawn:
         calls = [Call(body, args if plain else (first, *args))]
         started, slow = time.perf_counter(), False
@@ -279,7 +283,7 @@ def _windows(loop: Loop, *, retried: bool, whole: bool) -> Iterator[tuple[list[C
                 break
         yield calls, range(first, first + len(calls))
         first += len(calls)
-        size = 1 if slow and len(calls) < FEW else min(2 * size, WINDOW)
+        size = 1 if slow and len(calls) < FEW else min(2 * size, largest)
 
 
 def _result(loop: Loop, i: int, value: Any) -> Any:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 # A shell that starts a run in the background has it ignore Ctrl-C, and all that the run starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 #: With what the tests import from here without knowing where it is.
 __all__ = ["PATH", "WorkerProcess", "is_gone", "slots_of"]
