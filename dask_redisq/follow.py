@@ -41,6 +41,9 @@ GATHER = 2000
 FEW, PAUSE = 64, 0.001
 #: Seconds between two looks at a job of which nothing is heard.
 WAIT = 1
+#: Seconds after which who waits looks after the queue, too: a small job is over by then, and was
+#: two calls dearer.
+LOOK = 0.25
 #: Seconds without progress after which missing workers are spoken of.
 QUIET = 5.0
 #: What gather.lua answers if it wants the upload again.
@@ -195,7 +198,8 @@ class Follower:
 
     def look_after(self, now: float) -> None:
         """Look for dead workers, and for any at all, when there was nothing to read."""
-        self._monitor.run(now)
+        if now - self._born > LOOK:
+            self._monitor.run(now)
         quiet = now - self._heard
         if quiet >= min(QUIET, self.options.no_workers_timeout or QUIET):
             self._look_for_workers(quiet)

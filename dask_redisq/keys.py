@@ -3,7 +3,7 @@
 All keys of a queue begin with ``redisq:{QUEUE}:``; the braces are a Redis hash tag,
 so that a queue lives in one slot of a cluster and every script may touch it whole.
 Lua scripts name the keys that they use in their header (``-- keys:``), and the loader
-(:mod:`dask_redisq.scripts`) gives them the functions that build those names from this table.
+(:mod:`dask_redisq.scripts`) writes them there, from this table.
 """
 
 from __future__ import annotations

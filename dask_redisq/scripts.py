@@ -10,8 +10,9 @@ Python and Lua::
     -- flags: no-writes               (if the server is to see to that; Redis 7.0)
     --@include ready                  (lua/lib/ready.lua, itself with a header; each once)
 
-The loader writes the prelude: ``key.wait(job)`` for each listed name and ``arg.job`` for each
-argument. A name that the header does not list is nil there, so the header cannot lie.
+The loader writes ``arg.job`` for each argument, and the name of the key for ``key.wait(job)``; one
+that no header lists is an error, so the headers cannot lie. What a script does not use of its
+includes is left out (`dask_redisq.lua_text`).
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from typing import Any
 
 from dask_redisq.keys import PATTERNS
+from dask_redisq.lua_text import with_key_names, without_unused
 
 __all__ = ["Script", "load", "script_names"]
 
 _HEADER = re.compile(r"^-- (flags|keys|args|returns): ?(.*)$")
+_LINE_COMMENT = re.compile(r"^ *--.*\n", re.MULTILINE)
 _INCLUDE = re.compile(r"^--@include (\w+)$", re.MULTILINE)
 
 
@@ -95,9 +99,18 @@ def _read_header(where: str, text: str) -> dict[str, str]:
 
 
 @cache
+def _text(file: Any) -> str:
+    return str(file.read_text())
+
+
+def _read(path: str) -> str:
+    """Return the text of a file below ``lua/``."""
+    return _text(_folder().joinpath(path))
+
+
 def _library(name: str) -> tuple[dict[str, str], str, tuple[str, ...]]:
     """Return header, text and includes of ``lua/lib/NAME.lua``."""
-    text = _folder().joinpath("lib").joinpath(f"{name}.lua").read_text()
+    text = _read(f"lib/{name}.lua")
     return _read_header(f"lib/{name}.lua", text), text, tuple(_INCLUDE.findall(text))
 
 
@@ -113,34 +126,13 @@ def _includes(names: tuple[str, ...], path: tuple[str, ...] = ()) -> list[str]:
     return order
 
 
-def _prelude(keys: list[str], args: tuple[str, ...]) -> str:
-    """Return the Lua that gives a script its key functions and its named arguments."""
-    unknown = [k for k in keys if k not in PATTERNS]
-    if unknown:
-        raise ValueError(f"no such key: {unknown}; the table is dask_redisq/keys.py")
-    # One constructor, not a statement for each: the table would grow, and move, six times a call.
-    lines = ["local PREFIX = string.sub(KEYS[1], 1, -6)", "local key = {"]
-    for name in keys:
-        pieces = PATTERNS[name][0].split("%s")
-        params = ["a", "b", "c"][: len(pieces) - 1]
-        body = " .. ".join(
-            ["PREFIX"]
-            + [
-                x
-                for p, a in zip(pieces, [*params, ""], strict=True)
-                for x in (f"'{p}'", a)
-                if x not in ("''", "")
-            ]
-        )
-        lines.append(f"  {name} = function({', '.join(params)}) return {body} end,")
-    lines.append("}")
-    named = ", ".join(f"{name} = ARGV[{i}]" for i, name in enumerate(args, 1))
-    lines.append(f"local arg = {{{named}}}")
-    return "\n".join(lines)
-
-
 @cache
 def load(name: str) -> Script:
+    """Return `build` of a script: of an installed package it is always the same."""
+    return build(name)
+
+
+def build(name: str) -> Script:
     """Return the script ``lua/NAME.lua`` with its includes.
 
     Raises
@@ -148,7 +140,7 @@ def load(name: str) -> Script:
     ValueError
         If a header has a gap, names an unknown key, or files include one another in a circle.
     """
-    text = _folder().joinpath(f"{name}.lua").read_text()
+    text = _read(f"{name}.lua")
     header = _read_header(f"{name}.lua", text)
     missing = {"keys", "args", "returns"} - set(header)
     if missing:
@@ -157,8 +149,17 @@ def load(name: str) -> Script:
     keys = list(header["keys"].split())
     for library in libraries:
         keys += [k for k in _library(library)[0].get("keys", "").split() if k not in keys]
+    if unknown := [k for k in keys if k not in PATTERNS]:
+        raise ValueError(f"no such key: {unknown}; the table is dask_redisq/keys.py")
     args = tuple(header["args"].split())
-    shebang = [f"#!lua flags={header['flags']}"] if "flags" in header else []
-    whole = "\n".join([*shebang, _prelude(keys, args), *(_library(x)[1] for x in libraries), text])
+    body = "\n".join([*without_unused([_library(x)[1] for x in libraries], text), text])
+    patterns = {k: PATTERNS[k][0] for k in keys}
+    named = ", ".join(f"{name} = ARGV[{i}]" for i, name in enumerate(args, 1))
+    whole = "\n".join([
+        *([f"#!lua flags={header['flags']}"] if "flags" in header else []),
+        "local PREFIX = string.sub(KEYS[1], 1, -6)",
+        f"local arg = {{{named}}}",
+        with_key_names(_LINE_COMMENT.sub("", body), patterns),
+    ])  # fmt: skip
     sha = hashlib.sha1(whole.encode(), usedforsecurity=False).hexdigest()
     return Script(name, header["purpose"], tuple(keys), args, header["returns"], whole, sha)

@@ -27,6 +27,7 @@ LAYERS: list[tuple[str, ...]] = [
         "errors",
         "keys",
         "keeper",
+        "lua_text",
         "order",
         "cache",
         "pace",

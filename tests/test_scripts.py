@@ -91,3 +91,59 @@ def test_libraries_that_include_each_other_are_refused(
     monkeypatch.setattr(scripts, "_folder", lambda: tmp_path)
     with pytest.raises(ValueError, match="circle"):
         scripts.load("bad")
+
+
+def _built(monkeypatch: pytest.MonkeyPatch, folder: Path, text: str, library: str = "") -> str:
+    """Return the text of a script that includes one library."""
+    (folder / "lib").mkdir()
+    (folder / "lib" / "part.lua").write_text(f"-- A part.\n-- keys: ready\n{library}")
+    (folder / "whole.lua").write_text(
+        f"-- Does.\n-- keys: job\n-- args: job\n-- returns: 1\n--@include part\n{text}"
+    )
+    monkeypatch.setattr(scripts, "_folder", lambda: folder)
+    return scripts.build("whole").text
+
+
+def test_what_a_script_does_not_use_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A function that only an unused one calls goes with it; what a used one needs stays."""
+    library = """
+local LIMIT, OTHER = 3, 4
+local function inner() return LIMIT end
+local function used()
+  return inner() -- not unused()
+end
+local function unused() return used() end
+"""
+    text = _built(monkeypatch, tmp_path, "return used()", library)
+    assert re.findall(r"local (?:function )?(\w+)", text) == [
+        "PREFIX", "arg", "LIMIT", "inner", "used",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("return key.wait(arg.job)", "key.wait is built"),
+        ("return key.job()", "key.job is of 1 arguments"),
+        ("return key.job(arg.job, 1)", "key.job is of 1 arguments"),
+    ],
+)
+def test_a_key_that_no_header_lists_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, words: str
+) -> None:
+    """So is one with too few arguments, or too many."""
+    with pytest.raises(ValueError, match=words):
+        _built(monkeypatch, tmp_path, text)
+
+
+def test_a_key_is_written_as_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whatever its arguments are: calls, other keys, sums."""
+    text = _built(
+        monkeypatch, tmp_path, "redis.call('DEL', key.job(one(2, ')')), key.ready(a + 1))"
+    )
+    assert text.endswith(
+        "redis.call('DEL', (PREFIX .. 'job:' .. (one(2, ')'))), "
+        "(PREFIX .. 'job:' .. (a + 1) .. ':ready'))"
+    )

@@ -81,7 +81,7 @@ end
 redis.call('ZADD', key.jobs(), now_ms(), arg.job)
 hear_client(arg.job)
 redis.call('HSET', key.queue(), 'schema', '1')
-renew_all(arg.job)
+renew_first(arg.job)
 renew_queue()
 if arg.parent ~= '' then
   if redis.call('HGET', key.job(arg.parent), 'state') == 'running' then

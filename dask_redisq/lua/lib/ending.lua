@@ -33,7 +33,8 @@ local function end_job(job, state, reason)
   end
   local ttl = tonumber(redis.call('HGET', key.job(job), 'ttl') or 0)
   if ttl > 0 then -- a detached job: from now on its results age
-    redis.call('HSET', key.job(job), 'ended', now_ms(), 'life', ttl + MARGIN)
+    redis.call('HSET', key.job(job), 'ended', now_ms())
+    set_life(job, ttl + MARGIN)
     renew_all(job)
     redis.call('HSET', key.job(job), 'expiring', '1')
   end

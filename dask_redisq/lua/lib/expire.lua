@@ -16,6 +16,17 @@ local function renew_queue()
   redis.call('PEXPIRE', key.files(), DAY)
 end
 
+-- Set the expiry of what a job may have when it is made; as `renew_all`, which has 20 keys more.
+local function renew_first(job)
+  local life = life_of(job)
+  redis.call('HSET', key.job(job), 'fresh_until', now_ms() + math.floor(life / 10))
+  for _, name in ipairs({
+    key.job(job), key.answer(job), key.names(job), key.wait(job), key.consumers(job), key.restrict(job), key.held(job),
+  }) do
+    redis.call('PEXPIRE', name, life)
+  end
+end
+
 -- The time of a detached job that ended is counted from its end, not from the last look at it.
 local function renew_all(job)
   local meta = redis.call('HMGET', key.job(job), 'life', 'expiring')

@@ -282,11 +282,11 @@ local function write_batch(job, plan, attempt, whole)
   redis.call('HINCRBY', key.job(job), 'finished', #plan.accepted)
   redis.call('HINCRBY', key.queue(), 'finished', #plan.accepted)
   if plan.big then redis.call('HSET', key.job(job), 'big', '1') end
-  if redis.call('EXISTS', key.alone(job)) == 1 then
-    for _, task in ipairs(plan.accepted) do redis.call('SREM', key.alone(job), task) end
-  end
-  if redis.call('EXISTS', key.parked(job)) == 1 then
-    for _, task in ipairs(plan.accepted) do redis.call('SREM', key.parked(job), task) end
+  if redis.call('EXISTS', key.alone(job), key.parked(job)) > 0 then
+    for _, task in ipairs(plan.accepted) do
+      redis.call('SREM', key.alone(job), task)
+      redis.call('SREM', key.parked(job), task)
+    end
   end
   keep_values(job, plan, attempt)
   local zero = write_edges(job, plan.edges)

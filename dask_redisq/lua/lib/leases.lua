@@ -12,9 +12,10 @@ local function end_lease(job, slot, done, begun)
   local packed = redis.call('HGET', key.leases(job), slot)
   if not packed then return end
   redis.call('HDEL', key.leases(job), slot)
-  local left, parks = {}, redis.call('EXISTS', key.parked(job)) == 1
+  local left, parks = {}, nil
   for i, task in ipairs(cmsgpack.unpack(packed)[2]) do
     if not done[task] then
+      if parks == nil then parks = redis.call('EXISTS', key.parked(job)) == 1 end
       if not (parks and redis.call('SISMEMBER', key.parked(job), task) == 1) then
         left[#left + 1] = task
       end
@@ -24,7 +25,7 @@ local function end_lease(job, slot, done, begun)
       end
     end
   end
-  if redis.call('HGET', key.job(job), 'state') == 'running' then make_ready(job, left, '') end
+  if #left > 0 and redis.call('HGET', key.job(job), 'state') == 'running' then make_ready(job, left, '') end
 end
 
 -- Forget a slot: its lease goes back, its ready set becomes everyone's.

@@ -12,14 +12,24 @@ local function first_life(lease, ttl)
   return ttl > 0 and ttl + DAY or LEASES * lease
 end
 
+-- What this call read already: a command costs 2 us, and most scripts ask for it several times.
+local lives = {}
+
 local function life_of(job)
-  return tonumber(redis.call('HGET', key.job(job), 'life') or DAY)
+  lives[job] = lives[job] or tonumber(redis.call('HGET', key.job(job), 'life') or DAY)
+  return lives[job]
+end
+
+local function set_life(job, life)
+  redis.call('HSET', key.job(job), 'life', life)
+  lives[job] = life
 end
 
 -- A job that was done goes on: an output is gone, or what happened is in doubt.
 local function reopen(job)
   local meta = redis.call('HMGET', key.job(job), 'lease', 'ttl')
-  redis.call('HSET', key.job(job), 'state', 'running', 'life', first_life(tonumber(meta[1]), tonumber(meta[2])))
+  redis.call('HSET', key.job(job), 'state', 'running')
+  set_life(job, first_life(tonumber(meta[1]), tonumber(meta[2])))
   redis.call('HDEL', key.job(job), 'ended', 'expiring')
 end
 

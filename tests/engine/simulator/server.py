@@ -94,35 +94,31 @@ def simulated(
     clock : bool, default True
         Without it they are the package's own, but for the patches.
     """
-    real, folder = scripts.load, scripts._folder
-    patched = [_patched(folder(), *patch) for patch in patches]
+    real, read = scripts.load, scripts._read
+    texts: dict[str, str] = {}
+    for file, old, new in patches:
+        text = texts.get(file, read(file))
+        assert text.count(old) == 1, f"this is {text.count(old)} times in {file}: {old}"
+        texts[file] = text.replace(old, new)
 
-    def read(name: str) -> scripts.Script:
-        script = real(name)
+    def load(name: str) -> scripts.Script:
+        script = scripts.build(name)
         text = script.text
-        for old, new in patched:
-            text = text.replace(old, new)
         if clock:
             text = _SHIM + text.replace(_REAL_EDGES, f"local EDGES = {EDGES}")
         return replace(
             script, text=text, sha=sha1(text.encode(), usedforsecurity=False).hexdigest()
         )
 
-    scripts.load = cache(read)
+    scripts._read = lambda file: texts[file] if file in texts else read(file)  # type: ignore[assignment]
+    scripts.load = cache(load)
     if clock:
         batch.EDGES = lease.EDGES = EDGES  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        scripts.load = real
+        scripts.load, scripts._read = real, read
         batch.EDGES = lease.EDGES = 2000  # type: ignore[attr-defined]
-
-
-def _patched(folder: Any, file: str, old: str, new: str) -> tuple[str, str]:
-    """Return a whole file, as it is and as it is to be."""
-    text = folder.joinpath(file).read_text()
-    assert text.count(old) == 1, f"this is {text.count(old)} times in {file}: {old}"
-    return text, text.replace(old, new)
 
 
 class Server:
