@@ -105,7 +105,8 @@ def _text(file: Any) -> str:
 
 def _read(path: str) -> str:
     """Return the text of a file below ``lua/``."""
-    return _text(_folder().joinpath(path))
+    file: Any = _folder().joinpath(path)
+    return _text(file)
 
 
 def _library(name: str) -> tuple[dict[str, str], str, tuple[str, ...]]:
