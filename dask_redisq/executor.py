@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor as BaseExecutor
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 from dask_redisq import client_lease
@@ -85,7 +86,9 @@ class Executor(BaseExecutor):
         self._lock = threading.Condition()
         self._pending: deque[tuple[Future[Any], Call]] = deque()
         self._sent: dict[int, Future[Any]] = {}
-        self._jobs: dict[int, CallJob] = {}
+        #: By thread: its job, once that is submitted, and why its jobs are to be cancelled.
+        self._jobs: dict[int, CallJob | None] = {}
+        self._aborted: dict[int, str] = {}
         self._threads: set[threading.Thread] = set()
         self._numbers = itertools.count()
         self._feeding = False
@@ -175,13 +178,15 @@ class Executor(BaseExecutor):
     def abort(self, reason: str = "the executor was told to abort") -> None:
         """Cancel all calls, also those that run: their futures fail with `JobCancelled`."""
         with self._lock:
-            left = list(self._pending)
+            left, jobs = list(self._pending), list(self._jobs.values())
             self._pending.clear()
+            self._aborted = dict.fromkeys(self._jobs, reason)
         for future, _ in left:
             future.cancel()
             future.set_running_or_notify_cancel()
-        for job in list(self._jobs.values()):
-            self.queue.cancel(job.id, reason)
+        for job in jobs:
+            if job is not None:
+                self.queue.cancel(job.id, reason)
 
     # -- threads: one that sends while there is something to send, and one per job ------------
 
@@ -233,13 +238,15 @@ class Executor(BaseExecutor):
 
     def _follow(self, calls: dict[int, Call]) -> None:
         started, me = time.monotonic(), threading.get_ident()
+        self._jobs[me] = None
         try:
             self._compute(calls, me)
         except BaseException as error:  # it is that of each call which has no result
             self._deliver([(number, Failed(error)) for number in calls], 0)
         took = time.monotonic() - started
-        self._jobs.pop(me, None)
         with self._lock:
+            self._jobs.pop(me)
+            self._aborted.pop(me, None)
             if took < SOON:
                 self._room = min(MOST, 2 * self._room)
             elif took > LATE:
@@ -254,8 +261,16 @@ class Executor(BaseExecutor):
         with pool.lend(keys) as link:
             job = CallJob(link, keys, plan, self._options, signer)
             job.each, job.deliver = True, self._deliver
-            job.watch = lambda current: self._jobs.__setitem__(me, current)
+            job.watch = partial(self._watch, me)
             job.compute()
+
+    def _watch(self, me: int, job: CallJob) -> None:
+        """Note which job a thread has now; cancel it if it was on its way when all were aborted."""
+        with self._lock:
+            self._jobs[me] = job
+            reason = self._aborted.get(me)
+        if reason is not None:
+            self.queue.cancel(job.id, reason)
 
     def _deliver(self, results: Arrived, _size: int) -> None:
         for number, value in results:

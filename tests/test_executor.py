@@ -119,6 +119,30 @@ def test_an_abort_ends_what_runs(cluster: redisq.LocalCluster) -> None:
     executor.queue.close()
 
 
+class _Slow:
+    """Takes as long to pickle as `gate` is closed."""
+
+    reached, gate = threading.Event(), threading.Event()
+
+    def __reduce__(self) -> Any:
+        self.reached.set()
+        assert self.gate.wait(60)
+        return int, (60,)
+
+
+def test_an_abort_ends_what_is_on_its_way(cluster: redisq.LocalCluster) -> None:
+    """A job that is being submitted has no name yet that could be cancelled."""
+    executor = redisq.Executor("test", cluster.url)
+    future = executor.submit(time.sleep, _Slow())
+    assert _Slow.reached.wait(60)
+    executor.abort("enough")
+    _Slow.gate.set()
+    with pytest.raises(redisq.JobCancelled, match="enough"):
+        future.result(60)
+    executor.shutdown()
+    executor.queue.close()
+
+
 def test_no_more_calls_run_at_a_time_than_max_workers(
     cluster: redisq.LocalCluster, tmp_path: Path
 ) -> None:
