@@ -91,6 +91,8 @@ class Follower:
     #: The task whose failure ended the job, and whether that was an exception of its own.
     culprit: int | None = None
     raised = False
+    #: Whether the server has entered us as waiting for news.
+    entered = False
     #: Tags of which some task needs one; those of other readers' graphs are not known.
     restrictions: Collection[tuple[str, ...]] = ()
 
@@ -141,6 +143,9 @@ class Follower:
         deadline : float, optional
             When to give up with a `TimeoutError`; by `time.monotonic`.
         """
+        if self.entered:
+            self.entered = False
+            self._wait(deadline, time.monotonic())
         while not self.ask():
             now = time.monotonic()
             if deadline is not None and now >= deadline:

@@ -100,6 +100,8 @@ class Job(Follower):
         self.rerun = rerun
         self.epoch = secrets.token_hex(8)
         self.restrictions = plan.restricted.values()
+        #: Whether its client waits for it at once.
+        self.waits = True
         self._lease = int(options.client_lease * 1000)
         self._staged: list[str] = []
 
@@ -210,6 +212,7 @@ class Job(Follower):
 
         One that is kept needs its client's lease, but nobody who waits for it.
         """
+        self.waits = False
         try:
             state = self.submit()
             if state in {"", "cancelled"}:
@@ -287,8 +290,12 @@ class Job(Follower):
     def _upload(self) -> str:
         """Send the blocks and seal; again after a server that forgot some of them, too."""
         self._upload_blocks()
-        self.link.send_call("seal", self.keys, job=self.id)
+        # What is told of single tasks may be there though no output is.
+        waits = self.waits and self._events is None
+        self.link.send_call("seal", self.keys, job=self.id, wait=int(waits))
         state = self.link.receive_all()[-1].decode()
+        if state == "waiting":
+            self.entered, state = True, "running"
         if state == "incomplete":
             raise JobFailed(f"the upload of job {self.id} is incomplete")
         return str(state)

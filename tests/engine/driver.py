@@ -239,9 +239,9 @@ class Engine:
             found += [task, pack([str(task), 0, tag, list(graph.inputs[task]), []])]
         return pack(found)
 
-    def seal(self, job: str) -> bytes:
+    def seal(self, job: str, *, wait: bool = False) -> bytes:
         """Declare the upload complete."""
-        state: bytes = self.call("seal", job=job)
+        state: bytes = self.call("seal", job=job, wait=int(wait))
         return state
 
     def gather(

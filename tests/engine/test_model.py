@@ -117,7 +117,9 @@ class QueueMachine(RuleBasedStateMachine):
     def manage(self, data: st.DataObject, verb: str) -> None:
         """A job is sealed, cancelled, forgotten or swept."""
         name = data.draw(st.sampled_from(sorted(self.model.jobs)))
-        more = {"cancel": {"reason": "", "tomb": ""}}.get(verb, {})
+        words: dict[str, dict[str, object]]
+        words = {"cancel": {"reason": "", "tomb": ""}, "seal": {"wait": 0}}
+        more = words.get(verb, {})
         answer = self.engine.call(verb, job=name, **more)
         answer = answer.decode() if isinstance(answer, bytes) else answer
         assert answer == getattr(self.model, verb)(name)

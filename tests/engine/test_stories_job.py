@@ -7,6 +7,7 @@ from driver import NEVER, Engine
 from invariants import JobView
 
 from dask_redisq.cache import ValueCache
+from dask_redisq.codec import pack
 from dask_redisq.pace import EDGES
 
 A, B, C, D = range(4)
@@ -26,6 +27,43 @@ def test_a_task_waits_for_its_block(engine: Engine) -> None:
     assert engine.finish(w1, A).lease is None
     engine.put_block(job, 1)
     assert engine.step(w1).tasks == [B]
+
+
+def test_a_client_may_wait_from_the_seal_on(engine: Engine) -> None:
+    """There is nothing to ask for yet: the first output wakes it, as if it had asked."""
+    w1, job = engine.slot(), engine.create({A: (), B: (A,)}, {B})
+    engine.put_block(job, 0)
+    assert engine.seal(job, wait=True) == b"waiting"
+    news = engine.keys("news", job)
+    engine.step(w1)
+    engine.finish(w1, A)
+    assert engine.link.command("LLEN", news) == 0
+    engine.finish(w1, B)
+    assert engine.link.command("LLEN", news) == 1
+    # The reply was lost, and the same is sent again: now there is something.
+    assert engine.seal(job, wait=True) == b"done"
+    assert engine.link.command("LLEN", news) == 1
+    assert list(engine.gather(job).values) == [B]
+
+
+@pytest.mark.parametrize("what", ["output", "edges", "frozen", "damaged"])
+def test_a_client_with_something_to_ask_for_does_not_wait(engine: Engine, what: str) -> None:
+    """An output that came before the seal; edges that its question counts; a rebuild that it makes."""
+    w1, job = engine.slot(), engine.create({A: (), B: ()}, {A, B}, chunk=1)
+    engine.put_block(job, 0)
+    hash_of_job = engine.keys("job", job)
+    if what == "output":
+        engine.step(w1)
+        engine.finish(w1, A, want=0)
+    elif what == "edges":
+        engine.checking = False
+        engine.link.command("RPUSH", engine.keys("settle", job), pack([[], [], ""]))
+    else:
+        engine.checking = False
+        engine.link.command("HSET", hash_of_job, what, "1")
+    assert engine.seal(job, wait=True) == b"running"
+    assert not engine.link.command("HEXISTS", hash_of_job, "waiting")
+    engine.link.command("FLUSHALL")
 
 
 def test_an_upload_that_is_sent_twice_resets_nothing(engine: Engine) -> None:
@@ -177,7 +215,7 @@ def test_nothing_is_made_again_after_the_removal(engine: Engine) -> None:
                 "about": b"",
             },
         ),
-        ("seal", {}),
+        ("seal", {"wait": 1}),
         ("cancel", {"reason": "", "tomb": "1"}),
         ("gather", {"cursor": 0, "gen": "", "limit": 10}),
         ("report_missing", {"task": A, "input": A}),

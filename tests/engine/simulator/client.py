@@ -42,6 +42,7 @@ class _Follower(Actor):
         #: The user's task -> token.
         self.received: dict[int, int] = {}
         self.look: Look | None = None
+        self.entered = False
         super().__init__(world, name)
 
     def gather(self) -> Life[None]:
@@ -55,6 +56,9 @@ class _Follower(Actor):
         self.look = self.look or Look(self)
         world, job = self.world, self.job
         cursor, generation, renew_at = 0, b"", world.server.now + LEASE
+        if self.entered:
+            self.entered = False
+            yield Wait(world.server.now + 1000, world.server.keys("news", job.id))
         while True:
             limit = world.choices.pick([1000, 2, 1])
             answer = yield Call(
@@ -216,7 +220,9 @@ class Client(_Follower):
         if state == b"" and self.world.chance(0.5) and self._is_recent():
             yield from self._create()  # so was its connection lost: see `_once`
             yield from self._send_blocks()
-        state = yield Call("seal", {"job": job.id})
+        state = yield Call("seal", {"job": job.id, "wait": int(not job.detached)})
+        if state == b"waiting":
+            self.entered, state = True, b"running"
         if state == b"incomplete":  # the server came back older meanwhile
             self.world.check_dropped(job)
             yield from self._abandon()
