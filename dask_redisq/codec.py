@@ -130,6 +130,10 @@ class Block(NamedTuple):
     seeds: dict[int, tuple[int, int]]
     kept: bool
 
+    def near(self) -> list[Any]:
+        """Return task, kept job and task there, for each value of such a job that it reads."""
+        return [x for task, some in self.outer.items() for k in some for x in (task, k.job, k.task)]
+
 
 class _Constants:
     """The large constants of one job, each stored once by its content."""

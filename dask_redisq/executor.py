@@ -86,9 +86,7 @@ class Executor(BaseExecutor):
         self._lock = threading.Condition()
         self._pending: deque[tuple[Future[Any], Call]] = deque()
         self._sent: dict[int, Future[Any]] = {}
-        #: By thread: its job, once that is submitted, and why its jobs are to be cancelled.
-        self._jobs: dict[int, CallJob | None] = {}
-        self._aborted: dict[int, str] = {}
+        self._under_way: set[_Work] = set()
         self._threads: set[threading.Thread] = set()
         self._numbers = itertools.count()
         self._feeding = False
@@ -178,15 +176,16 @@ class Executor(BaseExecutor):
     def abort(self, reason: str = "the executor was told to abort") -> None:
         """Cancel all calls, also those that run: their futures fail with `JobCancelled`."""
         with self._lock:
-            left, jobs = list(self._pending), list(self._jobs.values())
+            left, under_way = list(self._pending), list(self._under_way)
             self._pending.clear()
-            self._aborted = dict.fromkeys(self._jobs, reason)
+            for work in under_way:
+                work.aborted = reason
         for future, _ in left:
             future.cancel()
             future.set_running_or_notify_cancel()
-        for job in jobs:
-            if job is not None:
-                self.queue.cancel(job.id, reason)
+        for work in under_way:
+            if work.job is not None:
+                self.queue.cancel(work.job.id, reason)
 
     # -- threads: one that sends while there is something to send, and one per job ------------
 
@@ -207,7 +206,9 @@ class Executor(BaseExecutor):
                     self._lock.wait()
                 calls = self._take(self._free(slots))
                 if calls:
-                    self._start(self._follow, calls)
+                    work = _Work(calls)
+                    self._under_way.add(work)
+                    self._start(self._follow, work)
                 elif not self._pending:
                     self._feeding = False
                     self._threads.discard(threading.current_thread())
@@ -236,17 +237,15 @@ class Executor(BaseExecutor):
                 calls[number], self._sent[number] = call, future
         return calls
 
-    def _follow(self, calls: dict[int, Call]) -> None:
-        started, me = time.monotonic(), threading.get_ident()
-        self._jobs[me] = None
+    def _follow(self, work: _Work) -> None:
+        started = time.monotonic()
         try:
-            self._compute(calls, me)
+            self._compute(work)
         except BaseException as error:  # it is that of each call which has no result
-            self._deliver([(number, Failed(error)) for number in calls], 0)
+            self._deliver([(number, Failed(error)) for number in work.calls], 0)
         took = time.monotonic() - started
         with self._lock:
-            self._jobs.pop(me)
-            self._aborted.pop(me, None)
+            self._under_way.remove(work)
             if took < SOON:
                 self._room = min(MOST, 2 * self._room)
             elif took > LATE:
@@ -254,23 +253,22 @@ class Executor(BaseExecutor):
             self._lock.notify_all()
             self._threads.discard(threading.current_thread())
 
-    def _compute(self, calls: dict[int, Call], me: int) -> None:
+    def _compute(self, work: _Work) -> None:
         pool, keys = self.queue.pool, self.queue.keys
-        plan = plan_calls(list(calls.values()), list(calls), self._words)
+        plan = plan_calls(list(work.calls.values()), list(work.calls), self._words)
         signer = find_secret(pool.url)
         with pool.lend(keys) as link:
             job = CallJob(link, keys, plan, self._options, signer)
             job.each, job.deliver = True, self._deliver
-            job.watch = partial(self._watch, me)
+            job.watch = partial(self._watch, work)
             job.compute()
 
-    def _watch(self, me: int, job: CallJob) -> None:
-        """Note which job a thread has now; cancel it if it was on its way when all were aborted."""
+    def _watch(self, work: _Work, job: CallJob) -> None:
+        """Note which job some calls are; cancel it if it was on its way when all were aborted."""
         with self._lock:
-            self._jobs[me] = job
-            reason = self._aborted.get(me)
-        if reason is not None:
-            self.queue.cancel(job.id, reason)
+            work.job = job
+        if work.aborted is not None:
+            self.queue.cancel(job.id, work.aborted)
 
     def _deliver(self, results: Arrived, _size: int) -> None:
         for number, value in results:
@@ -285,6 +283,15 @@ class Executor(BaseExecutor):
                 future.set_exception(value.error)
             else:
                 future.set_result(value)
+
+
+class _Work:
+    """Calls under way: which job they are, once it is submitted, and why it is to be cancelled."""
+
+    def __init__(self, calls: dict[int, Call]) -> None:
+        self.calls = calls
+        self.job: CallJob | None = None
+        self.aborted: str | None = None
 
 
 class _Initializer:

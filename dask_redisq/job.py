@@ -18,7 +18,7 @@ from dask.typing import Key
 
 from dask_redisq.answer import Answer, pack_names
 from dask_redisq.callbacks import Observer
-from dask_redisq.codec import Block, BlockEncoder, dumps, pack
+from dask_redisq.codec import BlockEncoder, dumps, pack
 from dask_redisq.errors import (
     JobFailed,
     JobLost,
@@ -333,7 +333,7 @@ class Job(Follower):
                 payload=self.seal.sign(A_BLOCK, b"", number, payload),
                 edges=pack([block.inputs, list(block.outputs)]),
                 consts=pack(digests),
-                near=pack(_near(block)),
+                near=pack(block.near()),
                 about=pack(self.plan.about(first)) if self.options.get_task else b"",
             )
             replies = self.link.receive_all(but=AHEAD)
@@ -397,8 +397,3 @@ class Job(Follower):
             logger.warning("job %s could not be removed, its keys expire: %s", self.id, error)
         finally:
             self.link.patience = patience
-
-
-def _near(block: Block) -> list[Any]:
-    """Return task, kept job and task there, for each value of such a job that the block reads."""
-    return [x for task, some in block.outer.items() for k in some for x in (task, k.job, k.task)]

@@ -7,105 +7,147 @@ includes half of ``lua/lib``, made 70 functions, and that took longer than its w
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-__all__ = ["with_key_names", "without_unused"]
+from dask_redisq.keys import PATTERNS
+
+__all__ = ["Piece", "needed_pieces", "pieces_of", "whole_piece"]
 
 _PIECE = re.compile(r"^(?=local )", re.MULTILINE)
-_NAMES = re.compile(r"local (?:function )?(\w+(?:, \w+)*)")
-_COMMENT = re.compile(r"^\s*--.*$|\s--\s.*$", re.MULTILINE)
+_NAMES = re.compile(r"local (?:function )?(\w+(?:, ?\w+)*)")
+_TOKEN = re.compile(r"'[^']*'|[()\[\]{},]")
+_LINE_COMMENT = re.compile(r"^ *--.*(?:\n|\Z)", re.MULTILINE)
+_COMMENT = re.compile(r"\s--\s.*$", re.MULTILINE)
 _WORD = re.compile(r"[A-Za-z_]\w*")
 _KEY = re.compile(r"\bkey\.(\w+)\(")
+#: An argument that needs no parentheses.
 _PLAIN = re.compile(r"[\w.]+(?:\[[\w.]+\])?$")
 
 
-def without_unused(libraries: Iterable[str], script: str) -> list[str]:
-    """Return those top-level pieces of libraries that a script needs, directly or not.
+@dataclass(frozen=True)
+class Piece:
+    """Some Lua that is used as a whole, or not at all.
 
-    A piece is a ``local`` that begins a line, with all that follows up to the next one; a word in
-    code is a use of whatever has that name. Both err on the side of what stays.
-
-    Parameters
+    Attributes
     ----------
-    libraries : iterable of str
-        Lua texts in the order of the script: what is used stands before what uses it.
-    script : str
-        The text that comes behind them.
-
-    Examples
-    --------
-    >>> without_unused(["local A = 1", "local B = 2", "local function f() return B end"], "f()")
-    ['local B = 2', 'local function f() return B end']
-    """
-    needed, kept = _words(script), []
-    for library in reversed(list(libraries)):
-        for piece in reversed(_PIECE.split(library)):
-            match = _NAMES.match(piece)
-            if match is not None and not needed.isdisjoint(match[1].split(", ")):
-                needed |= _words(piece)
-                kept.append(piece)
-    return kept[::-1]
-
-
-def _words(text: str) -> set[str]:
-    return set(_WORD.findall(_COMMENT.sub("", text)))
-
-
-def with_key_names(text: str, patterns: Mapping[str, str]) -> str:
-    """Return a Lua text with the names of keys in place of calls that look like those of functions.
-
-    Parameters
-    ----------
+    names : frozenset of str
+        What it defines.
+    words : frozenset of str
+        All that it may use: a word in code is a use of whatever has that name.
+    keys : frozenset of str
+        The keys that it builds.
     text : str
-        In it ``key.NAME(a, b)`` is the key NAME of a and b.
-    patterns : Mapping of str to str
-        Name -> what follows the prefix of the queue, with a ``%s`` for each argument.
+        It, without comments, and with the names of keys in place of calls.
+    """
+
+    names: frozenset[str]
+    words: frozenset[str]
+    keys: frozenset[str]
+    text: str
+
+
+def pieces_of(library: str) -> list[Piece]:
+    r"""Return the pieces of a library: each ``local`` at the beginning of a line, up to the next.
 
     Raises
     ------
     ValueError
-        If a key has no pattern, or other arguments.
+        If something else stands before the first one, or as for `whole_piece`.
 
     Examples
     --------
-    >>> with_key_names("redis.call('GET', key.value(job, i + 1))", {"value": "job:%s:%s"})
-    "redis.call('GET', (PREFIX .. 'job:' .. job .. ':' .. (i + 1)))"
+    >>> [sorted(piece.names) for piece in pieces_of("local A, B = 1, 2\nlocal function f() end")]
+    [['A', 'B'], ['f']]
     """
+    first, *rest = _PIECE.split(_LINE_COMMENT.sub("", library))
+    if first.strip():
+        raise ValueError(f"a library begins with a local, not with {first.strip()!r}")
+    return [whole_piece(text) for text in rest]
+
+
+def whole_piece(text: str) -> Piece:
+    """Return a Lua text as one piece.
+
+    ``key.NAME(a, b)`` is the key NAME of a and b. A call of a function that puts the name together
+    cost as much as the command that it is for.
+
+    Raises
+    ------
+    ValueError
+        If a key has no pattern in `keys.PATTERNS`, or other arguments, or is written otherwise.
+
+    Examples
+    --------
+    >>> whole_piece("redis.call('GET', key.value(job, i + 1, a))").text
+    "redis.call('GET', (PREFIX .. 'job:' .. job .. ':value:' .. (i + 1) .. ':' .. a))"
+    """
+    text = _LINE_COMMENT.sub("", text)
+    plain = _COMMENT.sub("", text)
+    found = _NAMES.match(text)
+    expanded = _with_key_names(plain)
+    if left := re.search(r"\bkey\.\w+", expanded):
+        raise ValueError(f"{left[0]} is no call: only key.NAME(...) stands for a key")
+    return Piece(
+        frozenset(_WORD.findall(found[1]) if found else ()),
+        frozenset(_WORD.findall(plain)),
+        frozenset(_KEY.findall(plain)),
+        expanded,
+    )
+
+
+def needed_pieces(libraries: Iterable[Sequence[Piece]], script: Piece) -> list[Piece]:
+    """Return those pieces of libraries that a script needs, directly or not, and the script.
+
+    Parameters
+    ----------
+    libraries : iterable of sequence of Piece
+        In the order of the text: what is used stands before what uses it.
+    script : Piece
+        What comes behind them.
+    """
+    words, kept = set(script.words), [script]
+    for library in reversed(list(libraries)):
+        for piece in reversed(library):
+            if not piece.names.isdisjoint(words):
+                words |= piece.words
+                kept.append(piece)
+    return kept[::-1]
+
+
+def _with_key_names(text: str) -> str:
     out, at = [], 0
     while match := _KEY.search(text, at):
         words, end = _arguments(text, match.end())
-        words = [with_key_names(word, patterns) for word in words]
-        out += [text[at : match.start()], _concatenation(match[1], words, patterns)]
+        name = _concatenation(match[1], [_with_key_names(word) for word in words])
+        out += [text[at : match.start()], name]
         at = end
     return "".join([*out, text[at:]])
 
 
 def _arguments(text: str, start: int) -> tuple[list[str], int]:
     """Return the arguments of a call whose ``(`` ends at `start`, and where the call ends."""
-    words, depth, begun, at = [], 0, start, start
-    while depth >= 0:
-        if text[at] == "'":
-            at = text.index("'", at + 1)
-        elif text[at] in "([{":
-            depth += 1
-        elif text[at] in ")]}":
-            depth -= 1
-        if depth < 0 or (depth == 0 and text[at] == ","):
-            words.append(text[begun:at].strip())
-            begun = at + 1
-        at += 1
-    return [word for word in words if word], at
+    words, depth, begun = [], 0, start
+    for match in _TOKEN.finditer(text, start):
+        found = match[0]
+        depth += (found in "([{") - (found in ")]}")
+        if depth < 0 or (depth == 0 and found == ","):
+            words.append(text[begun : match.start()].strip())
+            begun = match.end()
+        if depth < 0:
+            return [word for word in words if word], begun
+    raise ValueError(f"a call has no end: {text[start : start + 60]}")
 
 
-def _concatenation(name: str, words: list[str], patterns: Mapping[str, str]) -> str:
-    if name not in patterns:
-        raise ValueError(f"key.{name} is built, and the header does not list it")
-    pieces = patterns[name].split("%s")
+def _concatenation(name: str, words: list[str]) -> str:
+    if name not in PATTERNS:
+        raise ValueError(f"no such key: {name}; the table is dask_redisq/keys.py")
+    pieces = PATTERNS[name][0].split("%s")
     if len(words) != len(pieces) - 1:
         raise ValueError(f"key.{name} is of {len(pieces) - 1} arguments, not of {words}")
     parts = ["PREFIX"]
     for piece, word in zip(pieces, [*words, ""], strict=True):
-        plain = not word or _PLAIN.match(word)
         parts += [f"'{piece}'"] if piece else []
-        parts += [word if plain else f"({word})"] if word else []
+        if word:
+            parts.append(word if _PLAIN.match(word) else f"({word})")
     return f"({' .. '.join(parts)})"

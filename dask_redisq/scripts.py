@@ -26,12 +26,11 @@ from importlib.resources.abc import Traversable
 from typing import Any
 
 from dask_redisq.keys import PATTERNS
-from dask_redisq.lua_text import with_key_names, without_unused
+from dask_redisq.lua_text import needed_pieces, pieces_of, whole_piece
 
 __all__ = ["Script", "load", "script_names"]
 
 _HEADER = re.compile(r"^-- (flags|keys|args|returns): ?(.*)$")
-_LINE_COMMENT = re.compile(r"^ *--.*\n", re.MULTILINE)
 _INCLUDE = re.compile(r"^--@include (\w+)$", re.MULTILINE)
 
 
@@ -75,8 +74,13 @@ class Script:
             raise TypeError(f"{self.name} needs the argument {error}") from None
 
 
-def _folder() -> Traversable:
+@cache
+def _installed() -> Traversable:
     return files("dask_redisq").joinpath("lua")
+
+
+def _folder() -> Traversable:
+    return _installed()
 
 
 def script_names() -> list[str]:
@@ -84,8 +88,20 @@ def script_names() -> list[str]:
     return sorted(f.name[:-4] for f in _folder().iterdir() if f.name.endswith(".lua"))
 
 
-def _read_header(where: str, text: str) -> dict[str, str]:
-    """Parse the comment block at the top of a Lua file; a gap is a ValueError."""
+@cache
+def _text(folder: Any, path: str) -> str:
+    return str(folder.joinpath(path).read_text())
+
+
+def _read(path: str) -> str:
+    """Return the text of a file below ``lua/``."""
+    folder: Any = _folder()
+    return _text(folder, path)
+
+
+@cache
+def _header(where: str, text: str) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Parse the comment block at the top of a Lua file, and what it includes; a gap is an error."""
     lines = text.splitlines()
     if not lines or not lines[0].startswith("-- "):
         raise ValueError(f"{where} must open with its purpose in a comment")
@@ -95,24 +111,17 @@ def _read_header(where: str, text: str) -> dict[str, str]:
             break
         if match := _HEADER.match(line):
             header[match[1]] = match[2]
-    return header
+    return header, tuple(_INCLUDE.findall(text))
 
 
-@cache
-def _text(file: Any) -> str:
-    return str(file.read_text())
+def _library(name: str) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Return header and includes of ``lua/lib/NAME.lua``."""
+    where = f"lib/{name}.lua"
+    return _header(where, _read(where))
 
 
-def _read(path: str) -> str:
-    """Return the text of a file below ``lua/``."""
-    file: Any = _folder().joinpath(path)
-    return _text(file)
-
-
-def _library(name: str) -> tuple[dict[str, str], str, tuple[str, ...]]:
-    """Return header, text and includes of ``lua/lib/NAME.lua``."""
-    text = _read(f"lib/{name}.lua")
-    return _read_header(f"lib/{name}.lua", text), text, tuple(_INCLUDE.findall(text))
+#: By text: half of the scripts have the same libraries, and all of them are built at times.
+_pieces = cache(pieces_of)
 
 
 def _includes(names: tuple[str, ...], path: tuple[str, ...] = ()) -> list[str]:
@@ -121,7 +130,7 @@ def _includes(names: tuple[str, ...], path: tuple[str, ...] = ()) -> list[str]:
     for name in names:
         if name in path:
             raise ValueError(f"lua/lib includes in a circle: {' -> '.join((*path, name))}")
-        for found in (*_includes(_library(name)[2], (*path, name)), name):
+        for found in (*_includes(_library(name)[1], (*path, name)), name):
             if found not in order:
                 order.append(found)
     return order
@@ -142,25 +151,26 @@ def build(name: str) -> Script:
         If a header has a gap, names an unknown key, or files include one another in a circle.
     """
     text = _read(f"{name}.lua")
-    header = _read_header(f"{name}.lua", text)
+    header, includes = _header(f"{name}.lua", text)
     missing = {"keys", "args", "returns"} - set(header)
     if missing:
         raise ValueError(f"{name}.lua lacks {sorted(missing)} in its header")
-    libraries = _includes(tuple(_INCLUDE.findall(text)))
+    libraries = _includes(includes)
     keys = list(header["keys"].split())
     for library in libraries:
         keys += [k for k in _library(library)[0].get("keys", "").split() if k not in keys]
     if unknown := [k for k in keys if k not in PATTERNS]:
         raise ValueError(f"no such key: {unknown}; the table is dask_redisq/keys.py")
+    pieces = needed_pieces([_pieces(_read(f"lib/{x}.lua")) for x in libraries], whole_piece(text))
+    if hidden := {k for piece in pieces for k in piece.keys}.difference(keys):
+        raise ValueError(f"{name}.lua builds keys that no header lists: {sorted(hidden)}")
     args = tuple(header["args"].split())
-    body = "\n".join([*without_unused([_library(x)[1] for x in libraries], text), text])
-    patterns = {k: PATTERNS[k][0] for k in keys}
     named = ", ".join(f"{name} = ARGV[{i}]" for i, name in enumerate(args, 1))
     whole = "\n".join([
         *([f"#!lua flags={header['flags']}"] if "flags" in header else []),
         "local PREFIX = string.sub(KEYS[1], 1, -6)",
         f"local arg = {{{named}}}",
-        with_key_names(_LINE_COMMENT.sub("", body), patterns),
+        *(piece.text for piece in pieces),
     ])  # fmt: skip
     sha = hashlib.sha1(whole.encode(), usedforsecurity=False).hexdigest()
     return Script(name, header["purpose"], tuple(keys), args, header["returns"], whole, sha)

@@ -140,7 +140,7 @@ def test_with_allow_other_workers_a_tasks_own_go_first(two: Queue, tmp_path: Pat
     """The other one, as idle, takes none while they are served, and some once they are not."""
     with dask.annotate(workers=["left"], allow_other_workers=True):
         some = [dask.delayed(where)(i) for i in range(40)]
-    options: dict[str, Any] = {"scheduler": two.get, "chunk_size": 1, "locality_wait": 5}
+    options: dict[str, Any] = {"scheduler": two.get, "chunk_size": 1, "locality_wait": 60}
     assert set(dask.compute(*some, **options)) == {"left"}
     with dask.annotate(workers=["left"], allow_other_workers=True):
         more = [dask.delayed(hold_left)(i, tmp_path / "go") for i in range(3)]
@@ -152,7 +152,7 @@ def hold_left(i: int, go: Path) -> str:
     """Return the worker's name; the left one stays until the right one did its part twice."""
     del i
     if os.environ["WHERE"] == "left":
-        wait_until(go.exists, 20)
+        wait_until(go.exists)
     elif go.with_name("once").exists():
         go.touch()
     else:
@@ -291,7 +291,7 @@ def test_a_resource_is_not_held_by_what_follows_without_need(
 
 def both_ran(log: Path, _: Any) -> bool:
     """Wait until two tasks left their line."""
-    wait_until(lambda: len(log.read_text().split()) == 2, 20)
+    wait_until(lambda: len(log.read_text().split()) == 2)
     return True
 
 

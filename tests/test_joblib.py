@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
+import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import pytest
 from conftest import WorkerProcess, wait_until
@@ -17,7 +22,7 @@ from joblib.parallel import effective_n_jobs
 from sklearn.base import BaseEstimator
 
 import dask_redisq as redisq
-from dask_redisq.joblib import register_redisq
+from dask_redisq.joblib import MOST_PACKED, _packed, register_redisq
 from dask_redisq.queue import Queue
 
 
@@ -60,6 +65,31 @@ def test_results_are_generated_in_order_or_as_they_come(backend: None) -> None:
     assert list(ordered) == list(range(50))
     unordered = Parallel(return_as="generator_unordered")(delayed(abs)(-i) for i in range(50))
     assert sorted(unordered) == list(range(50))
+
+
+def test_a_function_of_a_module_that_travels_by_value(
+    backend: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`cloudpickle.register_pickle_by_value` holds: the workers have no such module."""
+    module = ModuleType("nowhere")
+    exec("def twice(x):\n    return 2 * x", module.__dict__)  # noqa: S102
+    monkeypatch.setitem(sys.modules, "nowhere", module)
+    cloudpickle.register_pickle_by_value(module)
+    try:
+        assert Parallel()(delayed(module.twice)(i) for i in range(50)) == [*range(0, 100, 2)]
+    finally:
+        cloudpickle.unregister_pickle_by_value(module)
+
+
+def test_a_method_of_an_object_is_not_taken_for_a_function(backend: None) -> None:
+    """A copy of the object for each batch would give the same numbers again and again."""
+    source = random.Random(7)
+    assert _packed([(source.random, (), {})]) is None
+    assert _packed([(math.sqrt, (2.0,), {})]) is not None
+    assert _packed([(here, (1,), {})]) is not None
+    assert _packed([(here, ([],), {})]) is None
+    assert _packed([(here, ("x" * MOST_PACKED,), {})]) is None
+    assert _packed([(lambda: 1, (), {})]) is None
 
 
 def test_an_error_comes_as_it_is_and_the_backend_goes_on(

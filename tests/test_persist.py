@@ -301,7 +301,7 @@ def test_a_job_holds_what_it_uses_when_its_client_lets_go(
     del x
     gc.collect()
     wait_until(lambda: not link.command("EXISTS", queue.keys("client", used)))
-    assert looked(link, queue.keys)
+    assert looked_again(link, queue)
     assert looked_again(link, queue)
     gate.touch()
     assert future.result(60) == np.arange(80_000).sum() + 1

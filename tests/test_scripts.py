@@ -125,7 +125,10 @@ local function unused() return used() end
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("return key.wait(arg.job)", "key.wait is built"),
+        ("return key.wait(arg.job)", r"no header lists: \['wait'\]"),
+        ("return key.nothing(arg.job)", "no such key: nothing"),
+        ("local k = key.job", "key.job is no call"),
+        ("return key.job(arg.job", "has no end"),
         ("return key.job()", "key.job is of 1 arguments"),
         ("return key.job(arg.job, 1)", "key.job is of 1 arguments"),
     ],
@@ -133,9 +136,15 @@ local function unused() return used() end
 def test_a_key_that_no_header_lists_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, words: str
 ) -> None:
-    """So is one with too few arguments, or too many."""
+    """So is one with too few arguments, or too many, or one that is written otherwise."""
     with pytest.raises(ValueError, match=words):
         _built(monkeypatch, tmp_path, text)
+
+
+def test_a_library_has_only_locals(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Other code in front of them would be left out, whatever it does."""
+    with pytest.raises(ValueError, match=r"redis.call\('TIME'\)"):
+        _built(monkeypatch, tmp_path, "return 1", "redis.call('TIME')\nlocal A = 1")
 
 
 def test_a_key_is_written_as_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
