@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import gc
 import itertools
 import operator
 import os
@@ -31,6 +32,7 @@ def executor(cluster: redisq.LocalCluster) -> Iterator[redisq.Executor]:
     """An executor; no job is left when it is shut down."""
     with redisq.Executor("test", cluster.url) as running:
         yield running
+    gc.collect()  # the traceback of an error may hold scattered data, in a cycle
     wait_until(lambda: running.queue.jobs() == [])
     running.queue.close()
 
