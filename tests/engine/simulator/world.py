@@ -406,8 +406,15 @@ class World:
         known = self.server.command("SMEMBERS", self.server.keys("slots"))
         if sorted(known) != sorted(s.slot.encode() for s in self._of(Slot)):
             return  # a token may have gone to one that is dead, and not missed yet
-        active = self.server.command("ZRANGE", self.server.keys("active"), 0, -1)
+        found = self.server.command("ZRANGE", self.server.keys("active"), 0, -1)
+        active = [job for job in found if self._is_open(job)]
         assert not active, f"all slots sleep; {active} have ready tasks, and were bound to end"
+
+    def _is_open(self, job: bytes) -> bool:
+        """Tell whether tasks of a job may be leased: of one with a policy, once it is sealed."""
+        name = self.server.keys("job", job.decode())
+        asks, sealed = self.server.command("HMGET", name, "asks", "sealed")
+        return asks is None or sealed is not None
 
     def _check_runs(self) -> None:
         """P13: not more tasks ran again than were in the hands of what failed."""
