@@ -20,6 +20,8 @@ BAR_BYTES = 300.0
 #: The memory is read once it has not grown for so long, or after the limit.
 QUIET_SECONDS = 1.0
 LIMIT_SECONDS = 120.0
+#: Bytes more from which the upload has begun: a connection takes some, too.
+BEGUN = 2**17
 
 
 def growth(get: Get, few: int, many: int, repeat: int) -> list[Figure]:
@@ -78,7 +80,7 @@ def _settled_memory(server: redis.Redis, before: int) -> int:
     while time.monotonic() < limit:
         time.sleep(0.05)
         used = used_memory(server)
-        if used > highest + 4096 or highest == before:
+        if used > highest + 4096 or highest < before + BEGUN:
             highest, readings, quiet_since = max(used, highest), [], time.monotonic()
         readings.append(used)
         if time.monotonic() - quiet_since > QUIET_SECONDS:
