@@ -254,7 +254,15 @@ def _is_named(f: Any) -> bool:
 
 def _run_packed(packed: bytes) -> list[Any]:
     """Make the calls of `_packed` on a worker."""
-    return _run(pickle.loads(packed), ())
+    try:
+        calls = pickle.loads(packed)
+    except Exception as error:
+        error.add_note(
+            "dask-redisq: the worker lacks what these calls name: install it there, as here, or "
+            "send a module with `Queue.upload_file`"
+        )
+        raise
+    return _run(calls, ())
 
 
 def _run(items: list[Any], names: tuple[int, ...], *values: Any) -> list[Any]:

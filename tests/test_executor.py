@@ -145,6 +145,30 @@ def test_an_abort_ends_what_is_on_its_way(cluster: redisq.LocalCluster) -> None:
     executor.queue.close()
 
 
+class _Late(redisq.Executor):
+    """Its threads begin when `gate` opens."""
+
+    reached, gate = threading.Event(), threading.Event()
+
+    def _follow(self, work: Any) -> None:
+        self.reached.set()
+        assert self.gate.wait(60)
+        super()._follow(work)
+
+
+def test_an_abort_ends_what_a_thread_was_just_started_for(cluster: redisq.LocalCluster) -> None:
+    """The calls wait no more, and the thread has not made its first step."""
+    executor = _Late("test", cluster.url)
+    future = executor.submit(time.sleep, 60)
+    assert _Late.reached.wait(60)
+    executor.abort("enough")
+    _Late.gate.set()
+    with pytest.raises(redisq.JobCancelled, match="enough"):
+        future.result(60)
+    executor.shutdown()
+    executor.queue.close()
+
+
 def test_no_more_calls_run_at_a_time_than_max_workers(
     cluster: redisq.LocalCluster, tmp_path: Path
 ) -> None:

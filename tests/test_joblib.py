@@ -81,6 +81,18 @@ def test_a_function_of_a_module_that_travels_by_value(
         cloudpickle.unregister_pickle_by_value(module)
 
 
+def test_a_module_that_the_workers_lack_is_told(
+    backend: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its name, and with what to do."""
+    module = ModuleType("only_here")
+    exec("def twice(x):\n    return 2 * x", module.__dict__)  # noqa: S102
+    monkeypatch.setitem(sys.modules, "only_here", module)
+    with pytest.raises(ModuleNotFoundError, match="only_here") as caught:
+        Parallel()(delayed(module.twice)(i) for i in range(5))
+    assert "upload_file" in "".join(caught.value.__notes__)
+
+
 def test_a_method_of_an_object_is_not_taken_for_a_function(backend: None) -> None:
     """A copy of the object for each batch would give the same numbers again and again."""
     source = random.Random(7)

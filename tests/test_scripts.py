@@ -31,6 +31,16 @@ def test_a_header_lists_the_keys_that_its_file_builds(path: Path) -> None:
     assert used <= set(header(path, "keys")) <= set(PATTERNS)
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(LUA)))
+def test_text_in_lua_is_written_as_the_loader_reads_it(path: Path) -> None:
+    """In single quotes, without an escaped one, and without what looks like a comment."""
+    for line in path.read_text().splitlines():
+        code = re.sub(r"(?:^|\s)--(?:\s.*|@.*)?$", "", line)
+        assert '"' not in code
+        assert "\\'" not in code
+        assert code.count("'") % 2 == 0
+
+
 @pytest.mark.parametrize("name", scripts.script_names())
 def test_a_script_is_whole(name: str, link: Link, keys: Keys) -> None:
     """Arguments that it uses are those of its header; it compiles; it says what it answers."""
