@@ -200,6 +200,9 @@ class LocalCluster:
         How many slots (processes that run tasks) in all; by default one per core. 0 is allowed.
     queue
         The queue's name; by default the setting ``redisq.queue``.
+    log
+        Where its workers write, and the tasks' prints go: as for `start_local_workers`, of those
+        that `scale` starts, too.
 
     Attributes
     ----------
@@ -213,7 +216,8 @@ class LocalCluster:
     NoServerError
         No server program is installed (the message says how to get one).
     RedisqError
-        The workers did not start. The message holds the last lines that one wrote.
+        The workers did not start. The message holds the last lines that one wrote, if there is
+        no `log` that has them.
     ValueError
         `n_workers` is negative.
 
@@ -226,8 +230,11 @@ class LocalCluster:
     3
     """
 
-    def __init__(self, n_workers: int | None = None, queue: str | None = None) -> None:
+    def __init__(
+        self, n_workers: int | None = None, queue: str | None = None, log: Log = None
+    ) -> None:
         self.queue: str = check_queue_name(setting("queue", queue))
+        self._log = log
         self._lock = threading.RLock()
         self._workers: list[LocalWorker] = []  # oldest first
         self._server = PrivateServer()
@@ -282,7 +289,8 @@ class LocalCluster:
                 leaving.append(staying.pop())
             self._drop(leaving)
             if missing := n - sum(worker.nworkers for worker in staying):
-                self._workers.append(start_local_workers(missing, self.queue, self.url))
+                worker = start_local_workers(missing, self.queue, self.url, log=self._log)
+                self._workers.append(worker)
                 self._wait_for_slots(n)
 
     def _drop(self, workers: list[LocalWorker]) -> None:
@@ -304,6 +312,8 @@ class LocalCluster:
                 if worker.exit_code is None and time.monotonic() < deadline:
                     continue
                 self._drop([worker])
+                if self._log is not None:
+                    raise RedisqError(f"{worker!r} did not start: its log says why") from None
                 how = f"{worker!r} did not start. The last that it wrote:"
                 words = worker.last_words().splitlines()[-10:]
                 raise RedisqError("\n  ".join([how, *words])) from None

@@ -295,6 +295,22 @@ def test_a_cluster_has_a_slot_per_core(monkeypatch: pytest.MonkeyPatch) -> None:
         assert cluster.queue == "jobs"
 
 
+@pytest.mark.parametrize("log", ["file", "-"])
+def test_the_workers_of_a_cluster_write_to_its_log(
+    log: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Those that come later, too; without a log they are silent, as those of no cluster."""
+    path = tmp_path / "log"
+    with LocalCluster(1, "test", log=path if log == "file" else log) as cluster:
+        run(cluster, os.system, "echo printed by the first")
+        cluster.scale(0)
+        cluster.scale(1)
+        run(cluster, os.system, "echo printed by the second")
+    said = path.read_text() if log == "file" else capfd.readouterr().out
+    assert said.index("printed by the first") < said.index("printed by the second")
+    assert said.count("1 slots on unix://") == 2, "what the workers say themselves is not there"
+
+
 def test_a_cluster_scales_by_whole_workers() -> None:
     """Up adds one worker; down drains the newest, and adds back what that was too much."""
     with LocalCluster(n_workers=0) as cluster:
@@ -376,6 +392,17 @@ def test_workers_that_do_not_start_tell_why(
     with pytest.raises(RedisqError, match=r"(?s)did not start.*broken on purpose"):
         LocalCluster(n_workers=1)
     assert not server.running
+
+
+def test_workers_that_do_not_start_tell_why_in_their_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is one the error has nothing to show, and says where to look."""
+    (tmp_path / "click.py").write_text("raise SystemExit('broken on purpose')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(RedisqError, match="did not start: its log says why"):
+        LocalCluster(n_workers=1, log=tmp_path / "log")
+    assert "broken on purpose" in (tmp_path / "log").read_text()
 
 
 @pytest.mark.parametrize(
