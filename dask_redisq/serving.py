@@ -115,3 +115,15 @@ def _ask(page: Page, what: Wait) -> bool:
     while (answer := page.stand_in()) is None and time.monotonic() < deadline:
         time.sleep(0.001)
     return bool(answer)
+
+
+def _begin_anew() -> None:
+    """Renew the lock in a forked child, where none of the threads is that waited here."""
+    # Story: one thread of a task computes on its queue, and holds the lock until the supervisor
+    # answers; another one forks. Nobody would release it in the child, which computes too.
+    global _lock, _waiting  # noqa: PLW0603
+    _lock = threading.Lock()
+    _waiting = 0
+
+
+os.register_at_fork(after_in_child=_begin_anew)

@@ -22,7 +22,7 @@ from dask.base import collections_to_expr
 from dask.utils_test import inc
 
 import dask_redisq as redisq
-from dask_redisq import dask_input, scheduler
+from dask_redisq import dask_input, scheduler, serving
 from dask_redisq.queue import Queue
 
 
@@ -312,6 +312,21 @@ def test_a_child_that_was_forked_while_a_lock_was_held_goes_on(queue: Queue, loc
     with held_elsewhere(taken):
         assert forked(go_on) == 0
     go_on()
+
+
+def compute_in_a_child() -> int:
+    """Compute in a child that was forked while another thread asked for a stand-in."""
+    with held_elsewhere(serving._lock):
+        return forked(lambda: dask.delayed(inc)(1).compute(scheduler=redisq.get))
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_child_of_a_task_computes_though_it_was_forked_while_a_stand_in_was_asked_for(
+    queue: Queue, start_worker: Callable[..., WorkerProcess]
+) -> None:
+    """On its own queue; the thread that asked, and held a lock for it, is not in the child."""
+    one_slot(queue, start_worker)
+    assert dask.delayed(compute_in_a_child)().compute(scheduler=queue.get) == 0
 
 
 def test_a_child_has_the_setting_back_that_a_thread_of_its_parent_had_changed() -> None:
