@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor as BaseExecutor
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,8 +22,10 @@ from dask_redisq import client_lease
 from dask_redisq.body import Caught, Setup, catching
 from dask_redisq.calls import Call, plan_calls
 from dask_redisq.options import check_keywords, job_options
+from dask_redisq.page import Wait
 from dask_redisq.queue import Queue
 from dask_redisq.secret import find_secret
+from dask_redisq.serving import in_slot, job_in_hand, stand_in
 from dask_redisq.settings import setting, whole
 from dask_redisq.stream import Arrived, CallJob, Failed
 
@@ -38,7 +41,8 @@ class Executor(BaseExecutor):
     """Runs calls on the workers of a queue: a full `concurrent.futures.Executor`.
 
     Also a scheduler of Dask, ``x.compute(scheduler=executor)``, though with `redisq.get` values
-    need not pass through the client.
+    need not pass through the client. Inside a task of its queue another slot works in that one's
+    place while calls are under way; if there are no more slots to be had, that is their error.
 
     Parameters
     ----------
@@ -113,6 +117,9 @@ class Executor(BaseExecutor):
         with self._lock:
             if self._shutdown:
                 raise RuntimeError("cannot schedule new futures after shutdown")
+            if in_slot():  # calls end with the job whose task makes them; threads outlive a task
+                job = job_in_hand(self.queue.pool.url, self.queue.keys)
+                self._options = replace(self._options, parent=job)
             self._pending.append((future, Call(catching, (self._setup, fn, *args), kwargs)))
             if not self._feeding:
                 self._feeding, self._room = True, LEAST  # these may be of another kind
@@ -257,7 +264,9 @@ class Executor(BaseExecutor):
         pool, keys = self.queue.pool, self.queue.keys
         plan = plan_calls(list(work.calls.values()), list(work.calls), self._words)
         signer = find_secret(pool.url)
-        with pool.lend(keys) as link:
+        # All the time, and not where a task asks for a result: there are more ways to wait for one
+        # than a future's own, `concurrent.futures.wait` say, or joblib's, which looks at a flag.
+        with stand_in(pool.url, keys, Wait.FUTURES), pool.lend(keys) as link:
             job = CallJob(link, keys, plan, self._options, signer)
             job.each, job.deliver = True, self._deliver
             job.watch = partial(self._watch, work)

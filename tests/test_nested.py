@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import signal
 import threading
@@ -15,6 +16,7 @@ from typing import Any
 
 import dask
 import dask.array as da
+import joblib
 import psutil
 import pytest
 from conftest import WorkerProcess, wait_until
@@ -23,6 +25,8 @@ from dask.utils_test import inc
 
 import dask_redisq as redisq
 from dask_redisq import dask_input, scheduler, serving
+from dask_redisq.joblib import register_redisq
+from dask_redisq.page import Page
 from dask_redisq.queue import Queue
 
 
@@ -199,6 +203,84 @@ def test_persisted_values_are_known_where_a_task_does_the_work_itself(
     one_slot(queue, start_worker)
     done = dask.compute(*[dask.delayed(persist_and_use)(i) for i in range(10)], scheduler=queue.get)
     assert done == tuple(i + 2 for i in range(10))
+
+
+def by_executor(n: int) -> int:
+    """Call two functions on the queue of this task, by an executor, and wait for the results."""
+    with redisq.Executor() as executor:
+        first, second = executor.submit(inc, n), executor.submit(inc, n + 1)
+        concurrent.futures.wait([second])
+        return int(first.result() + second.result())
+
+
+def by_shutdown(folder: Path) -> int:
+    """Wait for the calls of an executor at the end of its block, as one does for their effects."""
+    with redisq.Executor() as executor:
+        executor.submit((folder / "called").touch)
+    return len(list(folder.iterdir()))
+
+
+def by_joblib() -> list[int]:
+    """Have joblib's calls run on the queue of this task."""
+    register_redisq()
+    with joblib.parallel_config(backend="redisq"):
+        found: list[int] = joblib.Parallel()(joblib.delayed(inc)(i) for i in range(5))
+    return found
+
+
+def test_a_task_waits_for_an_executor_on_its_own_queue(
+    queue: Queue, start_worker: Callable[..., WorkerProcess], tmp_path: Path
+) -> None:
+    """However it waits, and ten of them, on one slot."""
+    one_slot(queue, start_worker)
+    words = {"scheduler": queue.get, "timeout": 30}
+    assert dask.delayed(by_executor)(1).compute(**words) == 5
+    assert dask.delayed(by_shutdown)(tmp_path).compute(**words) == 1
+    assert dask.delayed(by_joblib)().compute(**words) == [1, 2, 3, 4, 5]
+    done = dask.compute(*[dask.delayed(by_executor)(i) for i in range(10)], **words)
+    assert done == tuple(2 * i + 3 for i in range(10))
+
+
+def test_the_calls_of_a_task_end_with_its_job(
+    queue: Queue, start_worker: Callable[..., WorkerProcess], tmp_path: Path
+) -> None:
+    """In the same moment; not when the lease of their client, a slot that is killed, is over."""
+    one_slot(queue, start_worker)
+    future = queue.compute(dask.delayed(call_for_ever)(tmp_path))
+    wait_until((tmp_path / "called").exists)
+    future.cancel()
+    assert [row["state"] for row in queue.jobs() if row["state"] == "running"] == []
+
+
+def call_for_ever(folder: Path) -> None:
+    """Wait for a call that does not end."""
+
+    def stay() -> None:
+        (folder / "called").touch()
+        time.sleep(1000)
+
+    redisq.Executor().submit(stay).result()
+
+
+def test_calls_of_a_task_that_no_slot_is_free_for_fail(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They say why, and what to do; the task would wait for itself for ever."""
+    page = Page()
+    monkeypatch.setattr(serving, "_served", {(queue.url, "test")})
+    monkeypatch.setattr(serving, "_page", page)
+    monkeypatch.setattr(serving, "_supervisor", os.getpid())
+    before = signal.signal(signal.SIGCHLD, lambda *_: page.answer_wait(granted=False))
+    try:
+        with redisq.Executor(queue) as executor:
+            calls = [executor.submit(inc, i) for i in range(2)]
+            errors = [call.exception(30) for call in calls]
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+        page.close()
+    assert [type(error) for error in errors] == [redisq.RedisqError] * 2
+    assert "start more workers" in str(errors[0])
+    assert queue.jobs() == []
 
 
 def many_slow(folder: Path) -> None:
