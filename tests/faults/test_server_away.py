@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import dask
 import pytest
@@ -13,6 +15,8 @@ from computing import Computing, add, nothing_left
 from conftest import WorkerProcess, wait_until
 from mortal import MortalServer
 
+from dask_redisq import link as link_module
+from dask_redisq import pool
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link, with_password
 from dask_redisq.queue import Queue
@@ -137,6 +141,52 @@ def test_a_lost_value_is_made_again(mortal: MortalServer, far: Queue, tmp_path: 
     link.close()
     job.check()
     nothing_left(mortal.url)
+
+
+class Gate:
+    """An argument that is being pickled, with its block under way, until the gate opens."""
+
+    def __init__(self) -> None:
+        self.reached, self.opened = threading.Event(), threading.Event()
+
+    def __reduce__(self) -> Any:
+        self.reached.set()
+        assert self.opened.wait(60)
+        return int, ()
+
+
+@pytest.mark.parametrize("how", ["kill", "freeze"])
+def test_a_loop_that_gives_up_while_the_server_is_away_ends_with_its_error(
+    mortal: MortalServer,
+    how: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """And leaves no thread: one job waits for workers, one is on its way, neither can be cancelled."""
+    patience = 2.0
+    monkeypatch.setattr(pool, "Link", partial(Link, patience=patience))
+    monkeypatch.setattr(link_module, "REPLY_TIMEOUT", 0.5)
+    gate, at, link = Gate(), [0.0], Link(mortal.url)
+
+    def items() -> Iterator[Any]:
+        yield 1
+        wait_until(lambda: b"blocked_clients:1" in link.command("INFO", "clients"))
+        yield gate
+        yield 2
+        assert gate.reached.wait(60)
+        getattr(mortal, how)()
+        at[0] = time.monotonic()
+        gate.opened.set()
+        raise LookupError("no more")
+
+    with Queue("test", mortal.url) as queue:
+        with pytest.raises(LookupError, match="no more"):
+            queue.foreach(abs, items())
+        # What was sent is given up, and then what is to be removed of it.
+        assert time.monotonic() - at[0] < 2 * patience + 5
+    link.close()
+    assert [t for t in threading.enumerate() if t.name == "redisq-stream"] == []
+    assert "jobs of a loop could not be cancelled" in caplog.text
 
 
 @pytest.mark.slow_fault
