@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dask
 import dask.array as da
 import numpy as np
 import pytest
 from conftest import WorkerProcess, wait_until
+from dask._task_spec import DataNode, Task, TaskRef
 from test_faults import Background
 
 import dask_redisq as redisq
@@ -66,6 +69,57 @@ def test_one_task_at_a_time_holds_a_lock(
     assert counter.read_text() == "30"
     seen = [int(line) for line in fences.read_text().split()]
     assert seen == sorted(set(seen))
+
+
+def meet(lock: Any, folder: Path, key: int) -> int:
+    """Hold a lock, in whatever it came, and count who else holds it meanwhile."""
+    while type(lock) is not redisq.Lock:
+        lock = lock[0] if isinstance(lock, list | tuple) else lock["lock"]
+    with lock:
+        inside = folder / f"inside {key}"
+        inside.touch()
+        time.sleep(0.1)
+        found = len(list(folder.glob("inside *")))
+        inside.unlink()
+    return found
+
+
+def meeting(number: int, *, lock: Any, folder: Path) -> tuple[int, int]:
+    """Wait until two slots are here, then meet; return how many held it, and our process."""
+    (folder / f"here {number}").touch()
+    wait_until(lambda: len(list(folder.glob("here *"))) == 2)
+    return meet(lock, folder, number), os.getpid()
+
+
+@pytest.mark.parametrize("way", ["argument", "list", "dict", "nested", "delayed", "ref", "closure"])
+def test_a_lock_is_the_same_one_however_it_comes_to_a_task(
+    queue: Queue, workers: WorkerProcess, tmp_path: Path, way: str
+) -> None:
+    """Two slots have it at the same time, and one holds it."""
+    lock = redisq.Lock(queue=queue)
+    fn = dask.delayed(meeting, pure=False)
+    words: dict[str, Any] = {"folder": tmp_path}
+    given: dict[str, Any] = {
+        "argument": lock,
+        "list": [lock],
+        "dict": {"lock": lock},
+        "nested": {"lock": [(lock,)]},
+        "delayed": dask.delayed(lock),
+    }
+    if way in given:
+        tasks = [fn(i, lock=given[way], **words) for i in range(2)]
+        found = dask.compute(*tasks, scheduler=queue.get, chunk_size=1)
+    elif way == "ref":
+        dsk: dict[Any, Any] = {"lock": DataNode("lock", lock)}
+        for i in range(2):
+            dsk["x", i] = Task(("x", i), meeting, i, lock=TaskRef("lock"), **words)
+        found = queue.get(dsk, [("x", 0), ("x", 1)], chunk_size=1)
+    else:
+        enclosed = dask.delayed(lambda i: meeting(i, lock=lock, **words), pure=False)
+        found = dask.compute(enclosed(0), enclosed(1), scheduler=queue.get, chunk_size=1)
+    assert [most for most, _ in found] == [1, 1]
+    assert len({pid for _, pid in found}) == 2
+    assert not lock.locked()
 
 
 def test_a_store_under_a_lock_writes_every_chunk(
