@@ -11,9 +11,11 @@ from dask.typing import Key
 
 from dask_redisq.annotations import limits, restrictions
 from dask_redisq.codec import KeptValue
+from dask_redisq.options import JobOptions, job_options
 from dask_redisq.plan import Plan
+from dask_redisq.settings import setting
 
-__all__ = ["Call", "CallPlan", "plan_calls"]
+__all__ = ["Call", "CallPlan", "call_settings", "plan_calls"]
 
 
 class Call(NamedTuple):
@@ -63,6 +65,15 @@ def _number(arg: Any, outer: tuple[KeptValue, ...]) -> int:
     if part is None:
         return 0
     return next(kept.number for kept in outer if (kept.job, kept.task) == (part.job, part.task))
+
+
+def call_settings(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], JobOptions]:
+    """Return keywords for `plan_calls`, settings where there are none, and the options of the jobs.
+
+    Settings are read once: what is drawn later is of the same loop, or executor.
+    """
+    words = {**kwargs, "timeout": setting("timeout", kwargs.get("timeout"))}
+    return words, job_options(words)
 
 
 def plan_calls(

@@ -20,13 +20,13 @@ from typing import Any
 
 from dask_redisq import client_lease
 from dask_redisq.body import Caught, Setup, catching
-from dask_redisq.calls import Call, plan_calls
-from dask_redisq.options import check_keywords, job_options
+from dask_redisq.calls import Call, call_settings, plan_calls
+from dask_redisq.options import check_keywords
 from dask_redisq.page import Wait
 from dask_redisq.queue import Queue
 from dask_redisq.secret import find_secret
 from dask_redisq.serving import in_slot, job_in_hand, stand_in
-from dask_redisq.settings import setting, whole
+from dask_redisq.settings import whole
 from dask_redisq.stream import Arrived, CallJob, Failed
 
 __all__ = ["Executor"]
@@ -79,9 +79,7 @@ class Executor(BaseExecutor):
     ) -> None:
         check_keywords(kwargs)
         self.queue = queue if isinstance(queue, Queue) else Queue(queue, url)
-        words = self.queue.with_defaults(kwargs)
-        words["timeout"] = setting("timeout", words.get("timeout"))
-        self._words, self._options = words, job_options(words)
+        self._words, self._options = call_settings(self.queue.with_defaults(kwargs))
         self._setup = None
         if initializer is not None:
             init = _Initializer(initializer, initargs)

@@ -149,14 +149,17 @@ class Follower:
         while not self.ask():
             now = time.monotonic()
             if deadline is not None and now >= deadline:
-                done = self._progress
-                raise TimeoutError(f"job {self.id} has no answer yet: {done} tasks are done")
+                raise TimeoutError(self.lateness())
             if not self.came:
                 self._wait(deadline, now)
                 self.look_after(time.monotonic())
             elif self.came < FEW:
                 time.sleep(PAUSE)
         return self.received
+
+    def lateness(self) -> str:
+        """Say what is missing, to who waits no longer."""
+        return f"job {self.id} has no answer yet: {self._progress} tasks are done"
 
     def ask(self) -> bool:
         """Ask once, and read what came; tell whether all outputs are here.

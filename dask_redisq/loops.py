@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from dask_redisq.calls import call_settings
 from dask_redisq.combine import NOTHING, Combiner
 from dask_redisq.foreach import Loop, names, run_loop
 from dask_redisq.keys import Keys
 from dask_redisq.options import check_keywords, job_options
 from dask_redisq.pool import Pool
 from dask_redisq.serving import in_slot, job_in_hand
-from dask_redisq.settings import setting, whole
+from dask_redisq.settings import whole
 
 __all__ = ["Loops"]
 
@@ -112,9 +113,7 @@ class Loops:
         return self.foreach(_Times(fn), n, **kwargs)
 
     def _run(self, loop: Loop, kwargs: dict[str, Any]) -> Any:
-        words = self.with_defaults(kwargs)
-        words["timeout"] = setting("timeout", words.get("timeout"))
-        options = job_options(words)
+        words, options = call_settings(self.with_defaults(kwargs))
         if loop.reduce is not None and options.chunk_size > 0:
             # What is reduced together is one task; how many of those a lease has is another matter.
             loop.together = options.chunk_size

@@ -75,6 +75,8 @@ class _OnSlots(Job):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.restrictions = ()  # a slot that is gone is no worker that is missing
+        #: Tasks of the slots that were there at the last look.
+        self._left: set[int] = set()
 
     def again(self, received: Mapping[int, Any]) -> _OnSlots:
         """Return a new job for the slots that `received` lacks; see `Job.again`."""
@@ -84,17 +86,16 @@ class _OnSlots(Job):
 
     def gather(self, deadline: float | None = None) -> dict[int, Any]:
         """Wait for the results of the slots that are there; see `Follower.gather`."""
-        slots, limit = self.plan.keys, self.deadline if deadline is None else deadline
-        while True:
-            # Before the question: what a slot that has gone since had to say is in the answer.
-            there = {slot.decode() for slot in self.link.command("SMEMBERS", self.keys("slots"))}
-            left = [t for t, slot in enumerate(slots) if slot in there]
-            if self.ask() or self.received.keys() >= set(left):
-                return self.received
-            now = time.monotonic()
-            if limit is not None and now >= limit:
-                missing = len(set(left) - self.received.keys())
-                raise TimeoutError(f"{missing} of {len(slots)} slots have not run it yet")
-            if not self.came:
-                self._wait(limit, now)
-                self.look_after(time.monotonic())
+        return super().gather(self.deadline if deadline is None else deadline)
+
+    def ask(self) -> bool:
+        """Ask once; tell whether the results of all slots that are there have come."""
+        # Before the question: what a slot that has gone since had to say is in the answer.
+        there = {slot.decode() for slot in self.link.command("SMEMBERS", self.keys("slots"))}
+        self._left = {t for t, slot in enumerate(self.plan.keys) if slot in there}
+        return super().ask() or self.received.keys() >= self._left
+
+    def lateness(self) -> str:
+        """Say how many slots have not run it."""
+        missing = len(self._left - self.received.keys())
+        return f"{missing} of {len(self.plan)} slots have not run it yet"
