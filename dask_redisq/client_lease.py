@@ -20,6 +20,8 @@ import weakref
 from collections import deque
 from pathlib import Path
 
+from dask_redisq.forks import in_forked_child
+
 __all__ = ["Hold", "drop", "hold", "look", "settle"]
 
 
@@ -217,6 +219,7 @@ def drop(url: str, job: str) -> None:
         _reap()
 
 
+@in_forked_child
 def _begin_anew() -> None:
     """Forget the parent's helpers, in a forked child."""
     global _lock  # noqa: PLW0603 - another thread of the parent may have held it
@@ -225,6 +228,3 @@ def _begin_anew() -> None:
         helper.let_go()
     _helpers.clear()
     _ending.clear()
-
-
-os.register_at_fork(after_in_child=_begin_anew)

@@ -6,7 +6,6 @@ pass dicts and `HighLevelGraph`.
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from collections.abc import Iterator, Mapping, MutableMapping
@@ -18,6 +17,8 @@ import dask
 from dask._task_spec import DataNode, GraphNode, convert_legacy_task
 from dask.core import flatten
 from dask.typing import Key
+
+from dask_redisq.forks import in_forked_child
 
 __all__ = ["plain_graph", "read_graph", "with_cached"]
 
@@ -68,6 +69,7 @@ def _layers_apart() -> Iterator[None]:
             _apart = None
 
 
+@in_forked_child
 def _begin_anew() -> None:
     """Renew the lock in a forked child, and end what its holder, the parent's, has set."""
     global _unfused, _apart  # noqa: PLW0603
@@ -75,9 +77,6 @@ def _begin_anew() -> None:
     if _apart is not None:
         _apart.__exit__(None, None, None)
         _apart = None
-
-
-os.register_at_fork(after_in_child=_begin_anew)
 
 
 def _has_annotated_layers(expr: Any) -> bool:

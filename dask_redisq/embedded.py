@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import threading
 
+from dask_redisq.forks import in_forked_child
 from dask_redisq.local import LocalCluster, defaults
 from dask_redisq.settings import setting
 from dask_redisq.unnamed import serve_unnamed_by
@@ -44,6 +44,7 @@ def default_cluster(queue: str | None = None) -> LocalCluster:
         return cluster
 
 
+@in_forked_child
 def _begin_anew() -> None:
     """Forget the parent's clusters, in a forked child."""
     # Story: thread 1 of the parent starts a cluster and holds the lock, thread 2 forks. In the
@@ -54,9 +55,6 @@ def _begin_anew() -> None:
     for cluster in defaults.values():
         cluster.let_go()
     defaults.clear()
-
-
-os.register_at_fork(after_in_child=_begin_anew)
 
 
 def _announce(cluster: LocalCluster) -> None:

@@ -42,7 +42,8 @@ class Executor(BaseExecutor):
 
     Also a scheduler of Dask, ``x.compute(scheduler=executor)``, though with `redisq.get` values
     need not pass through the client. Inside a task of its queue another slot works in that one's
-    place while calls are under way; if there are no more slots to be had, that is their error.
+    place while calls are under way, and has what the task holds of resources; if there are no more
+    slots to be had, that is the calls' error.
 
     Parameters
     ----------
@@ -117,7 +118,8 @@ class Executor(BaseExecutor):
                 raise RuntimeError("cannot schedule new futures after shutdown")
             if in_slot():  # calls end with the job whose task makes them; threads outlive a task
                 job = job_in_hand(self.queue.pool.url, self.queue.keys)
-                self._options = replace(self._options, parent=job)
+                if job != self._options.parent:
+                    self._options = replace(self._options, parent=job)
             self._pending.append((future, Call(catching, (self._setup, fn, *args), kwargs)))
             if not self._feeding:
                 self._feeding, self._room = True, LEAST  # these may be of another kind

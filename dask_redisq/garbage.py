@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from dask_redisq.forks import in_forked_child
 
 __all__ = ["collector_paused"]
 
@@ -44,6 +45,7 @@ def collector_paused() -> Iterator[None]:
                 gc.enable()
 
 
+@in_forked_child
 def _begin_anew() -> None:
     """Let a forked child collect again: the thread that paused it is the parent's."""
     global _lock, _pauses  # noqa: PLW0603
@@ -51,6 +53,3 @@ def _begin_anew() -> None:
     if _pauses and _enabled:
         gc.enable()
     _pauses = 0
-
-
-os.register_at_fork(after_in_child=_begin_anew)

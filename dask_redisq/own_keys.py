@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import threading
 
 from redis import Redis
 
+from dask_redisq.forks import in_forked_child
 from dask_redisq.link import redis_options
 from dask_redisq.serving import served_url
 from dask_redisq.settings import setting
@@ -55,11 +55,9 @@ def get_redis() -> Redis:
         return _clients[url]
 
 
+@in_forked_child
 def _begin_anew() -> None:
     """Forget, in a forked child, what the parent has: a lock may be held, a socket is not ours."""
     global _lock  # noqa: PLW0603
     _lock = threading.Lock()
     _clients.clear()
-
-
-os.register_at_fork(after_in_child=_begin_anew)

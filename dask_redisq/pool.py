@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from dask_redisq.forks import in_forked_child
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.registry import list_workers
@@ -110,13 +111,11 @@ class Pool:
         _close(idle)
 
 
+@in_forked_child
 def _begin_anew() -> None:
     """Renew the locks in a forked child: another thread of the parent may have held one."""
     for pool in _pools:
         pool._lock = threading.Lock()  # noqa: SLF001 - of this module
-
-
-os.register_at_fork(after_in_child=_begin_anew)
 
 
 def _close(links: list[Link]) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from typing import Any
 
+from dask_redisq.forks import in_forked_child
 from dask_redisq.queue import Queue
 from dask_redisq.settings import setting
 from dask_redisq.unnamed import server_url
@@ -26,13 +26,11 @@ def default_queue(name: str | None = None, url: str | None = None) -> Queue:
         return _queues[where]
 
 
+@in_forked_child
 def _begin_anew() -> None:
     """Renew the lock in a forked child: another thread of the parent may have held it."""
     global _queues_lock  # noqa: PLW0603
     _queues_lock = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_begin_anew)
 
 
 def get(dsk: Any, keys: Any, **kwargs: Any) -> Any:

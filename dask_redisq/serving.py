@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from dask_redisq.errors import RedisqError
+from dask_redisq.forks import in_forked_child
 from dask_redisq.keys import Keys
 from dask_redisq.page import Page, Wait
 
@@ -117,6 +118,7 @@ def _ask(page: Page, what: Wait) -> bool:
     return bool(answer)
 
 
+@in_forked_child
 def _begin_anew() -> None:
     """Renew the lock in a forked child, where none of the threads is that waited here."""
     # Story: one thread of a task computes on its queue, and holds the lock until the supervisor
@@ -124,6 +126,3 @@ def _begin_anew() -> None:
     global _lock, _waiting  # noqa: PLW0603
     _lock = threading.Lock()
     _waiting = 0
-
-
-os.register_at_fork(after_in_child=_begin_anew)

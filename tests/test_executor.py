@@ -132,17 +132,21 @@ class _Slow:
         return int, (60,)
 
 
-def test_an_abort_ends_what_is_on_its_way(cluster: redisq.LocalCluster) -> None:
-    """A job that is being submitted has no name yet that could be cancelled."""
-    executor = redisq.Executor("test", cluster.url)
-    future = executor.submit(time.sleep, _Slow())
-    assert _Slow.reached.wait(60)
+def _abort_meanwhile(executor: redisq.Executor, future: Any, held: Any) -> None:
+    """Abort while a call is where `held` holds it."""
+    assert held.reached.wait(60)
     executor.abort("enough")
-    _Slow.gate.set()
+    held.gate.set()
     with pytest.raises(redisq.JobCancelled, match="enough"):
         future.result(60)
     executor.shutdown()
     executor.queue.close()
+
+
+def test_an_abort_ends_what_is_on_its_way(cluster: redisq.LocalCluster) -> None:
+    """A job that is being submitted has no name yet that could be cancelled."""
+    executor = redisq.Executor("test", cluster.url)
+    _abort_meanwhile(executor, executor.submit(time.sleep, _Slow()), _Slow)
 
 
 class _Late(redisq.Executor):
@@ -159,14 +163,7 @@ class _Late(redisq.Executor):
 def test_an_abort_ends_what_a_thread_was_just_started_for(cluster: redisq.LocalCluster) -> None:
     """The calls wait no more, and the thread has not made its first step."""
     executor = _Late("test", cluster.url)
-    future = executor.submit(time.sleep, 60)
-    assert _Late.reached.wait(60)
-    executor.abort("enough")
-    _Late.gate.set()
-    with pytest.raises(redisq.JobCancelled, match="enough"):
-        future.result(60)
-    executor.shutdown()
-    executor.queue.close()
+    _abort_meanwhile(executor, executor.submit(time.sleep, 60), _Late)
 
 
 def test_no_more_calls_run_at_a_time_than_max_workers(

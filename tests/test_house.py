@@ -25,6 +25,7 @@ LAYERS: list[tuple[str, ...]] = [
     (
         "_defaults",
         "errors",
+        "forks",
         "keys",
         "keeper",
         "order",

@@ -67,29 +67,28 @@ def test_results_are_generated_in_order_or_as_they_come(backend: None) -> None:
     assert sorted(unordered) == list(range(50))
 
 
-def test_a_function_of_a_module_that_travels_by_value(
-    backend: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`cloudpickle.register_pickle_by_value` holds: the workers have no such module."""
-    module = ModuleType("nowhere")
-    exec("def twice(x):\n    return 2 * x", module.__dict__)  # noqa: S102
-    monkeypatch.setitem(sys.modules, "nowhere", module)
-    cloudpickle.register_pickle_by_value(module)
-    try:
-        assert Parallel()(delayed(module.twice)(i) for i in range(50)) == [*range(0, 100, 2)]
-    finally:
-        cloudpickle.unregister_pickle_by_value(module)
-
-
-def test_a_module_that_the_workers_lack_is_told(
-    backend: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By its name, and with what to do."""
+@pytest.fixture
+def only_here(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Make a module that no worker has."""
     module = ModuleType("only_here")
     exec("def twice(x):\n    return 2 * x", module.__dict__)  # noqa: S102
     monkeypatch.setitem(sys.modules, "only_here", module)
+    return module
+
+
+def test_a_function_of_a_module_that_travels_by_value(backend: None, only_here: ModuleType) -> None:
+    """`cloudpickle.register_pickle_by_value` holds: the workers have no such module."""
+    cloudpickle.register_pickle_by_value(only_here)
+    try:
+        assert Parallel()(delayed(only_here.twice)(i) for i in range(50)) == [*range(0, 100, 2)]
+    finally:
+        cloudpickle.unregister_pickle_by_value(only_here)
+
+
+def test_a_module_that_the_workers_lack_is_told(backend: None, only_here: ModuleType) -> None:
+    """By its name, and with what to do."""
     with pytest.raises(ModuleNotFoundError, match="only_here") as caught:
-        Parallel()(delayed(module.twice)(i) for i in range(5))
+        Parallel()(delayed(only_here.twice)(i) for i in range(5))
     assert "upload_file" in "".join(caught.value.__notes__)
 
 

@@ -448,6 +448,20 @@ def test_a_cluster_ends_with_its_process(how: str) -> None:
     wait_until(lambda: not Path(told["url"].removeprefix("unix://")).parent.exists())
 
 
+def test_the_package_is_imported_where_processes_cannot_fork() -> None:
+    """A client may have such a host; nor are there the modules that only POSIX has."""
+    script = """
+import os, sys
+import dask.array  # what others need is theirs
+for name in ("fork", "register_at_fork", "killpg", "setsid"):
+    delattr(os, name)
+sys.modules.update(dict.fromkeys(("fcntl", "resource", "pwd", "grp")))
+import dask_redisq
+print(dask_redisq.Queue.__name__)
+"""
+    assert in_new_process(script).stdout == "Queue\n"
+
+
 # From Python 3.12 on; the threads are OpenBLAS's, and the child takes no lock of theirs.
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_forked_child_leaves_the_cluster_to_its_parent(cluster: LocalCluster) -> None:
