@@ -6,13 +6,14 @@ import gc
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
 from mortal import MortalServer
+from turns import end_turns, turn
 from worker_process import (
     PATH,
     SharedWorker,
@@ -37,6 +38,18 @@ signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 #: With what the tests import from here without knowing where it is.
 __all__ = ["PATH", "WorkerProcess", "is_gone", "slots_of"]
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # before the clock of its time-out starts
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Let a test that measures time run alone."""
+    with turn(alone=item.get_closest_marker("alone") is not None):
+        return (yield)
+
+
+def pytest_sessionfinish() -> None:
+    """Leave no lock behind."""
+    end_turns()
 
 
 @pytest.fixture(scope="session")

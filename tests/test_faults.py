@@ -64,6 +64,7 @@ def pids(log: Path) -> list[int]:
     return [int(x) for x in log.read_text().split()] if log.exists() else []
 
 
+@pytest.mark.alone
 def test_a_killed_slots_task_runs_again_within_a_second(
     queue: Queue, workers: WorkerProcess, tmp_path: Path
 ) -> None:
@@ -98,6 +99,7 @@ def test_a_poison_that_follows_another_task_is_named_itself(
         queue.get({"a": (inc, 6), "b": (os._exit, "a")}, "b")
 
 
+@pytest.mark.alone
 def test_a_vanished_workers_tasks_run_again(
     queue: Queue, start_worker: Callable[..., WorkerProcess], tmp_path: Path
 ) -> None:

@@ -332,6 +332,7 @@ def test_a_cluster_scales_by_whole_workers() -> None:
         assert cluster.n_workers == 0
 
 
+@pytest.mark.alone
 def test_a_closed_cluster_refuses_work_at_once() -> None:
     """It says that it has ended; who still holds its `get` waits for no server."""
     with LocalCluster(n_workers=1) as cluster:

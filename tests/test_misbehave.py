@@ -203,6 +203,7 @@ def test_only_the_last_of_a_long_output_is_told(queue: Queue, workers: WorkerPro
     assert sum("] line" in line for line in lines) == 20
 
 
+@pytest.mark.alone
 def test_the_task_of_a_killed_slot_runs_again_with_another_slot_idle(
     queue: Queue, workers: WorkerProcess, tmp_path: Path
 ) -> None:
@@ -210,6 +211,7 @@ def test_the_task_of_a_killed_slot_runs_again_with_another_slot_idle(
     assert _time_to_run_again(queue, tmp_path) < 0.5
 
 
+@pytest.mark.alone
 def test_the_task_of_a_killed_slot_runs_again_without_another_slot(
     queue: Queue, start_worker: Callable[..., WorkerProcess], tmp_path: Path
 ) -> None:

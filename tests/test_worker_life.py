@@ -178,6 +178,7 @@ def test_workers_end_at_once_with_their_queue(queue: Queue, start_worker: StartW
         assert link.command("KEYS", queue.keys.pattern()) == []
 
 
+@pytest.mark.alone
 def test_a_worker_lingers_after_its_queue_and_holds_nobody_up(
     queue: Queue, start_worker: StartWorker
 ) -> None:

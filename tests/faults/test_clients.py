@@ -43,6 +43,7 @@ print(list(queue.get(again, list(again))))
 """
 
 
+@pytest.mark.alone
 def test_ctrl_c_of_one_client_spares_the_other(
     queue: Queue, start_worker: Callable[..., WorkerProcess], tmp_path: Path
 ) -> None:
