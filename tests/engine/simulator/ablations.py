@@ -245,6 +245,15 @@ ABLATIONS = {
         "local alive = meta[2] == arg.epoch",
     ),
     "R22, impure tasks are made again with all that came of them": Ablation(off="pure"),
+    "Suspended, a queue gives no lease": _lua(
+        "lib/take.lua", "if redis.call('HEXISTS', key.queue(), 'suspended') == 1 then", "if false then", "queue suspended"
+    ),
+    "Suspended, an old call does not undo a newer one": _lua(
+        "suspend.lua", "if since ~= 0 then return 'late' end", "", "queue suspended"
+    ),
+    "Suspended, who sleeps is woken at the end": _lua(
+        "suspend.lua", "for _, slot in ipairs(redis.call('SMEMBERS', key.slots())) do wake_slot(slot) end", "", "queue suspended"
+    ),
     "H30, what frees memory works when it is full": _lua(
         "lib/full.lua", "local function write_when_full() redis.call('HDEL', key.queue(), '') end", "local function write_when_full() end"
     ),

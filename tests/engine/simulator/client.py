@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 from dask_redisq.codec import loads, unpack
 from dask_redisq.errors import ServerFull
 from dask_redisq.rebuild import rebuild
 from dask_redisq.verdict import is_dropped
-from simulator.actors import Actor, Call, Command, Life, Op, Wait, in_thread
+from simulator.actors import Actor, Call, Command, Life, Wait, in_thread
 from simulator.jobs import LEASE, Job
 from simulator.slot import fetch
 from simulator.supervisor import Look
@@ -17,7 +16,7 @@ from simulator.supervisor import Look
 if TYPE_CHECKING:
     from simulator.world import World
 
-__all__ = ["Client", "Operator", "Reader"]
+__all__ = ["Client", "Reader"]
 
 UPLOAD = 2
 #: As in lua/lib/tomb.lua, in ms.
@@ -292,21 +291,3 @@ class Reader(_Follower):
                 return
             except ServerFull:
                 yield Wait(self.world.server.now + 1000)
-
-
-class Operator(Actor):
-    """Who cancels a job from elsewhere."""
-
-    def __init__(self, world: World, job: Job) -> None:
-        self.job = job
-        super().__init__(world, "operator")
-
-    def live(self) -> Generator[Op, Any, None]:
-        """Cancel; sweep what has no client."""
-        self.job.cancelled = True
-        yield Call("cancel", {"job": self.job.id, "reason": "enough", "tomb": "1"})
-        name = self.world.server.keys("job", self.job.id)
-        ended, ttl = yield Command(("HMGET", name, "state", "ttl"))
-        if ended == b"cancelled" and int(ttl):
-            while (yield Call("sweep", {"job": self.job.id})) == 0:
-                pass

@@ -10,8 +10,9 @@ from dask_redisq.codec import unpack
 from dask_redisq.errors import ServerFull
 from dask_redisq.record import read_record
 from simulator.actors import Actor, Call, Command, Wait
-from simulator.client import Client, Operator, Reader
+from simulator.client import Client, Reader
 from simulator.jobs import LEASE, Job
+from simulator.operators import Operator, Suspender
 from simulator.slot import Slot
 from simulator.supervisor import EXPIRY, INTERVAL, Supervisor
 
@@ -241,6 +242,12 @@ def job_cancelled(world: World) -> bool:
     return True
 
 
+def queue_suspended(world: World) -> bool:
+    """Somebody suspends the queue for a while; two may meet."""
+    world.actors.append(Suspender(world))
+    return True
+
+
 def unseen_expires(world: World) -> bool:
     """A value stored apart is gone before the call that makes it count."""
     if not world.stored:
@@ -380,6 +387,7 @@ FAULTS: list[Fault] = [
     ("server away", 3, server_away),
     ("client dies", 1, client_dies),
     ("job cancelled", 1, job_cancelled),
+    ("queue suspended", 2, queue_suspended),
     ("unseen expires", 5, unseen_expires),
     ("token lost", 3, token_lost),
     ("server full", 1, server_full),

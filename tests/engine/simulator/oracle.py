@@ -26,11 +26,14 @@ class Oracle:
         self._leases: dict[str, tuple[str, int, list[int]]] = {}
         #: slot -> number and answer of its last call that was run.
         self._answered: dict[str, tuple[int, bytes]] = {}
+        #: How often the queue was suspended or resumed, and whether it is suspended now.
+        self._turns, self.suspended = 0, False
         #: The most tasks that one lease made.
         self.most_made = 1
         self._notes: dict[str, Any] = {
             "step": self._step, "unregister": self._unregister, "register": self._register,
             "recover": self._recover, "renew": self._renew, "give_back": self._give_back,
+            "suspend": self._suspend,
         }  # fmt: skip
 
     def note(self, script: str, args: dict[str, Any], answer: Any, *, late: bool) -> None:
@@ -43,6 +46,7 @@ class Oracle:
         """The server came back with another history."""
         self._leases.clear()
         self._answered.clear()
+        self._turns, self.suspended = self._read_turns()
         for job in self.world.jobs.values():
             job.careful.clear()
 
@@ -84,6 +88,7 @@ class Oracle:
         slot, seq = args["slot"], args["seq"]
         name, _, chunk, _, alone, tasks, *_ = lease
         job = self.world.jobs[name.decode()]
+        assert not self.suspended, f"a lease of {tasks} while the queue is suspended"
         assert tasks, f"a lease of nothing in {job}"
         assert chunk <= 0 or len(tasks) <= chunk, f"a lease of {tasks} at chunk size {chunk}"
         careful = job.careful.intersection(tasks)
@@ -167,6 +172,18 @@ class Oracle:
     def _is_finished(self, job: str, task: int) -> bool:
         name = self.world.server.keys("finished", job)
         return bool(self.world.server.command("GETBIT", name, task))
+
+    def _suspend(self, args: dict[str, Any], answer: bytes, late: bool) -> None:
+        """It is as the newest of these calls wants it, and no copy of an older one undoes that."""
+        if args["turn"] == self._turns:
+            self._turns, self.suspended = self._turns + 1, bool(args["on"])
+        found = self._read_turns()
+        assert found == (self._turns, self.suspended), f"it was suspended or resumed {found}"
+
+    def _read_turns(self) -> tuple[int, bool]:
+        name = self.world.server.keys("queue")
+        turns, since = self.world.server.command("HMGET", name, "turns", "suspended")
+        return int(turns or 0), since is not None
 
     # -- verdicts ----------------------------------------------------------------------------
 

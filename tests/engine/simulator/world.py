@@ -17,6 +17,7 @@ from simulator.choices import Choices
 from simulator.client import Client, Reader
 from simulator.faults import FAULTS, LOSSY, advance_heard
 from simulator.jobs import LEASE, Job, Token, check_tree, random_job
+from simulator.operators import Suspender
 from simulator.oracle import Oracle
 from simulator.server import Server
 from simulator.slot import Boom, Slot
@@ -27,7 +28,7 @@ __all__ = ["World"]
 #: Scripts of which a second call must change nothing; others work in slices.
 REPLAYED = {
     "cancel", "create", "drop_values", "forget", "freeze", "give_back", "greet", "put_block", "rebuild", "register",
-    "renew", "renew_client", "report_missing", "seal", "stage", "step", "unregister",
+    "renew", "renew_client", "report_missing", "seal", "stage", "step", "suspend", "unregister",
 }  # fmt: skip
 #: Turns for each job, and weights of a plain turn and a fault.
 TURNS, PLAIN = 30, 150
@@ -199,8 +200,10 @@ class World:
         if not any(w.tags for w in self._of(Supervisor)):
             self.start_worker(("gpu",), 1)
         for actor in self.actors:
-            if isinstance(actor, Slot | Supervisor):
+            if isinstance(actor, Slot | Supervisor | Suspender):
                 actor.nudge()
+        # A server that came back older may be suspended though somebody resumed it.
+        self.actors.append(Suspender(self, only_resume=True))
 
     def _wait_for_leases(self) -> None:
         """Let the leases of clients that died run out, and what nobody forgot grow old."""
@@ -400,6 +403,8 @@ class World:
 
     def _check_sleepers(self) -> None:
         """P14: while all sleep there is no ready task, or a slot was told when it will be."""
+        if self.oracle.suspended:
+            return
         waits = [s.op for s in self._of(Slot)]
         if any(not isinstance(op, Wait) or op.told or not op.wake for op in waits):
             return
