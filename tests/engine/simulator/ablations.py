@@ -245,6 +245,15 @@ ABLATIONS = {
         "local alive = meta[2] == arg.epoch",
     ),
     "R22, impure tasks are made again with all that came of them": Ablation(off="pure"),
+    "Run again, it has another epoch": _lua(
+        "rerun.lua", "'epoch', fresh, 'damaged', '1'", "'damaged', '1'", "run again"
+    ),
+    "Run again, it is rebuilt first": _lua(
+        "rerun.lua", ", 'damaged', '1', 'frozen', 'nobody', 'frozen_at', 0)", ")"
+    ),
+    "Run again, tries and deaths begin at none": _lua(
+        "rerun.lua", "redis.call('DEL', key.deaths(job), key.tries(job))", "", "run again"
+    ),
     "Suspended, a queue gives no lease": _lua(
         "lib/take.lua", "if redis.call('HEXISTS', key.queue(), 'suspended') == 1 then", "if false then", "queue suspended"
     ),

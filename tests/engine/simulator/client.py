@@ -262,6 +262,11 @@ class Reader(_Follower):
 
     outcome = ""
 
+    def __init__(self, world: World, job: Job, name: str) -> None:
+        #: The epochs in which it saw the job fail.
+        self._failed_in: list[bytes] = []
+        super().__init__(world, job, name)
+
     def live(self) -> Life[None]:
         """Attach, gather."""
         world, job = self.world, self.job
@@ -284,10 +289,34 @@ class Reader(_Follower):
                 pass
 
     def _read_all(self) -> Life[None]:
-        """Gather, again if the server was too full to rebuild the job."""
+        """Gather, again if the server was too full to rebuild the job, or if it failed and is run again."""
         while True:
             try:
                 yield from self.gather()
                 return
             except ServerFull:
                 yield Wait(self.world.server.now + 1000)
+            except Ended:
+                if self.job.reruns >= 3 or not self.world.choices.chance(0.7):
+                    raise
+                try:
+                    if not (yield from self._run_again()):
+                        raise
+                except ServerFull:
+                    yield Wait(self.world.server.now + 1000)  # gather tells whether it runs
+
+    def _run_again(self) -> Life[bool]:
+        """Let the job go on if it failed, as `Queue.rerun` does; tell whether it runs."""
+        world, keys, job = self.world, self.world.server.keys, self.job
+        fresh, state = world.new_id(8), b"late"
+        while state == b"late":
+            epoch = yield Command(("HGET", keys("job", job.id), "epoch"))
+            if self._failed_in and world.choices.chance(0.5):
+                epoch = self._failed_in.pop()  # it saw that before somebody ran the job again
+            elif epoch:
+                self._failed_in.append(epoch)
+            state = yield Call("rerun", {"job": job.id, "epoch": epoch or b"", "fresh": fresh})
+        if state == b"rerun":
+            yield from self._renew_values()
+            yield from self._repair()
+        return state in (b"rerun", b"running", b"done")

@@ -85,6 +85,8 @@ class Job:
     #: How often each task raised or ran too long, was running when its process died.
     tries: Counter[int] = field(default_factory=Counter)
     deaths: Counter[int] = field(default_factory=Counter)
+    #: How often it was run again after it failed.
+    reruns: int = 0
     runs: int = 0
     #: Tasks that may have run, and whose next lease holds nothing else.
     careful: set[int] = field(default_factory=set)
@@ -97,6 +99,11 @@ class Job:
     def detached(self) -> bool:
         """Whether others may read it, too."""
         return bool(self.settings["ttl"])
+
+    @property
+    def fragile(self) -> float:
+        """How likely each run of a task raises."""
+        return 0.3 if self.detached and self.settings["retries"] < MANY else 0.1
 
     @property
     def pure(self) -> bool:
@@ -200,8 +207,10 @@ class Job:
         return job
 
 
-def random_job(choices: Choices, family: int, job_id: str, epoch: str, most: int) -> Job:
-    """Return a job of 1 to `most` tasks."""
+def random_job(
+    choices: Choices, family: int, job_id: str, epoch: str, most: int, often: Collection[str] = ()
+) -> Job:
+    """Return a job of 1 to `most` tasks; `often`: what happens to it more than to others."""
     n = 1 + choices.below(most)
     roots = choices.pick([1, max(1, n // 2)])  # wide ones give leases of several tasks
     inputs = [_some_before(choices, task) if task >= roots else () for task in range(n)]
@@ -211,7 +220,10 @@ def random_job(choices: Choices, family: int, job_id: str, epoch: str, most: int
     if choices.chance(0.2):
         hard = {t: ("gpu",) for t in range(n) if choices.chance(0.4)}
     graph = Graph(tuple(inputs), outputs, choices.pick([128, 3]), hard)
-    strict = choices.chance(0.15)
+    detached = choices.chance(0.9 if "run again" in often else 0.3)
+    strict = choices.chance(
+        0.7 if detached else 0.15
+    )  # such jobs fail, and detached ones run again
     settings = {
         "chunk": choices.pick([0, 0, 1, 2, 3, -1]),
         "priority": choices.pick([0, 0, 1]),
@@ -220,7 +232,7 @@ def random_job(choices: Choices, family: int, job_id: str, epoch: str, most: int
         "retry_delay": choices.pick([0, 3000]),
         "patience": choices.pick([0, 1000]),
         "timeout": choices.pick([0, 0, 0, 5]),
-        "ttl": choices.pick([0, 0, 0, 1_000_000]),
+        "ttl": 1_000_000 if detached else 0,
         "pure": choices.pick([1, 0]),
         "policy": choices.pick(["", "", "", "what it wishes is drawn by the slots"]),
     }

@@ -5,6 +5,7 @@ It looks at each call and its answer, and asserts what no look at the server's s
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from dask_redisq.codec import unpack
@@ -26,6 +27,11 @@ class Oracle:
         self._leases: dict[str, tuple[str, int, list[int]]] = {}
         #: slot -> number and answer of its last call that was run.
         self._answered: dict[str, tuple[int, bytes]] = {}
+        #: Slots whose end was told; job -> the calls that ran it again, the newest last.
+        self._told: set[str] = set()
+        self._reruns: dict[str, list[tuple[str, bytes]]] = {}
+        #: job -> what its tasks were charged with before it was run again: tries, deaths.
+        self._forgiven: dict[str, tuple[Counter[int], Counter[int]]] = {}
         #: How often the queue was suspended or resumed, and whether it is suspended now.
         self._turns, self.suspended = 0, False
         #: The most tasks that one lease made.
@@ -33,7 +39,7 @@ class Oracle:
         self._notes: dict[str, Any] = {
             "step": self._step, "unregister": self._unregister, "register": self._register,
             "recover": self._recover, "renew": self._renew, "give_back": self._give_back,
-            "suspend": self._suspend,
+            "suspend": self._suspend, "rerun": self._rerun,
         }  # fmt: skip
 
     def note(self, script: str, args: dict[str, Any], answer: Any, *, late: bool) -> None:
@@ -47,6 +53,8 @@ class Oracle:
         self._leases.clear()
         self._answered.clear()
         self._turns, self.suspended = self._read_turns()
+        self._reruns.clear()
+        self._forgiven.clear()
         for job in self.world.jobs.values():
             job.careful.clear()
 
@@ -113,8 +121,22 @@ class Oracle:
         if held is not None and held[1] == args["seq"] and not late:
             begun = held[2][: args["position"] + 1]
             self.world.jobs[held[0]].careful.update(begun)
+        self._charge(args)
         if args["kind"] == "died":
             self._check_deaths()
+
+    def _charge(self, args: dict[str, Any]) -> None:
+        """Count a death or a timeout, once: it is charged to the run of its job that goes on now."""
+        slot, begun = args["slot"], args["begun"]
+        if args["kind"] and begun >= 0 and slot not in self._told:
+            self._told.add(slot)
+            job = self.world.jobs[self.world.slots[slot].page.cursor.job.decode()]
+            (job.deaths if args["kind"] == "died" else job.tries)[begun] += 1
+
+    def charged(self, job: Job, task: int) -> tuple[int, int]:
+        """Return how often a task failed, and how often its process died, since its job was run again."""
+        tries, deaths = self._forgiven.get(job.id, (Counter(), Counter()))
+        return job.tries[task] - tries[task], job.deaths[task] - deaths[task]
 
     def _check_deaths(self) -> None:
         """No task is charged with a death that was not its own."""
@@ -122,7 +144,7 @@ class Oracle:
             words = "HGETALL", self.world.server.keys("deaths", job.id)
             found = self.world.server.command(*words)
             for task, records in zip(found[::2], found[1::2], strict=True):
-                count, right = len(unpack(records)), job.deaths[int(task)]
+                count, right = len(unpack(records)), self.charged(job, int(task))[1]
                 assert count <= right, f"task {int(task)} of {job} died {right} times, not {count}"
 
     def _lose_worker(self, worker: str, *, judged: bool = False) -> None:
@@ -184,6 +206,22 @@ class Oracle:
         name = self.world.server.keys("queue")
         turns, since = self.world.server.command("HMGET", name, "turns", "suspended")
         return int(turns or 0), since is not None
+
+    def _rerun(self, args: dict[str, Any], answer: bytes, late: bool) -> None:
+        """A call lets a job that failed go on once, and a copy of it not when that failed again."""
+        if answer != b"rerun":
+            return
+        job, known = self.world.jobs[args["job"]], self._reruns.setdefault(args["job"], [])
+        if args["fresh"] in [fresh for fresh, _ in known]:
+            assert known[-1][0] == args["fresh"], f"an old copy of a call runs {job} again"
+            return
+        old = [epoch for _, epoch in known]
+        assert args["epoch"] not in old, f"{job} is run again for who saw it fail before"
+        known.append((args["fresh"], args["epoch"]))
+        epoch = self.world.server.command("HGET", self.world.server.keys("job", job.id), "epoch")
+        assert epoch != args["epoch"], f"what slots run of {job} since before would count"
+        job.reruns += 1
+        self._forgiven[job.id] = (Counter(job.tries), Counter(job.deaths))
 
     # -- verdicts ----------------------------------------------------------------------------
 

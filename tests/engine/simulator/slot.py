@@ -43,9 +43,14 @@ class Page:
     #: Of the running task, if it has one.
     limit: Limit = UNLIMITED
     answered: int = 0
-    #: The job, and the lease, of which no further task begins.
+    #: The job, up to which of its leases, and the lease, of which no further task begins.
     stop_job: str = ""
+    stop_seq: int = 0
     given: int = 0
+
+    def stopped(self, job: str, seq: int) -> bool:
+        """Tell whether a lease was cancelled: a job that runs again gives others."""
+        return self.stop_job == job and seq <= self.stop_seq
 
 
 class Whim:
@@ -146,11 +151,8 @@ class Slot(Actor):
         self.ended()
 
     def ended_by(self, kind: str) -> None:
-        """Note how it ended, and whom that is charged to."""
-        self.kind, cursor = kind, self.page.cursor
-        if kind and cursor.begun >= 0:
-            job = self.world.jobs[cursor.job.decode()]
-            (job.deaths if kind == "died" else job.tries)[cursor.begun] += 1
+        """Note how it ended; whom that is charged to is told by its page."""
+        self.kind = kind
 
     # -- one call ----------------------------------------------------------------------
 
@@ -237,7 +239,7 @@ class Slot(Actor):
         run = Run(
             lease._replace(tasks=tasks, alone=lease.alone and world.off != "R3"), job.blocks, values,
             whim, frozenset({*self.tags, self.tag}), lambda: 0.0, self._begin, self._limit,
-            lambda: not self.stopping and page.stop_job != lease.job and page.given != lease.seq,
+            lambda: not (self.stopping or page.stopped(lease.job, lease.seq) or page.given == lease.seq),
             lambda: 10**9,
         )  # fmt: skip
         if world.chance(0.1):

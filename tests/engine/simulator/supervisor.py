@@ -154,7 +154,7 @@ class Supervisor(Actor):
         kill_at = self._kill_at.get(slot.slot)
         if kill_at is not None and now >= kill_at:
             del self._kill_at[slot.slot]
-            if cursor.job.decode() == page.stop_job:
+            if page.stopped(cursor.job.decode(), cursor.seq):
                 slot.die("")
                 return
         if find_overdue(cursor, page.limit, now / 1000) is not None:
@@ -207,5 +207,6 @@ class Supervisor(Actor):
             for slot in self.slots:
                 if told[b"verb"] == b"cancel" and slot.slot == told[b"slot"].decode():
                     slot.page.stop_job = told[b"job"].decode()
+                    slot.page.stop_seq = int(told[b"seq"])
                     self._kill_at[slot.slot] = self.world.server.now + GRACE
             yield Command(("XDEL", name, word))

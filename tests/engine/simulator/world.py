@@ -27,7 +27,7 @@ __all__ = ["World"]
 
 #: Scripts of which a second call must change nothing; others work in slices.
 REPLAYED = {
-    "cancel", "create", "drop_values", "forget", "freeze", "give_back", "greet", "put_block", "rebuild", "register",
+    "cancel", "create", "drop_values", "forget", "freeze", "give_back", "greet", "put_block", "rebuild", "register", "rerun",
     "renew", "renew_client", "report_missing", "seal", "stage", "step", "suspend", "unregister",
 }  # fmt: skip
 #: Turns for each job, and weights of a plain turn and a fault.
@@ -305,7 +305,9 @@ class World:
         self.actors.append(worker)
 
     def _submit(self, tasks: int) -> None:
-        job = random_job(self.choices, len(self.jobs), self.new_id(16), self.new_id(8), tasks)
+        job = random_job(
+            self.choices, len(self.jobs), self.new_id(16), self.new_id(8), tasks, self.often
+        )
         self._enter(job)
         client = Client(self, job, f"client {len(self.clients)}")
         self.clients.append(client)
@@ -352,7 +354,7 @@ class World:
 
     def make(self, job: Job, task: int, inputs: tuple[int, ...]) -> int:
         """Run a task: make a token, or raise."""
-        if self.chance(0.1):
+        if self.chance(job.fragile):
             raise Boom
         job.runs += 1
         user_task = job.origin[task]
@@ -386,11 +388,11 @@ class World:
             self.check_dropped(job)
             return
         kind, task, *_ = unpack(reason) if reason else (b"", -1)
-        settings = job.settings
+        settings, (tries, deaths) = job.settings, self.oracle.charged(job, task)
         ways = {
-            b"raised": job.tries[task] > settings["retries"],
-            b"timeout": job.tries[task] > settings["retries"],
-            b"died": job.deaths[task] >= settings["allowed"],
+            b"raised": tries > settings["retries"],
+            b"timeout": tries > settings["retries"],
+            b"died": deaths >= settings["allowed"],
             b"unseen": self.value_gone
             or self.rolled_back
             or self.jumps > 0
@@ -426,7 +428,11 @@ class World:
         bound = self.oracle.most_made * (sum(self.faults.values()) + 1)
         for job in self.jobs.values():
             more = job.runs - len(job.graph)
-            many = bound + (len(job.graph) * sum(self.faults.values()) if job.doubtful else 0)
+            many = (
+                bound
+                + job.reruns * self.oracle.most_made * len(self.slots)
+                + (len(job.graph) * sum(self.faults.values()) if job.doubtful else 0)
+            )
             assert more <= many, f"{more} runs of {job} were in vain"
 
     def _ended(self, actor: Actor) -> bool:
