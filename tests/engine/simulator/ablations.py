@@ -245,6 +245,29 @@ ABLATIONS = {
         "local alive = meta[2] == arg.epoch",
     ),
     "R22, impure tasks are made again with all that came of them": Ablation(off="pure"),
+    "Nested, it ends with the job whose task waits for it": _lua(
+        "lib/ending.lua", "for _, child in ipairs(redis.call('SMEMBERS', key.children(job))) do",
+        "for _, child in ipairs({}) do", "computes"
+    ),
+    "Nested, it is not begun after that": _lua(
+        "create.lua", "    end_job(arg.job, 'cancelled', cmsgpack.pack({'cancelled', -1, ORPHAN, ''}))\n", "", "computes"
+    ),
+    "Nested, it comes first": _lua(
+        "create.lua", "if above then priority = math.max(priority, above + NESTED) end", "", "computes"
+    ),
+    "Nested, its parent lends what it holds": _lua(
+        "lend.lua", "redis.call('HDEL', key.slot(arg.slot), 'holds')", "", "computes"
+    ),
+    "Nested, who waits for what is lent is woken": _lua("lend.lua", "pass_on(1)", "", "computes"),
+    "Nested, an old call lends nothing": _lua(
+        "lend.lua", "or tonumber(state[1]) ~= tonumber(arg.seq) then", "then", "computes"
+    ),
+    "Resources, a worker gives no more than it has": _lua(
+        "lib/take.lua", "and has_room(slot, wanted) then", "then"
+    ),
+    "Resources, a lease that ended holds nothing": _lua(
+        "step.lua", "  redis.call('HDEL', key.slot(slot), 'job', 'holds')\nend\nif failed", "  redis.call('HDEL', key.slot(slot), 'job')\nend\nif failed"
+    ),
     "Run again, it has another epoch": _lua(
         "rerun.lua", "'epoch', fresh, 'damaged', '1'", "'damaged', '1'", "run again"
     ),

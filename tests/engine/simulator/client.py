@@ -157,7 +157,14 @@ class Client(_Follower):
     """
 
     outcome = ""
+    #: The slot whose task waits for it.
+    waiter: Actor | None = None
     _begun = 0
+
+    def ended(self) -> None:
+        """Who waits for it goes on."""
+        if self.waiter is not None:
+            self.waiter.nudge()
 
     def live(self) -> Life[None]:
         """Submit; get the answer, or leave the job to the server; again if it was dropped."""

@@ -25,6 +25,8 @@ LEASE = 1_200_000
 MANY = 10**6
 #: The tag that slots and jobs carry for their version of Python.
 PYTHON = "python"
+#: What a worker has one of, and what a task says that needs it.
+RESOURCE, NEED = "resource:GPU", "resource:GPU=1"
 
 
 class Token(NamedTuple):
@@ -85,6 +87,8 @@ class Job:
     #: How often each task raised or ran too long, was running when its process died.
     tries: Counter[int] = field(default_factory=Counter)
     deaths: Counter[int] = field(default_factory=Counter)
+    #: The job whose task waits for it.
+    parent: str = ""
     #: How often it was run again after it failed.
     reruns: int = 0
     runs: int = 0
@@ -169,7 +173,7 @@ class Job:
         return {
             "job": self.id, "n": len(self.graph), "block": self.graph.block, "blocks": self.block_count,
             "epoch": self.epoch, "python": PYTHON, "client_lease": LEASE, "watched": 0,
-            "kept": 0, "uses": pack([]), "most": 0, "ordered": 0, "parent": "", "by": b"", "policy": self.settings["policy"],
+            "kept": 0, "uses": pack([]), "most": 0, "ordered": 0, "parent": self.parent, "by": b"", "policy": self.settings["policy"],
             "hard": pack([list(tags) for tags in self.graph.restrictions]),
         } | {name: self.settings[name] for name in names}  # fmt: skip
 
@@ -203,24 +207,40 @@ class Job:
         hard = {number[t]: tags for t, tags in self.whole.hard.items() if t in number}
         graph = Graph(inputs, frozenset(number[t] for t in wanted), self.graph.block, hard)
         job = Job(new_id, self.family, graph, self.whole, origin, known, epoch, self.settings)
+        job.parent = self.parent
         job.mixed = bool(known)  # what it has may come from other runs than what it gets
         return job
 
 
 def random_job(
-    choices: Choices, family: int, job_id: str, epoch: str, most: int, often: Collection[str] = ()
+    choices: Choices,
+    family: int,
+    job_id: str,
+    epoch: str,
+    most: int,
+    often: Collection[str] = (),
+    parent: str = "",
 ) -> Job:
-    """Return a job of 1 to `most` tasks; `often`: what happens to it more than to others."""
+    """Return a job of 1 to `most` tasks.
+
+    Parameters
+    ----------
+    often : collection of str
+        What happens to it more than to others.
+    parent : str
+        The job of which a task waits for it.
+    """
     n = 1 + choices.below(most)
     roots = choices.pick([1, max(1, n // 2)])  # wide ones give leases of several tasks
     inputs = [_some_before(choices, task) if task >= roots else () for task in range(n)]
     used = {i for its in inputs for i in its}
     outputs = frozenset(t for t in range(n) if t not in used or choices.chance(0.2))
     hard = {}
-    if choices.chance(0.2):
-        hard = {t: ("gpu",) for t in range(n) if choices.chance(0.4)}
+    if choices.chance(0.25):
+        wanted = choices.pick([("gpu",), (NEED,)])
+        hard = {t: wanted for t in range(n) if choices.chance(0.4)}
     graph = Graph(tuple(inputs), outputs, choices.pick([128, 3]), hard)
-    detached = choices.chance(0.9 if "run again" in often else 0.3)
+    detached = not parent and choices.chance(0.9 if "run again" in often else 0.3)
     strict = choices.chance(
         0.7 if detached else 0.15
     )  # such jobs fail, and detached ones run again
@@ -236,7 +256,7 @@ def random_job(
         "pure": choices.pick([1, 0]),
         "policy": choices.pick(["", "", "", "what it wishes is drawn by the slots"]),
     }
-    return Job(job_id, family, graph, graph, tuple(range(n)), {}, epoch, settings)
+    return Job(job_id, family, graph, graph, tuple(range(n)), {}, epoch, settings, parent=parent)
 
 
 def _some_before(choices: Choices, task: int) -> tuple[int, ...]:

@@ -27,6 +27,8 @@ class Oracle:
         self._leases: dict[str, tuple[str, int, list[int]]] = {}
         #: slot -> number and answer of its last call that was run.
         self._answered: dict[str, tuple[int, bytes]] = {}
+        #: Leases whose resources were lent, by slot and number.
+        self.lent: set[tuple[str, int]] = set()
         #: Slots whose end was told; job -> the calls that ran it again, the newest last.
         self._told: set[str] = set()
         self._reruns: dict[str, list[tuple[str, bytes]]] = {}
@@ -39,7 +41,7 @@ class Oracle:
         self._notes: dict[str, Any] = {
             "step": self._step, "unregister": self._unregister, "register": self._register,
             "recover": self._recover, "renew": self._renew, "give_back": self._give_back,
-            "suspend": self._suspend, "rerun": self._rerun,
+            "suspend": self._suspend, "rerun": self._rerun, "lend": self._lend, "create": self._create,
         }  # fmt: skip
 
     def note(self, script: str, args: dict[str, Any], answer: Any, *, late: bool) -> None:
@@ -108,8 +110,8 @@ class Oracle:
     def _check_tags(self, job: Job, slot: str, tag: str, tasks: list[int]) -> None:
         tags = (*self.world.slots[slot].tags, tag)
         for task in tasks:
-            wanted = job.graph.hard.get(task)
-            assert wanted is None or set(wanted) & set(tags), f"{slot} may not run task {task}"
+            wanted = [tag.removesuffix("=1") for tag in job.graph.hard.get(task, ())]
+            assert not wanted or set(wanted) & set(tags), f"{slot} may not run task {task}"
 
     # -- leases that end otherwise ---------------------------------------------------------
 
@@ -194,6 +196,17 @@ class Oracle:
     def _is_finished(self, job: str, task: int) -> bool:
         name = self.world.server.keys("finished", job)
         return bool(self.world.server.command("GETBIT", name, task))
+
+    def _lend(self, args: dict[str, Any], answer: bytes, late: bool) -> None:
+        self.lent.add((args["slot"], args["seq"]))
+
+    def _create(self, args: dict[str, Any], answer: bytes, late: bool) -> None:
+        """Of a job and the one whose task waits for it the first comes first."""
+        if not args["parent"] or answer != b"created":
+            return
+        keys, command = self.world.server.keys, self.world.server.command
+        own, above = (command("HGET", keys("job", args[x]), "priority") for x in ("job", "parent"))
+        assert above is None or float(own) > float(above), f"{own} is not above {above}"
 
     def _suspend(self, args: dict[str, Any], answer: bytes, late: bool) -> None:
         """It is as the newest of these calls wants it, and no copy of an older one undoes that."""

@@ -108,6 +108,8 @@ class Slot(Actor):
         self.cache = ValueCache()
         self.seq = 0
         self.stopping = False
+        #: Its task computes on its own queue, and waits for this client.
+        self.waits_for: Actor | None = None
         #: How it ended, once it has: died, timeout, or nothing to charge.
         self.kind = ""
         #: How many tasks begin before one crashes; -1: none does.
@@ -235,6 +237,8 @@ class Slot(Actor):
             return Batch(), b""
         if world.chance(0.25):
             yield from self._take_long(lease, tasks[0])
+        elif world.nests and world.chance(0.5 if "computes" in world.often else 0.05):
+            yield from self._compute(lease, tasks[0])
         whim: Any = Whim(self)
         run = Run(
             lease._replace(tasks=tasks, alone=lease.alone and world.off != "R3"), job.blocks, values,
@@ -273,6 +277,21 @@ class Slot(Actor):
         self._begin(task, lease.tasks.index(task))
         yield Wait(self.world.server.now + self.world.choices.pick([300, 3000, 20_000]))
         self.page.limit = UNLIMITED
+
+    def _compute(self, lease: Lease, task: int) -> Life[None]:
+        """The first task computes on its own queue; another slot stands in for this one meanwhile."""
+        self._begin(task, lease.tasks.index(task))
+        client = self.waits_for = self.world.compute(self, self.world.jobs[lease.job])
+        self.worker.nudge()
+        try:
+            while not client.over:
+                yield Wait(self.world.server.now + RECHECK)
+        finally:  # it is one process with its client
+            if not client.over:
+                client.kill()
+                client.job.cancelled = True
+            self.waits_for = None
+            self.worker.nudge()
 
     def _load_inputs(self, job: Job, lease: Lease) -> Life[tuple[dict[int, int], list[int]]]:
         """Return the inputs, and the tasks whose inputs are all there; the others are questions."""

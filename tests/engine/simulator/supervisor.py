@@ -8,6 +8,7 @@ from dask_redisq.codec import pack
 from dask_redisq.monitor import Audit, Recovery
 from dask_redisq.watch import due_at, find_overdue, hostages_since
 from simulator.actors import Actor, Call, Command, Life, Wait, in_thread
+from simulator.jobs import RESOURCE
 from simulator.slot import Slot
 
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ class Supervisor(Actor):
         #: The ids of all slots that it ever had.
         self.ever: list[str] = []
         self._kill_at: dict[str, int] = {}
+        #: Leases whose resources were lent.
+        self._lent: set[tuple[str, int]] = set()
         self.look: Look | None = None
         super().__init__(world, name)
 
@@ -92,7 +95,7 @@ class Supervisor(Actor):
                 break
             if not self.stopping:
                 yield from self._fill()
-            for slot in self.slots if self.stopping else ():
+            for slot in self._surplus():
                 slot.stop()
             for slot in list(self.slots):
                 yield from self._look_after(slot)
@@ -120,13 +123,25 @@ class Supervisor(Actor):
     # -- slots ---------------------------------------------------------------------------
 
     def _fill(self) -> Life[None]:
-        while len(self.slots) < self.count and not self.stopping:
+        while len(self.slots) < self.count + self._waiting() and not self.stopping:
             slot = Slot(self.world, self)
             self.world.slots[slot.slot] = slot
             self.ever.append(slot.slot)
             self.slots.append(slot)  # it cannot step before it is registered: it begins by that
             yield from self._register(slot.slot)
             self.world.actors.append(slot)
+
+    def _waiting(self) -> int:
+        """How many of its slots wait for what their tasks compute: others stand in for them."""
+        return sum(slot.waits_for is not None for slot in self.slots if not slot.over)
+
+    def _surplus(self) -> list[Slot]:
+        """Return slots that are to end: all, or stand-ins for those that wait no more."""
+        if self.stopping:
+            return self.slots
+        going = [slot for slot in self.slots if not (slot.over or slot.stopping)]
+        free = [slot for slot in going if slot.waits_for is None]
+        return free[: max(0, len(going) - self.count - self._waiting())]
 
     def _reap(self) -> Life[None]:
         for slot in [s for s in self.slots if s.over]:
@@ -151,6 +166,12 @@ class Supervisor(Actor):
         cursor = page.cursor
         if slot.over:
             return
+        if slot.waits_for is not None and RESOURCE in self.tags:
+            if (slot.slot, cursor.seq) not in self._lent:
+                self._lent.add((slot.slot, cursor.seq))
+                yield Call("lend", {"slot": slot.slot, "seq": cursor.seq})
+            if slot.over:
+                return
         kill_at = self._kill_at.get(slot.slot)
         if kill_at is not None and now >= kill_at:
             del self._kill_at[slot.slot]
@@ -184,8 +205,9 @@ class Supervisor(Actor):
 
     def _register(self, slot: str, seq: int = 0) -> Life[None]:
         tags = ["python", self.name, *self.tags]
+        info = pack({"resources": {"GPU": 1} if RESOURCE in tags else {}})
         yield Call("register", {
-            "worker": self.name, "info": b"info", "expiry": EXPIRY, "slot": slot, "seq": seq, "tags": pack(tags),
+            "worker": self.name, "info": info, "expiry": EXPIRY, "slot": slot, "seq": seq, "tags": pack(tags),
         })  # fmt: skip
 
     def _beat(self) -> Life[None]:

@@ -16,7 +16,7 @@ from simulator.actors import Actor, Call, Command, Wait
 from simulator.choices import Choices
 from simulator.client import Client, Reader
 from simulator.faults import FAULTS, LOSSY, advance_heard
-from simulator.jobs import LEASE, Job, Token, check_tree, random_job
+from simulator.jobs import LEASE, NEED, RESOURCE, Job, Token, check_tree, random_job
 from simulator.operators import Suspender
 from simulator.oracle import Oracle
 from simulator.server import Server
@@ -27,9 +27,11 @@ __all__ = ["World"]
 
 #: Scripts of which a second call must change nothing; others work in slices.
 REPLAYED = {
-    "cancel", "create", "drop_values", "forget", "freeze", "give_back", "greet", "put_block", "rebuild", "register", "rerun",
+    "cancel", "create", "drop_values", "forget", "freeze", "give_back", "greet", "lend", "put_block", "rebuild", "register", "rerun",
     "renew", "renew_client", "report_missing", "seal", "stage", "step", "suspend", "unregister",
 }  # fmt: skip
+#: What some workers carry.
+GPU = ("gpu", RESOURCE)
 #: Turns for each job, and weights of a plain turn and a fault.
 TURNS, PLAIN = 30, 150
 #: How much more often the faults come that a world is to have often.
@@ -90,10 +92,12 @@ class World:
         self.run_id = self.new_id(20)
         self._next = 0
         choices.begin(0)
+        #: How many more jobs tasks may compute.
+        self.nests = choices.pick([0, 3])
         self.lossy = choices.chance(0.5) or any(name in often for name, _, _ in LOSSY)
         self.greedy = not choices.chance(0.2)
         self._greet()
-        for tags in (("gpu",), (), ())[: choices.pick([2, 3])]:
+        for tags in (GPU, (), ())[: choices.pick([2, 3])]:
             self.start_worker(tags, choices.pick([1, 2]))
         self.clients: list[Client] = []
         for _ in range(1 + choices.below(jobs)):
@@ -198,7 +202,7 @@ class World:
         for actor in self.actors:
             actor.frozen = False
         if not any(w.tags for w in self._of(Supervisor)):
-            self.start_worker(("gpu",), 1)
+            self.start_worker(GPU, 1)
         for actor in self.actors:
             if isinstance(actor, Slot | Supervisor | Suspender):
                 actor.nudge()
@@ -283,7 +287,33 @@ class World:
         # A slot may tell of a rollback when some of the jobs did not see it.
         doubtful = {j.id for j in self.jobs.values() if j.doubtful or j.swept or self.rolled_back}
         link, keys = self.server.link, self.server.keys
-        return check(link, keys, graphs, doubtful, much_later=self.jumps > 0)
+        state = check(link, keys, graphs, doubtful, much_later=self.jumps > 0)
+        self._check_children(state)
+        self._check_resources(state)
+        return state
+
+    def _check_children(self, state: State) -> None:
+        """What a task computes ends with its job."""
+        for job in self.jobs.values():
+            if job.parent and not (self.rolled_back or self.jumps or job.doubtful):
+                own, above = (state.mapping("job", x).get("state") for x in (job.id, job.parent))
+                assert own != b"running" or above == b"running", f"{job} runs on, for nobody"
+
+    def _check_resources(self, state: State) -> None:
+        """No worker's slots hold more than it has, and what a lease needs its slot holds, or has lent."""
+        for worker in self.workers.values():
+            slots = state.members("worker_slots", worker.name)
+            holding = [slot for slot in slots if "holds" in state.mapping("slot", slot)]
+            assert len(holding) <= int(RESOURCE in worker.tags), f"{holding} hold the same"
+        for job in self.jobs.values():
+            needy = {t for t, tags in job.graph.hard.items() if NEED in tags}
+            for slot, lease in (state.mapping("leases", job.id) if needy else {}).items():
+                seq, tasks, *_ = unpack(lease)
+                own = state.mapping("slot", slot)
+                held = "holds" in own or own.get("job", b"").decode() != job.id
+                assert held or not needy.intersection(tasks) or (slot, seq) in self.oracle.lent, (
+                    f"{slot} runs {tasks} of {job}, and holds nothing"
+                )
 
     def _greet(self) -> None:
         self.server.call("greet", {"run": self.run_id})
@@ -312,6 +342,18 @@ class World:
         client = Client(self, job, f"client {len(self.clients)}")
         self.clients.append(client)
         self.actors.append(client)
+
+    def compute(self, slot: Slot, parent: Job) -> Client:
+        """Let a task of a job submit one, and wait for it; return who waits."""
+        self.nests -= 1
+        ids = self.new_id(16), self.new_id(8)
+        job = random_job(self.choices, len(self.jobs), *ids, 3, self.often, parent.id)
+        self._enter(job)
+        client = Client(self, job, f"a task in {slot.name}")
+        client.waiter = slot
+        self.clients.append(client)
+        self.actors.append(client)
+        return client
 
     def submit_again(self, job: Job, received: dict[int, int]) -> Job:
         """Return a job for what is missing of one that was dropped."""
@@ -397,17 +439,24 @@ class World:
             or self.rolled_back
             or self.jumps > 0
             or self.faults["server full"] > 0,
-            b"cancelled": job.cancelled,
+            b"cancelled": job.cancelled or self._is_orphan(job),
             b"damaged": self.rolled_back,
             b"client": self.jumps > 0 or self.rolled_back or job.lapsed,
         }
         assert ways.get(kind, False), f"{job} is {state} by {kind!r} of task {task}, for no reason"
 
+    def _is_orphan(self, job: Job) -> bool:
+        """Tell whether the job whose task waited for it ended, at least once."""
+        if not job.parent:
+            return False
+        state = self.server.command("HGET", self.server.keys("job", job.parent), "state")
+        return state != b"running" or self.rolled_back or self.jobs[job.parent].reruns > 0
+
     def _check_sleepers(self) -> None:
         """P14: while all sleep there is no ready task, or a slot was told when it will be."""
         if self.oracle.suspended:
             return
-        waits = [s.op for s in self._of(Slot)]
+        waits = [s.op for s in self._of(Slot) if s.waits_for is None]
         if any(not isinstance(op, Wait) or op.told or not op.wake for op in waits):
             return
         known = self.server.command("SMEMBERS", self.server.keys("slots"))
