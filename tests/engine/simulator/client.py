@@ -89,7 +89,7 @@ class _Follower(Actor):
     def upload(self) -> Life[None]:
         """Only who submitted the job can send what the server forgot."""
         yield from ()
-        self.world.check_dropped(self.job)
+        self.world.judge.dropped(self.job)
         raise Dropped
 
     def _begin_anew(self, items: list[Any]) -> None:
@@ -101,9 +101,9 @@ class _Follower(Actor):
     def _judge(self, state: str, reason: bytes) -> None:
         job = self.job
         if not job.detached and is_dropped(state, reason):
-            self.world.check_dropped(job)
+            self.world.judge.dropped(job)
             raise Dropped
-        self.world.check_end(job, state, reason)
+        self.world.judge.end(job, state, reason)
         raise Ended
 
     def _repair(self) -> Life[None]:
@@ -133,7 +133,7 @@ class _Follower(Actor):
                 whole = False
                 yield from self._report_lost(task)
             else:
-                self.received[job.origin[task]] = self.world.check_value(job, task, loads(data))
+                self.received[job.origin[task]] = self.world.judge.value(job, task, loads(data))
         return whole
 
     def _report_lost(self, task: int) -> Life[None]:
@@ -203,7 +203,7 @@ class Client(_Follower):
         if not job.detached:
             yield from self.gather()
         self.outcome = "answer"
-        world.check_answer(job, self.received)
+        world.judge.answer(job, self.received)
         swept = yield from self._sweep()
         if not swept:  # edges are still to be counted, and nobody needs them now
             yield from self._abandon()
@@ -230,7 +230,7 @@ class Client(_Follower):
         if state == b"waiting":
             self.entered, state = True, b"running"
         if state == b"incomplete":  # the server came back older meanwhile
-            self.world.check_dropped(job)
+            self.world.judge.dropped(job)
             yield from self._abandon()
             raise Dropped
         if job.detached:
@@ -247,7 +247,7 @@ class Client(_Follower):
         if state in (b"", b"cancelled"):
             if self.job.cancelled:
                 raise Ended
-            self.world.check_dropped(self.job)
+            self.world.judge.dropped(self.job)
             raise Dropped
 
     def _sweep(self) -> Life[bool]:
@@ -281,12 +281,12 @@ class Reader(_Follower):
         meta = yield Command(("HMGET", keys("job", job.id), "state", "ttl", "sealed"))
         try:
             if meta[0] is None or meta[2] is None:
-                world.check_dropped(job)
+                world.judge.dropped(job)
                 self.outcome = "ended"
             else:
                 yield from self._read_all()
                 self.outcome = "answer"
-                world.check_answer(job, self.received)
+                world.judge.answer(job, self.received)
         except (Dropped, Ended):
             self.outcome = "ended"
         if world.is_last_reader(self):

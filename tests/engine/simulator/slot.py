@@ -305,7 +305,7 @@ class Slot(Actor):
             for task, record in zip(missing, records, strict=True):
                 data = yield from fetch(self.world, job.id, task, record)
                 if data is not None:
-                    values[task] = self.world.check_value(job, task, loads(data))
+                    values[task] = self.world.judge.value(job, task, loads(data))
                     self.cache.put(task, values[task], len(data))
         tasks = []
         for task, inputs in needs.items():

@@ -7,16 +7,16 @@ from collections import Counter, deque
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from invariants import State, check
+from invariants import State
 from redis.exceptions import RedisError
 
-from dask_redisq.codec import unpack
 from dask_redisq.errors import ServerFull
 from simulator.actors import Actor, Call, Command, Wait
 from simulator.choices import Choices
 from simulator.client import Client, Reader
 from simulator.faults import FAULTS, LOSSY, advance_heard
-from simulator.jobs import LEASE, NEED, RESOURCE, Job, Token, check_tree, random_job
+from simulator.jobs import LEASE, RESOURCE, Job, Token, random_job
+from simulator.judge import Judge
 from simulator.operators import Suspender
 from simulator.oracle import Oracle
 from simulator.server import Server
@@ -89,6 +89,7 @@ class World:
         #: A slot that was judged dead was registered again by an old copy of a call.
         self.ghosts = False
         self.oracle = Oracle(self)
+        self.judge = Judge(self)
         self.run_id = self.new_id(20)
         self._next = 0
         choices.begin(0)
@@ -119,8 +120,8 @@ class World:
         self.end_faults()
         self._until(lambda: all(self._ended(a) for a in self.actors), "no end")
         self._wait_for_leases()
-        self._check_runs()
-        for worker in self._of(Supervisor):
+        self.judge.runs()
+        for worker in self.of(Supervisor):
             worker.stop()
         self._until(lambda: not self.actors, "workers stay")
         self.advance(EXPIRY)
@@ -128,8 +129,8 @@ class World:
             "a last look",
             Call("recover", {"who": "last", "interval": INTERVAL, "deadline": self.server.now}),
         )
-        self.check()
-        self._check_left()
+        self.judge.check()
+        self.judge.left()
 
     def close(self) -> None:
         """End all actors, and leave the server as it was found."""
@@ -186,7 +187,7 @@ class World:
         waits = [a.op for a in self.actors if not a.frozen and isinstance(a.op, Wait)]
         until = min((w.until for w in waits), default=self.server.now + 1000)
         if self.calm:
-            self._check_sleepers()
+            self.judge.sleepers()
         self.advance(max(1, until - self.server.now))
 
     def advance(self, ms: int, kept: list[str] | None = None) -> None:
@@ -201,7 +202,7 @@ class World:
         self.server.full = False
         for actor in self.actors:
             actor.frozen = False
-        if not any(w.tags for w in self._of(Supervisor)):
+        if not any(w.tags for w in self.of(Supervisor)):
             self.start_worker(GPU, 1)
         for actor in self.actors:
             if isinstance(actor, Slot | Supervisor | Suspender):
@@ -230,6 +231,12 @@ class World:
             assert self.server.now < end, f"{what}, which was bound to end by now: {self.actors}"
             if not self.go_on() and self.actors:
                 self.pass_time()
+
+    def _ended(self, actor: Actor) -> bool:
+        return actor.over or isinstance(actor, Slot | Supervisor)
+
+    def _no_jobs(self) -> bool:
+        return not self.server.command("EXISTS", self.server.keys("jobs"))
 
     # -- calls -----------------------------------------------------------------------------
 
@@ -262,7 +269,7 @@ class World:
         self.oracle.note(script, args, answer, late=late)
         self.note_sent(op)
         if self.calls % self.every == 0:
-            state = self.check()
+            state = self.judge.check()
             if script in REPLAYED and not self._moves_on(state, args):
                 self.server.call(script, args)
                 changed = state.difference(State(self.server.link, self.server.keys))
@@ -281,46 +288,13 @@ class World:
     def _tell(self, who: str, what: str, asked: Any, answer: Any) -> None:
         self.story.append((self.server.elapsed, who, what, asked, answer))
 
-    def check(self) -> State:
-        """Assert P1 to P8."""
-        graphs = {job.id: job.graph for job in self.jobs.values()}
-        # A slot may tell of a rollback when some of the jobs did not see it.
-        doubtful = {j.id for j in self.jobs.values() if j.doubtful or j.swept or self.rolled_back}
-        link, keys = self.server.link, self.server.keys
-        state = check(link, keys, graphs, doubtful, much_later=self.jumps > 0)
-        self._check_children(state)
-        self._check_resources(state)
-        return state
-
-    def _check_children(self, state: State) -> None:
-        """What a task computes ends with its job."""
-        for job in self.jobs.values():
-            if job.parent and not (self.rolled_back or self.jumps or job.doubtful):
-                own, above = (state.mapping("job", x).get("state") for x in (job.id, job.parent))
-                assert own != b"running" or above == b"running", f"{job} runs on, for nobody"
-
-    def _check_resources(self, state: State) -> None:
-        """No worker's slots hold more than it has, and what a lease needs its slot holds, or has lent."""
-        for worker in self.workers.values():
-            slots = state.members("worker_slots", worker.name)
-            holding = [slot for slot in slots if "holds" in state.mapping("slot", slot)]
-            assert len(holding) <= int(RESOURCE in worker.tags), f"{holding} hold the same"
-        for job in self.jobs.values():
-            needy = {t for t, tags in job.graph.hard.items() if NEED in tags}
-            for slot, lease in (state.mapping("leases", job.id) if needy else {}).items():
-                seq, tasks, *_ = unpack(lease)
-                own = state.mapping("slot", slot)
-                held = "holds" in own or own.get("job", b"").decode() != job.id
-                assert held or not needy.intersection(tasks) or (slot, seq) in self.oracle.lent, (
-                    f"{slot} runs {tasks} of {job}, and holds nothing"
-                )
-
     def _greet(self) -> None:
         self.server.call("greet", {"run": self.run_id})
 
     # -- who is there ------------------------------------------------------------------------
 
-    def _of(self, kind: type[Any]) -> Iterator[Any]:
+    def of(self, kind: type[Any]) -> Iterator[Any]:
+        """Yield the living actors of a kind."""
         return (a for a in list(self.actors) if isinstance(a, kind) and not a.over)
 
     def new_id(self, size: int) -> str:
@@ -373,7 +347,7 @@ class World:
 
     def is_last_reader(self, reader: Reader) -> bool:
         """Tell whether no other reader of its job is left."""
-        others = [r for r in self._of(Reader) if r.job is reader.job and r is not reader]
+        others = [r for r in self.of(Reader) if r.job is reader.job and r is not reader]
         return not others
 
     def some_job(self) -> str:
@@ -404,102 +378,3 @@ class World:
         seen = tuple(made[i] if i in made else job.known[i] for i in job.whole.inputs[user_task])
         self.tokens.append(Token(job.family, user_task, seen))
         return len(self.tokens) - 1
-
-    # -- what must hold ------------------------------------------------------------------------
-
-    def check_value(self, job: Job, task: int, token: int) -> int:
-        """Assert that a value is one of this task; return it."""
-        made = self.tokens[token]
-        assert (made.family, made.task) == (job.family, job.origin[task]), (
-            f"task {task} of {job} has the value of {made}"
-        )
-        return token
-
-    def check_answer(self, job: Job, received: dict[int, int]) -> None:
-        """P9, P10."""
-        check_tree(job, self.tokens, received, once=job.once)
-
-    def check_dropped(self, job: Job) -> None:
-        """Assert that there is a reason for a job to be gone."""
-        told = self.jumps or self.rolled_back or job.cancelled or job.lapsed
-        assert told, f"{job} is gone, and nobody knows why"
-
-    def check_end(self, job: Job, state: str, reason: bytes) -> None:
-        """Assert that a job ended without its answer for a reason that the world knows."""
-        if state == "":
-            self.check_dropped(job)
-            return
-        kind, task, *_ = unpack(reason) if reason else (b"", -1)
-        settings, (tries, deaths) = job.settings, self.oracle.charged(job, task)
-        ways = {
-            b"raised": tries > settings["retries"],
-            b"timeout": tries > settings["retries"],
-            b"died": deaths >= settings["allowed"],
-            b"unseen": self.value_gone
-            or self.rolled_back
-            or self.jumps > 0
-            or self.faults["server full"] > 0,
-            b"cancelled": job.cancelled or self._is_orphan(job),
-            b"damaged": self.rolled_back,
-            b"client": self.jumps > 0 or self.rolled_back or job.lapsed,
-        }
-        assert ways.get(kind, False), f"{job} is {state} by {kind!r} of task {task}, for no reason"
-
-    def _is_orphan(self, job: Job) -> bool:
-        """Tell whether the job whose task waited for it ended, at least once."""
-        if not job.parent:
-            return False
-        state = self.server.command("HGET", self.server.keys("job", job.parent), "state")
-        return state != b"running" or self.rolled_back or self.jobs[job.parent].reruns > 0
-
-    def _check_sleepers(self) -> None:
-        """P14: while all sleep there is no ready task, or a slot was told when it will be."""
-        if self.oracle.suspended:
-            return
-        waits = [s.op for s in self._of(Slot) if s.waits_for is None]
-        if any(not isinstance(op, Wait) or op.told or not op.wake for op in waits):
-            return
-        known = self.server.command("SMEMBERS", self.server.keys("slots"))
-        if sorted(known) != sorted(s.slot.encode() for s in self._of(Slot)):
-            return  # a token may have gone to one that is dead, and not missed yet
-        found = self.server.command("ZRANGE", self.server.keys("active"), 0, -1)
-        active = [job for job in found if self._is_open(job)]
-        assert not active, f"all slots sleep; {active} have ready tasks, and were bound to end"
-
-    def _is_open(self, job: bytes) -> bool:
-        """Tell whether tasks of a job may be leased: of one with a policy, once it is sealed."""
-        name = self.server.keys("job", job.decode())
-        asks, sealed = self.server.command("HMGET", name, "asks", "sealed")
-        return asks is None or sealed is not None
-
-    def _check_runs(self) -> None:
-        """P13: not more tasks ran again than were in the hands of what failed."""
-        bound = self.oracle.most_made * (sum(self.faults.values()) + 1)
-        for job in self.jobs.values():
-            more = job.runs - len(job.graph)
-            many = (
-                bound
-                + job.reruns * self.oracle.most_made * len(self.slots)
-                + (len(job.graph) * sum(self.faults.values()) if job.doubtful else 0)
-            )
-            assert more <= many, f"{more} runs of {job} were in vain"
-
-    def _ended(self, actor: Actor) -> bool:
-        return actor.over or isinstance(actor, Slot | Supervisor)
-
-    def _no_jobs(self) -> bool:
-        return not self.server.command("EXISTS", self.server.keys("jobs"))
-
-    def _check_left(self) -> None:
-        """P11: nothing stays but the queue's own hash and what expires because nobody saw it."""
-        state = State(self.server.link, self.server.keys)
-        prefix = len(self.server.keys.prefix)
-        names = [name[prefix:] for name in state.content]
-        fleeting = ("tomb:", "monitor", "queue")
-        left = [n for n in names if not n.startswith(fleeting) and not _unseen(n)]
-        assert not left, f"keys are left: {left}"
-
-
-def _unseen(name: str) -> bool:
-    """Tell whether a key of a job was never seen by a script, and expires by itself."""
-    return name.startswith("job:") and name.split(":")[2] in {"value", "built", "new"}

@@ -1,0 +1,163 @@
+"""What must hold in a world: of the whole state, of what clients receive, and at the end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from invariants import State, check
+
+from dask_redisq.codec import unpack
+from simulator.actors import Wait
+from simulator.jobs import NEED, RESOURCE, Job, check_tree
+from simulator.slot import Slot
+
+if TYPE_CHECKING:
+    from simulator.world import World
+
+__all__ = ["Judge"]
+
+
+class Judge:
+    """Asserts what a world promises.
+
+    Parameters
+    ----------
+    world : World
+        Knows what went wrong in it, and so what may be.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def check(self) -> State:
+        """Assert P1 to P8."""
+        graphs = {job.id: job.graph for job in self.world.jobs.values()}
+        # A slot may tell of a rollback when some of the jobs did not see it.
+        doubtful = {
+            j.id
+            for j in self.world.jobs.values()
+            if j.doubtful or j.swept or self.world.rolled_back
+        }
+        link, keys = self.world.server.link, self.world.server.keys
+        state = check(link, keys, graphs, doubtful, much_later=self.world.jumps > 0)
+        self._check_children(state)
+        self._check_resources(state)
+        return state
+
+    def _check_children(self, state: State) -> None:
+        """What a task computes ends with its job."""
+        for job in self.world.jobs.values():
+            if job.parent and not (self.world.rolled_back or self.world.jumps or job.doubtful):
+                own, above = (state.mapping("job", x).get("state") for x in (job.id, job.parent))
+                assert own != b"running" or above == b"running", f"{job} runs on, for nobody"
+
+    def _check_resources(self, state: State) -> None:
+        """No worker's slots hold more than it has, and what a lease needs its slot holds, or has lent."""
+        for worker in self.world.workers.values():
+            slots = state.members("worker_slots", worker.name)
+            holding = [slot for slot in slots if "holds" in state.mapping("slot", slot)]
+            assert len(holding) <= int(RESOURCE in worker.tags), f"{holding} hold the same"
+        for job in self.world.jobs.values():
+            needy = {t for t, tags in job.graph.hard.items() if NEED in tags}
+            for slot, lease in (state.mapping("leases", job.id) if needy else {}).items():
+                seq, tasks, *_ = unpack(lease)
+                own = state.mapping("slot", slot)
+                held = "holds" in own or own.get("job", b"").decode() != job.id
+                assert (
+                    held or not needy.intersection(tasks) or (slot, seq) in self.world.oracle.lent
+                ), f"{slot} runs {tasks} of {job}, and holds nothing"
+
+    def value(self, job: Job, task: int, token: int) -> int:
+        """Assert that a value is one of this task; return it."""
+        made = self.world.tokens[token]
+        assert (made.family, made.task) == (job.family, job.origin[task]), (
+            f"task {task} of {job} has the value of {made}"
+        )
+        return token
+
+    def answer(self, job: Job, received: dict[int, int]) -> None:
+        """P9, P10."""
+        check_tree(job, self.world.tokens, received, once=job.once)
+
+    def dropped(self, job: Job) -> None:
+        """Assert that there is a reason for a job to be gone."""
+        told = self.world.jumps or self.world.rolled_back or job.cancelled or job.lapsed
+        assert told, f"{job} is gone, and nobody knows why"
+
+    def end(self, job: Job, state: str, reason: bytes) -> None:
+        """Assert that a job ended without its answer for a reason that the world knows."""
+        if state == "":
+            self.dropped(job)
+            return
+        kind, task, *_ = unpack(reason) if reason else (b"", -1)
+        settings, (tries, deaths) = job.settings, self.world.oracle.charged(job, task)
+        ways = {
+            b"raised": tries > settings["retries"],
+            b"timeout": tries > settings["retries"],
+            b"died": deaths >= settings["allowed"],
+            b"unseen": self.world.value_gone
+            or self.world.rolled_back
+            or self.world.jumps > 0
+            or self.world.faults["server full"] > 0,
+            b"cancelled": job.cancelled or self._is_orphan(job),
+            b"damaged": self.world.rolled_back,
+            b"client": self.world.jumps > 0 or self.world.rolled_back or job.lapsed,
+        }
+        assert ways.get(kind, False), f"{job} is {state} by {kind!r} of task {task}, for no reason"
+
+    def _is_orphan(self, job: Job) -> bool:
+        """Tell whether the job whose task waited for it ended, at least once."""
+        if not job.parent:
+            return False
+        state = self.world.server.command(
+            "HGET", self.world.server.keys("job", job.parent), "state"
+        )
+        return (
+            state != b"running" or self.world.rolled_back or self.world.jobs[job.parent].reruns > 0
+        )
+
+    def sleepers(self) -> None:
+        """P14: while all sleep there is no ready task, or a slot was told when it will be."""
+        if self.world.oracle.suspended:
+            return
+        waits = [s.op for s in self.world.of(Slot) if s.waits_for is None]
+        if any(not isinstance(op, Wait) or op.told or not op.wake for op in waits):
+            return
+        known = self.world.server.command("SMEMBERS", self.world.server.keys("slots"))
+        if sorted(known) != sorted(s.slot.encode() for s in self.world.of(Slot)):
+            return  # a token may have gone to one that is dead, and not missed yet
+        found = self.world.server.command("ZRANGE", self.world.server.keys("active"), 0, -1)
+        active = [job for job in found if self._is_open(job)]
+        assert not active, f"all slots sleep; {active} have ready tasks, and were bound to end"
+
+    def _is_open(self, job: bytes) -> bool:
+        """Tell whether tasks of a job may be leased: of one with a policy, once it is sealed."""
+        name = self.world.server.keys("job", job.decode())
+        asks, sealed = self.world.server.command("HMGET", name, "asks", "sealed")
+        return asks is None or sealed is not None
+
+    def runs(self) -> None:
+        """P13: not more tasks ran again than were in the hands of what failed."""
+        bound = self.world.oracle.most_made * (sum(self.world.faults.values()) + 1)
+        for job in self.world.jobs.values():
+            more = job.runs - len(job.graph)
+            many = (
+                bound
+                + job.reruns * self.world.oracle.most_made * len(self.world.slots)
+                + (len(job.graph) * sum(self.world.faults.values()) if job.doubtful else 0)
+            )
+            assert more <= many, f"{more} runs of {job} were in vain"
+
+    def left(self) -> None:
+        """P11: nothing stays but the queue's own hash and what expires because nobody saw it."""
+        state = State(self.world.server.link, self.world.server.keys)
+        prefix = len(self.world.server.keys.prefix)
+        names = [name[prefix:] for name in state.content]
+        fleeting = ("tomb:", "monitor", "queue")
+        left = [n for n in names if not n.startswith(fleeting) and not _unseen(n)]
+        assert not left, f"keys are left: {left}"
+
+
+def _unseen(name: str) -> bool:
+    """Tell whether a key of a job was never seen by a script, and expires by itself.world."""
+    return name.startswith("job:") and name.split(":")[2] in {"value", "built", "new"}
