@@ -52,11 +52,13 @@ class Judge:
                 assert own != b"running" or above == b"running", f"{job} runs on, for nobody"
 
     def _check_resources(self, state: State) -> None:
-        """No worker's slots hold more than it has, and what a lease needs its slot holds, or has lent."""
+        """Slots hold what their leases need, or have lent it; not more than their worker has."""
         for worker in self.world.workers.values():
             slots = state.members("worker_slots", worker.name)
             holding = [slot for slot in slots if "holds" in state.mapping("slot", slot)]
             assert len(holding) <= int(RESOURCE in worker.tags), f"{holding} hold the same"
+            idle = [slot for slot in holding if "job" not in state.mapping("slot", slot)]
+            assert not idle, f"{idle} run nothing, and hold what others may wait for"
         for job in self.world.jobs.values():
             needy = {t for t, tags in job.graph.hard.items() if NEED in tags}
             for slot, lease in (state.mapping("leases", job.id) if needy else {}).items():
