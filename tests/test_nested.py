@@ -69,6 +69,12 @@ def steps_within(folder: Path) -> int:
     return int(dask.delayed(inc)(two).compute(scheduler=redisq.get))
 
 
+def wait_for_gate(folder: Path) -> int:
+    """Leave the process's number, and wait in a nested job for a file."""
+    (folder / f"pid{os.getpid()}").touch()
+    return wait_within(folder / "gate")
+
+
 def open_gate(gate: Path) -> int:
     """Make the file."""
     gate.touch()
@@ -281,6 +287,21 @@ def test_calls_of_a_task_that_no_slot_is_free_for_fail(
     assert [type(error) for error in errors] == [redisq.RedisqError] * 2
     assert "start more workers" in str(errors[0])
     assert queue.jobs() == []
+
+
+def test_a_task_whose_slot_dies_as_it_waits_computes_again(
+    queue: Queue, start_worker: Callable[..., WorkerProcess], tmp_path: Path
+) -> None:
+    """What it had submitted is nobody's; what it submits now is its answer."""
+    worker = one_slot(queue, start_worker)
+    future = queue.compute(dask.delayed(wait_for_gate)(tmp_path))
+    wait_until(lambda: len(worker.slots()) == 2)
+    (first,) = tmp_path.glob("pid*")
+    os.kill(int(first.name.removeprefix("pid")), signal.SIGKILL)
+    wait_until(lambda: len(list(tmp_path.glob("pid*"))) == 2)
+    (tmp_path / "gate").touch()
+    assert future.result(60) == 3
+    wait_until(lambda: len(worker.slots()) == 1)
 
 
 def many_slow(folder: Path) -> None:
