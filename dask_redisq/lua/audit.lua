@@ -1,11 +1,12 @@
 -- Compare some tasks of some jobs with their counts: what does not fit has to be rebuilt.
--- keys: monitor jobs job edges finished wait consumers ready tagged sets delayed leases parked settle
+-- keys: monitor jobs job edges finished wait consumers ready tagged sets delayed leases parked settle slots slot
 -- args: who interval
 -- returns: msgpack {blocks that were compared, {job, what is wrong with it, job, ...}}
 --@include full
 --@include look
 --@include numbers
 --@include damage
+--@include held_lease
 --
 -- doRedis's queued + started + finished = total, of which it says that a fault in any part of it
 -- is lost work: here for each task. One that is not finished, and waits for nothing, is ready, or
@@ -23,7 +24,11 @@ local function placed_tasks(job)
   local function place(tasks)
     for _, task in ipairs(tasks) do placed[tonumber(task)] = true end
   end
-  for _, packed in ipairs(redis.call('HVALS', key.leases(job))) do place(cmsgpack.unpack(packed)[2]) end
+  local leases = redis.call('HGETALL', key.leases(job))
+  for i = 1, #leases, 2 do
+    local lease = cmsgpack.unpack(leases[i + 1])
+    if is_held_lease(job, leases[i], lease[1]) then place(lease[2]) end
+  end
   for _, set in ipairs(redis.call('ZRANGE', key.sets(job), 0, -1)) do
     place(redis.call('ZRANGE', key.tagged(job, set), 0, -1))
   end

@@ -1,5 +1,5 @@
 -- Replace all derived state of a frozen job by what was built aside, and let it go on.
--- keys: job finished wait consumers ready tagged sets delayed alone parked log settle leases built
+-- keys: job finished wait consumers ready tagged sets delayed alone parked log settle leases built slots slot
 -- args: job generation epoch finished acked hard
 -- returns: 'rebuilt', or 'late' when the job is not frozen under this generation, or what was built is gone
 --@include full
@@ -7,11 +7,12 @@
 --@include numbers
 --@include ending
 --@include expire
+--@include held_lease
 --
 -- Of two rebuilders, one slow, the older finds another generation, and changes nothing.
 -- `epoch` is '' unless history changed: then components with inputs from before are refused. `hard` =
--- msgpack of the numbers of restrictions with ready tasks. Leases stay: what they hold leaves the ready sets, and a
--- task that waits again leaves its lease; its late result counts all the same.
+-- msgpack of the numbers of restrictions with ready tasks. Leases that somebody has stay: what they hold leaves the ready
+-- sets, and a task that waits again leaves its lease; its late result counts all the same.
 write_when_full()
 local job = arg.job
 local meta = redis.call('HMGET', key.job(job), 'state', 'frozen', 'damaged')
@@ -46,18 +47,23 @@ end
 local leases = redis.call('HGETALL', key.leases(job))
 for i = 1, #leases, 2 do
   local lease = cmsgpack.unpack(leases[i + 1])
+  local held = is_held_lease(job, leases[i], lease[1])
   local waits, done, left = read_counters(key.wait(job), lease[2]), read_bits(key.finished(job), lease[2]), {}
   for k, task in ipairs(lease[2]) do
     if done[task] then
       -- nobody needs it any more
-    elseif waits[k] == 0 then
+    elseif held and waits[k] == 0 then
       left[#left + 1] = task
       leave_ready(task)
     else
       redis.call('SADD', key.alone(job), task)
     end
   end
-  redis.call('HSET', key.leases(job), leases[i], cmsgpack.pack({lease[1], left, lease[3]}))
+  if held then
+    redis.call('HSET', key.leases(job), leases[i], cmsgpack.pack({lease[1], left, lease[3]}))
+  else
+    redis.call('HDEL', key.leases(job), leases[i])
+  end
 end
 local delayed = {}
 for _, task in ipairs(redis.call('ZRANGE', key.delayed(job), 0, -1)) do

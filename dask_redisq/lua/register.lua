@@ -6,13 +6,14 @@
 --@include expire
 --
 -- `slot` = '' registers the worker alone. A slot that was registered before stays as it is, so
--- that a replay does not forget its lease. `seq`: its last call that was answered, 0 for a new one; an
+-- that a replay does not forget its lease; unless the server lost what it knew of it. `seq`: its last call that was answered, 0 for a new one; an
 -- older one that is still under way is refused.
 write_when_full()
 redis.call('HSET', key.workers(), arg.worker, arg.info)
 redis.call('SET', key.alive(arg.worker), '1', 'PX', arg.expiry)
 redis.call('HSETNX', key.queue(), 'schema', '1')
-if arg.slot ~= '' and redis.call('SADD', key.slots(), arg.slot) == 1 then
+local fresh = arg.slot ~= '' and redis.call('SADD', key.slots(), arg.slot) == 1
+if fresh or arg.slot ~= '' and redis.call('HEXISTS', key.slot(arg.slot), 'seq') == 0 then
   redis.call('SADD', key.worker_slots(arg.worker), arg.slot)
   redis.call('HSET', key.slot(arg.slot), 'worker', arg.worker, 'tags', arg.tags, 'seq', arg.seq,
     'answer', cmsgpack.pack({'stale', {}, false, 0}), 'steady', '0')

@@ -19,11 +19,11 @@ local held, answer, live = cmsgpack.unpack(arg.held), 'ok', {}
 for i = 1, #held, 2 do
   local slot, seq = held[i], held[i + 1]
   live[slot] = true
-  if redis.call('SISMEMBER', key.slots(), slot) == 0 then
+  local stored = redis.call('HMGET', key.slot(slot), 'seq', 'job')
+  if not stored[1] or redis.call('SISMEMBER', key.slots(), slot) == 0 then
     answer = 'unknown'
   else
     redis.call('PEXPIRE', key.slot(slot), DAY)
-    local stored = redis.call('HMGET', key.slot(slot), 'seq', 'job')
     if stored[2] and seq > tonumber(stored[1]) then
       end_lease(stored[2], slot, {}, function() return true end)
       redis.call('HDEL', key.slot(slot), 'job', 'holds')
@@ -32,7 +32,10 @@ for i = 1, #held, 2 do
 end
 local tokens = 0
 for _, slot in ipairs(redis.call('SMEMBERS', key.worker_slots(arg.worker))) do
-  if not live[slot] then tokens = tokens + unregister(slot, function() return true end) end
+  if not live[slot] then
+    tokens = tokens + unregister(slot, function() return true end)
+    redis.call('SREM', key.worker_slots(arg.worker), slot) -- its own hash may be lost, which says so
+  end
 end
 pass_on(tokens)
 return answer

@@ -24,7 +24,8 @@
 -- ...}, or '': what policies answered; false for one that did not end, which is asked no more.
 local slot, seq = arg.slot, tonumber(arg.seq)
 local state = redis.call('HMGET', key.slot(slot), 'seq', 'answer', 'job', 'tags', 'steady', 'holds', 'tag')
-local registered = redis.call('SISMEMBER', key.slots(), slot) == 1
+-- Without its hash, which the server evicted, it has to register again, as without the rest.
+local registered = state[1] and redis.call('SISMEMBER', key.slots(), slot) == 1
 if registered then
   -- A reply was lost, or a copy of the call was under way: the same answer, or a refusal. Were
   -- it run again it would lease a second time, and nobody would know that lease.

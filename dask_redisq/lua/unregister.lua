@@ -55,6 +55,7 @@ if try and try.again then write_try(job, try) end
 local kept = delayed and {[begun] = true} or {}
 if charged and redis.call('HEXISTS', key.job(job), 'watched') == 1 then note_event(job, arg.slot, arg.kind, {begun}) end
 local tokens = unregister(arg.slot, function(_, i) return known and i <= position + 1 end, kept)
+redis.call('SREM', key.worker_slots(arg.worker), arg.slot) -- its own hash may be lost, which says so
 if delayed then postpone(job, try) end
 if try and not try.again then
   end_job(job, 'failed', cmsgpack.pack({'timeout', begun, arg.record, arg.slot, try.count}))

@@ -56,6 +56,21 @@ def test_a_task_that_is_nowhere_is_found(engine: Engine) -> None:
     assert engine.finish(w1, A, want=1).tasks == [B]
 
 
+def test_a_lease_of_a_slot_that_the_server_forgot_is_found(engine: Engine) -> None:
+    """Its hash was evicted: it registers again, and knows nothing of its lease."""
+    w1, w2 = engine.slot(), engine.slot()
+    job = engine.job({A: (), B: (A,)}, {B})
+    engine.step(w1, want=1)
+    engine.link.command("DEL", engine.keys("slot", w1.id))
+    again = {"worker": w1.worker, "info": b"info", "expiry": LONG, "tags": pack(list(w1.tags))}
+    engine.link.call("register", engine.keys, **again, slot=w1.id, seq=w1.seq)
+    assert audit(engine, job)[1] == "task 0 waits for nothing, and is neither ready nor leased"
+    engine.rebuild(job)
+    assert engine.step(w2, want=1).tasks == [A]
+    assert engine.finish(w2, A, want=1).tasks == [B]
+    assert engine.finish(w1, A).refused == [A]
+
+
 @pytest.mark.parametrize("count", [0, 3])
 def test_a_count_that_is_wrong_is_found(engine: Engine, count: int) -> None:
     """Too low it would run before its inputs, too high never."""

@@ -208,22 +208,28 @@ PER_JOB = (
     "job", "blocks", "edges", "finished", "values", "log", "wait", "consumers", "ready", "leases",
     "client", "alone", "news",
 )  # fmt: skip
-ALWAYS = ("slots", "job", "values", "wait", "leases")
+PER_SLOT = ("slot", "idle", "wake", "alive", "worker_slots", "control")
+ALWAYS = ("slots", "job", "values", "wait", "leases", "slot")
 
 
 @pytest.mark.parametrize(
     "kind",
-    [pytest.param(k, marks=() if k in ALWAYS else SLOW) for k in (*QUEUES, *PER_JOB)],
+    [pytest.param(k, marks=() if k in ALWAYS else SLOW) for k in (*QUEUES, *PER_JOB, *PER_SLOT)],
 )
 def test_a_key_that_was_evicted(
     mortal: MortalServer, far: Queue, tmp_path: Path, kind: str
 ) -> None:
-    """Row 26: one key of a running job is gone: the answer is right, or an error tells; nobody hangs."""
+    """Row 26: a key of a running job, or one of all slots, is gone: the answer is right; nobody hangs."""
     link = Link(mortal.url)
     job = Computing(far, tmp_path, width=20, pause=0.02)
     job.half_way()
     (running,) = [row["id"] for row in far.jobs()]
-    link.command("DEL", Keys("test")(kind, *([running] if kind in PER_JOB else [])))
+    if kind in PER_SLOT:
+        names = link.command("KEYS", Keys("test")(kind, "*"))
+    else:
+        names = [Keys("test")(kind, *([running] if kind in PER_JOB else []))]
+    for name in names:
+        link.command("DEL", name)
     link.close()
     job.check()
     nothing_left(mortal.url)
