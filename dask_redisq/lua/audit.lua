@@ -1,5 +1,5 @@
 -- Compare some tasks of some jobs with their counts: what does not fit has to be rebuilt.
--- keys: monitor jobs job edges finished wait consumers ready tagged sets delayed leases parked settle slots slot
+-- keys: monitor workers jobs job edges finished wait consumers ready tagged sets delayed leases parked settle slots slot
 -- args: who interval
 -- returns: msgpack {blocks that were compared, {job, what is wrong with it, job, ...}}
 --@include full

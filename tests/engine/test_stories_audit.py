@@ -71,6 +71,17 @@ def test_a_lease_of_a_slot_that_the_server_forgot_is_found(engine: Engine) -> No
     assert engine.finish(w1, A).refused == [A]
 
 
+@pytest.mark.parametrize("check", ["audit", "recover"])
+def test_who_looks_after_a_queue_that_was_removed_makes_no_key(engine: Engine, check: str) -> None:
+    """A monitor of W1, which serves another queue as well, comes late."""
+    engine.link.command("FLUSHALL")
+    args = {"who": "test", "interval": LONG}
+    engine.link.call(
+        check, engine.keys, **args, **({"deadline": NEVER} if check == "recover" else {})
+    )
+    assert engine.link.command("KEYS", "*") == []
+
+
 @pytest.mark.parametrize("count", [0, 3])
 def test_a_count_that_is_wrong_is_found(engine: Engine, count: int) -> None:
     """Too low it would run before its inputs, too high never."""
