@@ -185,11 +185,14 @@ class Submitted(NamedTuple):
         What holds it, if it is not detached.
     answer : Answer
         The way from its outputs to what was asked for.
+    again : callable, optional
+        Submits it once more, if it is not detached, and returns the new id and what holds that.
     """
 
     job: str
     kept: KeptJob | None
     answer: Answer
+    again: Callable[[], tuple[str, Any]] | None = None
 
 
 def submit(
@@ -238,11 +241,17 @@ def submit(
         plan, keys, options = sender.plan(dsk, keys)
         options = replace(options, result_ttl=float(result_ttl or 0))
         plan.kept = result_ttl is None
+
+        def send_again() -> tuple[str, Any]:
+            with pool.lend(names) as link:
+                return sender.send(link, plan, options)
+
         with pool.lend(names) as link:
             constants = plan.constants | fetch_parts(plan.fetched, link)
             single = len(collections) == 1
             answer = Answer(keys, plan.outputs, constants, plan.local, repack, single)
-            submitted.append(Submitted(*sender.send(link, plan, options, answer), answer))
+            sent = sender.send(link, plan, options, answer)
+        submitted.append(Submitted(*sent, answer, send_again if plan.kept else None))
         return [None] * len(keys)
 
     # Dask makes the graph: it knows best how, in each of its versions.

@@ -116,6 +116,8 @@ class Follower:
         link.ends_loops = bool(options.get_task)
         self.received: dict[int, Any] = {}
         self.ended: str | None = None
+        #: Whether it ended though nobody wanted that: see `Dropped`.
+        self.dropped = False
         self._outputs, self._wanted = outputs, len(set(outputs))
         self._said = False
         self._repairs = self._repaired_at = 0
@@ -366,7 +368,8 @@ class Follower:
             error = as_exception(reason, self.id, self.names, self.seal)
             kind, task, *_ = unpack(reason)
             self.culprit, self.raised = task if task >= 0 else None, kind == b"raised"
-        if not self.detached and is_dropped(state, reason):
+        self.dropped = is_dropped(state, reason)
+        if self.dropped and not self.detached:
             return Dropped(str(error))
         return error
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -27,18 +29,25 @@ from dask_redisq.secret import find_secret
 from dask_redisq.serving import stand_in
 from dask_redisq.task_warnings import issue_warnings
 from dask_redisq.trust import Seal
-from dask_redisq.verdict import why_gone
+from dask_redisq.verdict import is_dropped, why_gone
 
 __all__ = ["Future", "attach", "cancel_job"]
+
+logger = logging.getLogger("dask_redisq")
+
+#: How often in a row a job that was lost goes again.
+AGAIN = 5
 
 
 class Future:
     """The answer of a job, now or later; `Queue.compute` and `Queue.attach` give it.
 
     The job of a plain one ends, with its results, when this object is garbage, or its process
-    ends. Of a detached job any number of processes may hold one. None of them is needed: the job
-    goes on without, and its results stay until they are older than its ``result_ttl``, or until
-    one of them calls `forget`.
+    ends. If it is lost before its answer was read, with the server's data or because this process
+    was stopped for longer than its lease, it is submitted again, under another id. Of a detached
+    job any number of processes may hold one. None of them is needed: the job goes on without, and
+    its results stay until they are older than its ``result_ttl``, or until one of them calls
+    `forget`.
 
     Attributes
     ----------
@@ -56,12 +65,21 @@ class Future:
     1000000.0
     """
 
-    def __init__(self, pool: Pool, keys: Keys, job: str, answer: Answer, kept: Any = None) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        keys: Keys,
+        job: str,
+        answer: Answer,
+        kept: Any = None,
+        again: Callable[[], tuple[str, Any]] | None = None,
+    ) -> None:
         self.id = job
         self.kept = kept
         self._pool = pool
         self._keys = keys
         self._answer = answer
+        self._again = again
         self._outcome: tuple[Any, BaseException | None] | None = None
         self._trace: TracebackType | None = None
 
@@ -128,8 +146,15 @@ class Future:
         if self._outcome is not None:
             return True
         with self._pool.lend() as link:
-            state = link.command("HGET", self._keys("job", self.id), "state")
-        return bool(state != b"running")
+            state, reason = link.command("HMGET", self._keys("job", self.id), "state", "error")
+            if state is None:
+                reason = link.command("GET", self._keys("tomb", self.id))
+        if state == b"running":
+            return False
+        if self._again is None or not is_dropped((state or b"").decode(), reason or b""):
+            return True
+        self._submit_again()
+        return False
 
     def cancel(self, reason: str | None = None) -> bool:
         """Cancel the job, for all who wait for it; see `Queue.cancel`."""
@@ -151,11 +176,31 @@ class Future:
                 self._trace = without_our_frames(error.__traceback__)
                 BaseException.with_traceback(error, self._trace)
             self._outcome = value, error
+            self._again = None  # it holds the graph
         return self._outcome
+
+    def _submit_again(self) -> None:
+        """Have the job made once more: the server lost it, or the lease of this client."""
+        if self._again is None:
+            raise RuntimeError(f"{self!r} has no graph to submit again")
+        lost = self.id
+        self.id, self.kept = self._again()
+        logger.warning("job %s of a future was lost: it goes again, as job %s", lost, self.id)
 
     def _read(self, timeout: float | None) -> tuple[Any, BaseException | None]:
         """Wait for the outcome; what is no outcome of the job (no server, no time) is raised."""
         deadline = None if timeout is None else time.monotonic() + timeout
+        for vain in range(AGAIN + 1):
+            outcome = self._follow(deadline, last=vain == AGAIN)
+            if outcome is not None:
+                return outcome
+            self._submit_again()
+        raise AssertionError("the last one has an outcome")
+
+    def _follow(
+        self, deadline: float | None, *, last: bool
+    ) -> tuple[Any, BaseException | None] | None:
+        """Wait for the outcome of the job as it is now; None: it was lost, and can go again."""
         with self._pool.lend() as link:
             seal = _seal(self._pool, self._keys, self.id)
             options = self.kept.options if self.kept is not None else None
@@ -167,6 +212,8 @@ class Future:
                 if job.ended is None:
                     job.count_refused(secrets.token_hex(8))
                     raise
+                if job.dropped and self._again is not None and not last:
+                    return None
                 return None, error
             warned = link.command("SMEMBERS", self._keys("warnings", self.id))
         issue_warnings(warned)

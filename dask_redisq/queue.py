@@ -177,10 +177,10 @@ class Queue(Loops, Jobs, Managed):
         1000000.0
         """
         options = {"traverse": traverse, "optimize_graph": optimize_graph}
-        job, kept, answer = submit(
+        job, kept, answer, again = submit(
             self.pool, self.keys, collections, result_ttl if detach else None, options, kwargs
         )
-        return Future(self.pool, self.keys, job, answer, kept)
+        return Future(self.pool, self.keys, job, answer, kept, again)
 
     def persist(self, collections: Any, *, optimize_graph: bool = True, **kwargs: Any) -> Any:
         """Compute collections, and leave the values on the workers and the server.

@@ -488,3 +488,58 @@ def test_monitors_renew_the_large_values_of_a_detached_job(
     assert link.command("PTTL", name) > 86_400_000
     gate.touch()
     assert future.result(60) == 100_000
+
+
+def test_a_future_whose_server_came_back_empty_is_given_its_job_again(
+    queue: Queue, start_worker: Callable[..., WorkerProcess], link: Link, tmp_path: Path
+) -> None:
+    """Who waits for it gets the answer; so does who asks whether it is done."""
+    log, gate = tmp_path / "log", tmp_path / "gate"
+    start_worker("test", "--nworkers", "1", "--alive-expiry", "1")
+    queue.wait_for_workers(1, timeout=90)
+    future = queue.compute(dask.delayed(inc)(dask.delayed(log_and_wait)(log, gate)))
+    first = future.id
+    wait_until(lambda: len(pids(log)) == 1)
+    link.command("FLUSHALL")
+    assert not future.done()
+    second = future.id
+    assert second != first
+    waits = Background(future.result)
+    link.command("FLUSHALL")
+    wait_until(lambda: [row["id"] not in {first, second} for row in queue.jobs()] == [True])
+    gate.touch()
+    assert waits.result() == pids(log)[-1] + 1
+    assert future.done()
+
+
+def test_a_future_of_a_client_that_slept_past_its_lease_goes_on(
+    queue: Queue,
+    workers: WorkerProcess,
+    link: Link,
+    keys: Keys,
+    start_client: Callable[..., Client],
+    tmp_path: Path,
+) -> None:
+    """Its job was cancelled and swept while it was stopped."""
+    code, log, gate = waiting(tmp_path)
+    code += "future = queue.compute(dask.delayed(log_and_wait)(Path(LOG), Path(GATE)))\n"
+    client = start_client(code + "print(future.result())")
+    wait_until(lambda: len(pids(log)) == 1)
+    (row,) = queue.jobs()
+    psutil.Process(client.process.pid).suspend()
+    miss_client(link, keys, row["id"])
+    psutil.Process(client.process.pid).resume()
+    wait_until(lambda: len(pids(log)) == 2)
+    gate.touch()
+    assert client.output() == str(pids(log)[1])
+
+
+def test_a_future_that_was_cancelled_is_not_submitted_again(
+    queue: Queue, workers: WorkerProcess, tmp_path: Path
+) -> None:
+    """Somebody wanted its end."""
+    future = queue.compute(dask.delayed(log_and_wait)(tmp_path / "log", tmp_path / "gate"))
+    queue.cancel(future.id)
+    assert future.done()
+    with pytest.raises(redisq.JobCancelled):
+        future.result(30)
