@@ -161,17 +161,20 @@ class Supervisor(Actor):
             "record": pack([self.name, -9]), "retries": -1,
         }  # fmt: skip
 
+    def _lend(self, slot: Slot) -> Life[None]:
+        """Let others have the resource of a slot whose task waits for what it computes."""
+        lease = slot.slot, slot.page.cursor.seq
+        if slot.waits_for is None or lease in self._lent or slot.over or RESOURCE not in self.tags:
+            return
+        self._lent.add(lease)
+        yield Call("lend", {"slot": lease[0], "seq": lease[1]})
+
     def _look_after(self, slot: Slot) -> Life[None]:
+        yield from self._lend(slot)
         page, now = slot.page, self.world.server.now
         cursor = page.cursor
         if slot.over:
             return
-        if slot.waits_for is not None and RESOURCE in self.tags:
-            if (slot.slot, cursor.seq) not in self._lent:
-                self._lent.add((slot.slot, cursor.seq))
-                yield Call("lend", {"slot": slot.slot, "seq": cursor.seq})
-            if slot.over:
-                return
         kill_at = self._kill_at.get(slot.slot)
         if kill_at is not None and now >= kill_at:
             del self._kill_at[slot.slot]
