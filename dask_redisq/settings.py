@@ -19,6 +19,10 @@ _LEAST = {
 }
 #: Settings that may be null.
 _OPTIONAL = ("no-workers-timeout",)
+#: Settings that are true or false, and how people write that: Dask reads yes, no, on and off in a
+#: variable as text, and any text would count as true.
+_SWITCHES = ("allow-disk-shuffle", "allow-memory-store", "allow-unsigned")
+_ON, _OFF = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 
 
 def setting(name: str, given: Any = None) -> Any:
@@ -42,7 +46,9 @@ def setting(name: str, given: Any = None) -> Any:
             raise ValueError(f"redisq.{name} is at least {least:g} s{null}, not {value:g}")
     if name == "kept-memory" and not (_is_number(value) and 0 <= value <= 1):
         raise ValueError(f"redisq.kept-memory is a share, from 0 to 1, not {value!r}")
-    if name == "allowed-failures":
+    if name in _SWITCHES:
+        value = _switch(name, value)
+    elif name == "allowed-failures":
         value = whole("redisq.allowed-failures", value, 1)
     elif name == "order" and value not in (None, "dask"):
         raise ValueError(f"redisq.order is null or 'dask', not {value!r}")
@@ -69,6 +75,16 @@ def number(what: str, value: Any) -> float:
     if not _is_number(value):
         raise ValueError(f"{what} is a number, not {value!r}")
     return float(value)
+
+
+def _switch(name: str, value: Any) -> bool:
+    """Return whether a setting is on; a ValueError if that is not plain."""
+    word = str(value).strip().lower()  # of True, 1 and NumPy's as well
+    if word not in _ON | _OFF:
+        raise ValueError(
+            f"redisq.{name} is true or false (yes or no, on or off, 1 or 0), not {value!r}"
+        )
+    return word in _ON
 
 
 def _is_number(value: Any) -> bool:
