@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+from urllib.parse import parse_qs, parse_qsl, quote, urlencode, urlsplit
 
 from redis.connection import parse_url
 
@@ -14,6 +14,8 @@ __all__ = ["check_url", "redact", "with_password"]
 #: Options at the end of a URL, and its host without a password.
 _OPTIONS = re.compile(r"\w+=[^&?#]*(&\w+=[^&?#]*)*")
 _HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(:\d*)?(/.*)?$")
+#: Options that would say again where the server is: redis-py would go there, or fail over them.
+_ELSEWHERE = {"host", "port", "path", "connection_class"}
 _BAD_URL = (
     "that is not the URL of a server. It is one of redis://[:PASSWORD@]HOST[:PORT][/DB], "
     "rediss://... and unix://PATH; in a password, write %XX for what is special in a URL"
@@ -76,7 +78,7 @@ def check_url(url: str) -> str:
     try:
         parse_url(url)
         parts = urlsplit(url)
-        bad = bool(parts.fragment)
+        bad = bool(parts.fragment) or not _ELSEWHERE.isdisjoint(parse_qs(parts.query))
         if parts.scheme == "unix":
             bad = bad or not parts.path
         else:  # redis-py ignores what is no number, and takes what follows a slash for a path
