@@ -7,6 +7,8 @@ from typing import Any
 
 import dask
 
+from dask_redisq._defaults import url_setting
+
 __all__ = ["number", "setting", "whole"]
 
 _LEAST = {
@@ -33,7 +35,9 @@ def setting(name: str, given: Any = None) -> Any:
     ValueError
         If it is none that is allowed; the message names it, and says what is.
     """
-    value = dask.config.get(f"redisq.{name}") if given is None else given
+    value = given
+    if given is None:
+        value = url_setting() if name == "url" else dask.config.get(f"redisq.{name}")
     least = _LEAST.get(name)
     if least is not None and not (value is None and name in _OPTIONAL):
         null = " or null" if name in _OPTIONAL else ""

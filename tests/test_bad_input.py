@@ -24,11 +24,11 @@ import dask_redisq as redisq
 from dask_redisq.codec import pack
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
+from dask_redisq.passwords import redact, with_password, without_password
 from dask_redisq.queue import Queue
 from dask_redisq.server import PrivateServer
 from dask_redisq.server_check import server_warnings
 from dask_redisq.settings import setting
-from dask_redisq.url import redact, with_password
 from dask_redisq.versions import python_tag
 
 #: What `redisq.yaml` says.
@@ -266,8 +266,26 @@ def test_a_password_is_never_shown() -> None:
     assert redact("rediss://me:pw@host/0") == "rediss://me:***@host/0"
     assert redact("rediss://host?ssl_password=pw") == "rediss://host?ssl_password=***"
     assert redact("unix:///tmp/s?db=1&password=pw") == "unix:///tmp/s?db=1&password=***"
+    assert redact("redis://host?p%61ssword=pw") == "redis://host?password=***"
+    assert redact("redis:/:pw@host") == "redis:***@host"
     assert with_password("redis://host:1/0", "p/w") == "redis://:p%2Fw@host:1/0"
     assert redact(with_password("unix:///tmp/s", "pw")) == "unix:///tmp/s?password=***"
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("redis://:pw@host:1/0", "redis://host:1/0"),
+        ("rediss://me:p@w@host/0?ssl_password=pw&db=1", "rediss://me@host/0?db=1"),
+        ("unix:///tmp/s?p%61ssword=pw", "unix:///tmp/s"),
+        ("unix://:pw@/tmp/s?db=1&password=pw", "unix:///tmp/s?db=1"),
+        ("redis://:p/w#@host", "redis://host"),
+    ],
+)
+def test_a_password_is_taken_out_of_a_url(url: str, expected: str) -> None:
+    """And nothing else: what has none stays as it is written."""
+    assert without_password(url) == expected
+    assert without_password(expected) == expected
 
 
 @pytest.mark.parametrize("base", ["redis://h/0", "redis://h:1", "redis:///0", "redis://s/0"])

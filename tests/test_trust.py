@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import dask
@@ -344,6 +345,41 @@ def test_dask_reads_the_variable_and_forgets_it_again() -> None:
     assert dask.config.get("redisq.secret") == SECRET
     find_secret(SERVER)
     assert dask.config.get("redisq.secret", None) is None
+
+
+WITHOUT = "redis://me@somewhere:6379/0"
+#: In a process that has `WHOLE` from its environment or its files.
+USES = f"""
+import dask, dask_redisq
+whole = {{0!r}}
+def shown():
+    assert dask_redisq.Queue().url == whole, "the queue has no password"
+    assert "hushhush" not in repr(dask.config.config)
+    return dask.config.get("redisq.url") == {WITHOUT!r}
+assert shown(), "on import"
+dask.config.refresh()
+assert shown(), "after a refresh"
+other = "redis://:another@somewhere:6379/0"
+with dask.config.set({{{{"redisq.url": other}}}}):
+    assert dask_redisq.Queue().url == dask.config.get("redisq.url") == other
+assert shown(), "after another one"
+"""
+
+
+@pytest.mark.parametrize("by_file", [False, True])
+def test_a_password_is_not_in_the_configuration(tmp_path: Path, *, by_file: bool) -> None:
+    """It is taken out on import, also by Dask's own command; what we call has it all the same."""
+    whole = WITHOUT.replace("me@", "me:hushhush@")
+    env = {**os.environ, "DASK_CONFIG": str(tmp_path), "DASK_REDISQ__URL": whole}
+    if by_file:
+        del env["DASK_REDISQ__URL"]
+        (tmp_path / "redisq.yaml").write_text(f"redisq:\n  url: {whole}\n")
+    run = partial(subprocess.run, env=env, text=True, capture_output=True, check=False)
+    listed = run([sys.executable, "-m", "dask", "config", "list"]).stdout
+    assert f"url: {WITHOUT}" in listed
+    assert "hushhush" not in listed
+    used = run([sys.executable, "-c", USES.format(whole)])
+    assert used.returncode == 0, used.stderr
 
 
 def test_a_signer_shows_no_secret_and_does_not_travel() -> None:
