@@ -69,7 +69,7 @@ def looks_at_values(callbacks: Iterable[Hooks], mode: str = "auto") -> bool:
         For another mode.
     """
     if mode not in ("auto", "always", "never"):
-        raise ValueError(f"callback-values is auto, always or never, not {mode!r}")
+        raise ValueError(f"redisq.callback-values is auto, always or never, not {mode!r}")
     posts = [hooks[3] for hooks in callbacks if hooks[3]]
     names = {(getattr(p, "__module__", ""), getattr(p, "__qualname__", "")) for p in posts}
     if mode == "never":

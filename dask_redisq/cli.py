@@ -204,8 +204,8 @@ def _server_url(url: str | None, password_file: TextIO | None) -> str:
     """Put the server's URL together, password included."""
     from urllib.parse import urlsplit
 
+    from dask_redisq.passwords import with_password
     from dask_redisq.settings import setting
-    from dask_redisq.url import with_password
 
     if url and urlsplit(url).password:
         click.echo(_SEEN_BY_ALL, err=True)

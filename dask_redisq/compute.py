@@ -70,7 +70,7 @@ def plan_job(
             held=held,
         )
     one_disk = setting("allow-disk-shuffle", kwargs.get("allow_disk_shuffle"))
-    share_or_refuse(plan, one_disk=bool(one_disk), copies=bool(setting("allow-memory-store")))
+    share_or_refuse(plan, one_disk=one_disk, copies=setting("allow-memory-store"))
     plan.restricted = restrictions(annotations, plan.keys, kwargs)
     if urgent:
         plan.priorities = {task: urgent[k] for task, k in enumerate(plan.keys) if k in urgent}

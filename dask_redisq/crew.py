@@ -16,6 +16,7 @@ from dask_redisq.guard import Guard
 from dask_redisq.keys import Keys
 from dask_redisq.output import Outputs
 from dask_redisq.page import Cursor, Wait
+from dask_redisq.passwords import redact
 from dask_redisq.registration import Registration
 from dask_redisq.retirement import Activity, Terms
 from dask_redisq.slot_process import SlotProcess, start_slot
@@ -80,6 +81,11 @@ class WorkerOptions:
     preload: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
     terms: Terms = field(default_factory=Terms)
+
+    def __repr__(self) -> str:
+        # Not all of it: the URL may hold a password, the environment a secret.
+        slots = f"{self.nworkers} slots on {redact(self.url)}"
+        return f"<WorkerOptions {self.name}: {slots}, queues {', '.join(self.queues)}>"
 
 
 @dataclass

@@ -14,8 +14,8 @@ from redis.exceptions import ConnectionError as ServerConnectionError
 from redis.exceptions import TimeoutError as ServerTimeoutError
 
 from dask_redisq.errors import ServerFull, ServerRefused
+from dask_redisq.passwords import redact
 from dask_redisq.tls import tls_fault
-from dask_redisq.url import redact
 
 __all__ = ["AWAY", "REFUSED", "is_busy", "meaning", "refusal"]
 

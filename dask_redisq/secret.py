@@ -18,6 +18,7 @@ from dask_redisq.errors import SecretError
 from dask_redisq.link import redact
 from dask_redisq.settings import setting
 from dask_redisq.trust import Signer
+from dask_redisq.url import check_url
 
 __all__ = ["environment_for", "find_secret", "is_private"]
 
@@ -88,14 +89,22 @@ def _file(given: str | None) -> Path | None:
 
 
 def is_private(url: str) -> bool:
-    """Tell whether only this user reaches a server: by a socket in a 0700 directory of theirs."""
+    """Tell whether only this user reaches a server: by a socket in a 0700 directory of theirs.
+
+    The socket need not be there: a server that stops removes it, and makes it again.
+
+    Raises
+    ------
+    BadURL
+        If `url` is none.
+    """
     path = _socket_of(url)
     if not path:
         return False
     try:
-        # Of the directory that the name leads to, as a link of that name may be anybody's. By
-        # `os`, which is faster than `Path`, since this is asked for each `get`.
-        folder = os.stat(os.path.dirname(os.path.realpath(path, strict=True)))  # noqa: PTH116, PTH120
+        # Of the directory that the name leads to, as a link of that name may be anybody's, there
+        # or not. By `os`, which is faster than `Path`, since this is asked for each `get`.
+        folder = os.stat(os.path.dirname(os.path.realpath(path)))  # noqa: PTH116, PTH120
     except OSError:
         return False
     return folder.st_uid == os.getuid() and not stat.S_IMODE(folder.st_mode) & 0o077
@@ -103,7 +112,7 @@ def is_private(url: str) -> bool:
 
 @cache
 def _socket_of(url: str) -> str | None:
-    path: str | None = parse_url(url).get("path")
+    path: str | None = parse_url(check_url(url)).get("path")
     return path
 
 

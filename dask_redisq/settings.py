@@ -7,6 +7,8 @@ from typing import Any
 
 import dask
 
+from dask_redisq._defaults import url_setting
+
 __all__ = ["number", "setting", "whole"]
 
 _LEAST = {
@@ -19,6 +21,10 @@ _LEAST = {
 }
 #: Settings that may be null.
 _OPTIONAL = ("no-workers-timeout",)
+#: Settings that are true or false, and how people write that: Dask reads yes, no, on and off in a
+#: variable as text, and any text would count as true.
+_SWITCHES = ("allow-disk-shuffle", "allow-memory-store", "allow-unsigned")
+_ON, _OFF = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 
 
 def setting(name: str, given: Any = None) -> Any:
@@ -29,7 +35,9 @@ def setting(name: str, given: Any = None) -> Any:
     ValueError
         If it is none that is allowed; the message names it, and says what is.
     """
-    value = dask.config.get(f"redisq.{name}") if given is None else given
+    value = given
+    if given is None:
+        value = url_setting() if name == "url" else dask.config.get(f"redisq.{name}")
     least = _LEAST.get(name)
     if least is not None and not (value is None and name in _OPTIONAL):
         null = " or null" if name in _OPTIONAL else ""
@@ -42,7 +50,9 @@ def setting(name: str, given: Any = None) -> Any:
             raise ValueError(f"redisq.{name} is at least {least:g} s{null}, not {value:g}")
     if name == "kept-memory" and not (_is_number(value) and 0 <= value <= 1):
         raise ValueError(f"redisq.kept-memory is a share, from 0 to 1, not {value!r}")
-    if name == "allowed-failures":
+    if name in _SWITCHES:
+        value = _switch(name, value)
+    elif name == "allowed-failures":
         value = whole("redisq.allowed-failures", value, 1)
     elif name == "order" and value not in (None, "dask"):
         raise ValueError(f"redisq.order is null or 'dask', not {value!r}")
@@ -69,6 +79,16 @@ def number(what: str, value: Any) -> float:
     if not _is_number(value):
         raise ValueError(f"{what} is a number, not {value!r}")
     return float(value)
+
+
+def _switch(name: str, value: Any) -> bool:
+    """Return whether a setting is on; a ValueError if that is not plain."""
+    word = str(value).strip().lower()  # of True, 1 and NumPy's as well
+    if word not in _ON | _OFF:
+        raise ValueError(
+            f"redisq.{name} is true or false (yes or no, on or off, 1 or 0), not {value!r}"
+        )
+    return word in _ON
 
 
 def _is_number(value: Any) -> bool:

@@ -10,11 +10,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Self
 
 import dask
 import pytest
+import yaml
 from conftest import WorkerProcess, wait_until
 from dask.utils_test import inc
 
@@ -22,11 +24,15 @@ import dask_redisq as redisq
 from dask_redisq.codec import pack
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
+from dask_redisq.passwords import redact, with_password, without_password
 from dask_redisq.queue import Queue
 from dask_redisq.server import PrivateServer
 from dask_redisq.server_check import server_warnings
-from dask_redisq.url import redact, with_password
+from dask_redisq.settings import setting
 from dask_redisq.versions import python_tag
+
+#: What `redisq.yaml` says.
+DEFAULTS = yaml.safe_load(files("dask_redisq").joinpath("redisq.yaml").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -147,11 +153,11 @@ def test_a_worker_that_lacks_a_module_says_so(
     assert worker.process.poll() is None
 
 
-@pytest.mark.parametrize("setting", [{"ft_interval": 0.5}, {"chunk_size": 0}, {"chunk_size": -2}])
-def test_a_setting_below_its_least_value_is_refused(queue: Queue, setting: Any) -> None:
+@pytest.mark.parametrize("low", [{"ft_interval": 0.5}, {"chunk_size": 0}, {"chunk_size": -2}])
+def test_a_setting_below_its_least_value_is_refused(queue: Queue, low: Any) -> None:
     """An interval below a second would make monitors a load; a chunk holds at least one task."""
     with pytest.raises(ValueError, match=r"at least|chunk_size"):
-        queue.get({"x": (inc, 1)}, "x", **setting)
+        queue.get({"x": (inc, 1)}, "x", **low)
 
 
 @pytest.mark.parametrize(
@@ -167,6 +173,7 @@ def test_a_setting_below_its_least_value_is_refused(queue: Queue, setting: Any) 
         ({"chunk_size": 1.5}, "chunk_size.* not 1.5"),
         ({"order": "bogus"}, r"redisq\.order .* not 'bogus'"),
         ({"allowed_failures": 0}, r"redisq\.allowed-failures .* at least 1, not 0"),
+        ({"allow_disk_shuffle": "maybe"}, r"redisq\.allow-disk-shuffle .* not 'maybe'"),
         ({"priority": "high"}, "priority.* not 'high'"),
     ],
 )
@@ -175,10 +182,29 @@ def test_a_setting_of_a_wrong_kind_is_named(queue: Queue, wrong: Any, words: str
     with pytest.raises(ValueError, match=words):
         queue.get({"x": (inc, 1)}, "x", **wrong)
     (name, value), *_ = wrong.items()
-    setting = f"redisq.{name.replace('_', '-')}"
     if name != "priority":
-        with dask.config.set({setting: value}), pytest.raises(ValueError, match=words):
+        named = f"redisq.{name.replace('_', '-')}"
+        with dask.config.set({named: value}), pytest.raises(ValueError, match=words):
             queue.get({"x": (inc, 1)}, "x")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n for n, v in DEFAULTS["redisq"].items() if isinstance(v, bool)],
+)
+def test_a_setting_that_is_true_or_false_is_nothing_else(name: str) -> None:
+    """As people write it in a variable, which Dask reads as text where it says no or off."""
+    words = {"true": True, "Yes": True, "on": True, "1": True}
+    words |= {"FALSE": False, "no": False, "off": False, "0": False}
+    for word, expected in words.items():
+        with dask.config.set({f"redisq.{name}": dask.config.interpret_value(word)}):
+            assert setting(name) is expected
+    for wrong in ("nope", "", "2", 0.5, None, [True]):
+        with (
+            dask.config.set({f"redisq.{name}": wrong}),
+            pytest.raises(ValueError, match=rf"redisq\.{name} is true or false .*, not"),
+        ):
+            setting(name)
 
 
 def test_a_queue_name_that_is_no_text_is_refused() -> None:
@@ -240,8 +266,26 @@ def test_a_password_is_never_shown() -> None:
     assert redact("rediss://me:pw@host/0") == "rediss://me:***@host/0"
     assert redact("rediss://host?ssl_password=pw") == "rediss://host?ssl_password=***"
     assert redact("unix:///tmp/s?db=1&password=pw") == "unix:///tmp/s?db=1&password=***"
+    assert redact("redis://host?p%61ssword=pw") == "redis://host?password=***"
+    assert redact("redis:/:pw@host") == "redis:***@host"
     assert with_password("redis://host:1/0", "p/w") == "redis://:p%2Fw@host:1/0"
     assert redact(with_password("unix:///tmp/s", "pw")) == "unix:///tmp/s?password=***"
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("redis://:pw@host:1/0", "redis://host:1/0"),
+        ("rediss://me:p@w@host/0?ssl_password=pw&db=1", "rediss://me@host/0?db=1"),
+        ("unix:///tmp/s?p%61ssword=pw", "unix:///tmp/s"),
+        ("unix://:pw@/tmp/s?db=1&password=pw", "unix:///tmp/s?db=1"),
+        ("redis://:p/w#@host", "redis://host"),
+    ],
+)
+def test_a_password_is_taken_out_of_a_url(url: str, expected: str) -> None:
+    """And nothing else: what has none stays as it is written."""
+    assert without_password(url) == expected
+    assert without_password(expected) == expected
 
 
 @pytest.mark.parametrize("base", ["redis://h/0", "redis://h:1", "redis:///0", "redis://s/0"])

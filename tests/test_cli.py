@@ -23,6 +23,7 @@ import pytest
 from click.testing import CliRunner, Result
 from conftest import WorkerProcess, wait_until
 
+import dask_redisq as redisq
 from dask_redisq import Queue, cli, demo
 from dask_redisq.errors import NoServerError, RedisqError
 from dask_redisq.link import Link
@@ -94,6 +95,14 @@ def test_a_worker_does_what_it_is_told() -> None:
         death_timeout=0.0,
         terms=Terms(5, 6.0, True, 7.0, 1.0, 8.0),
     )
+
+
+def test_how_a_worker_runs_is_shown_without_its_secrets() -> None:
+    """Neither the password of its URL, nor what its slots have in their environment."""
+    options = WorkerOptions(
+        ("a", "b"), "redis://:sesame@host:1/0", 2, "me", environment={"DASK_X": "sesame"}
+    )
+    assert repr(options) == "<WorkerOptions me: 2 slots on redis://:***@host:1/0, queues a, b>"
 
 
 def test_a_queue_that_is_named_twice_is_served_once() -> None:
@@ -246,9 +255,15 @@ def test_a_worker_gives_up_a_server_that_is_not_there(start_worker: StartWorker)
     assert "redis://:***@127.0.0.1:1/0" in log
 
 
+def look_and_compute() -> tuple[str, int]:
+    """Return what Dask's configuration in a slot shows, and what a job of it computes."""
+    total: int = dask.delayed(sum)([1, 2]).compute(scheduler=redisq.get)
+    return repr(dask.config.config), total
+
+
 @linux_only
 def test_a_worker_keeps_a_password_to_itself(start_worker: StartWorker, tmp_path: Path) -> None:
-    """It is not on a command line, nor in the log."""
+    """It is not on a command line, nor in the log, nor in a slot's configuration."""
     (tmp_path / "password").write_text("open sesame\n")
     log = tmp_path / "log"
     with PrivateServer() as server:
@@ -259,7 +274,11 @@ def test_a_worker_keeps_a_password_to_itself(start_worker: StartWorker, tmp_path
             *("--password-file", str(tmp_path / "password")),
             url=server.url,
         )
-        Queue("test", with_password).wait_for_workers(1, timeout=90)
+        with Queue("test", with_password) as queue:
+            queue.wait_for_workers(1, timeout=90)
+            shown, computed = queue.get({"x": (look_and_compute,)}, "x")
+        assert "sesame" not in shown
+        assert computed == 3  # on the same server: the task's own `get` has the password
         wait_until(worker.slots)
         for process in (psutil.Process(worker.pid), *worker.slots()):
             assert "sesame" not in " ".join(process.cmdline())

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import pickle
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -332,6 +335,25 @@ def test_on_a_port_both_sides_may_go_unsigned_if_told_so(
     with Queue("test", port_url) as queue, dask.config.set({"redisq.allow-unsigned": True}):
         queue.wait_for_workers(1, timeout=90)
         assert queue.get({"x": (sum, [1, 2])}, "x") == 3
+
+
+@pytest.mark.parametrize(
+    ("word", "error"),
+    [("no", "SecretError"), ("off", "SecretError"), ("nope", "ValueError: redisq.allow-unsigned")],
+)
+def test_on_a_port_a_no_in_a_variable_is_no_yes(
+    word: str, error: str, port_url: str, link: Link
+) -> None:
+    """Dask reads it as text, and any text would count as true: it ran unsigned."""
+    env = {**os.environ, "DASK_REDISQ__ALLOW_UNSIGNED": word, "DASK_REDISQ__SECRET": ""}
+    job = "get({'x': (sum, [1, 2])}, 'x', no_workers_timeout=1)"
+    client = ["-c", f"import dask_redisq as r; r.Queue('test', {port_url!r}).{job}"]
+    worker = ["-m", "dask_redisq.cli", "worker", "test", "--burst", "--url", port_url]
+    run = partial(subprocess.run, env=env, capture_output=True, text=True, check=False)
+    ended = [run([sys.executable, *words]) for words in (client, worker)]
+    assert [one.returncode for one in ended] == [1, 2]
+    assert error in ended[0].stderr
+    assert link.command("DBSIZE") == 0
 
 
 @pytest.mark.usefixtures("secret")

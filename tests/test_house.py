@@ -21,7 +21,7 @@ PACKAGE = "dask_redisq"
 #: in it. The root, with the public names, comes last: no module may import from it.
 LAYERS: list[tuple[str, ...]] = [
     # plain: words, settings, decisions without I/O
-    ("frames",),
+    ("frames", "passwords"),
     (
         "_defaults",
         "errors",

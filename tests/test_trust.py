@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import dask
@@ -16,10 +17,11 @@ import pytest
 from conftest import SECRET
 
 from dask_redisq.codec import Block, BlockEncoder, PackedBlock, loads, pack
-from dask_redisq.errors import BadSignature, SecretError
+from dask_redisq.errors import BadSignature, BadURL, SecretError
 from dask_redisq.remote_error import pack_error
 from dask_redisq.secret import find_secret, is_private
 from dask_redisq.trust import BLOCK, ERROR, UNSIGNED, VALUE, Seal, Signer
+from dask_redisq.url import check_url
 from dask_redisq.verdict import as_exception
 
 ATTEMPT = b"0123456789abcdef00000007"
@@ -272,21 +274,43 @@ def test_a_server_that_others_reach_needs_a_secret() -> None:
 def test_a_socket_in_a_directory_of_ours_is_private(
     tmp_socket: Path, mode: int, *, private: bool
 ) -> None:
-    """Nobody else can reach it; a secret is not needed, but used if there is one."""
-    tmp_socket.touch()
+    """Nobody else can reach it; a secret is not needed, but used if there is one.
+
+    Whether or not it is there: a server that is stopped takes it away, and brings it back.
+    """
     tmp_socket.parent.chmod(mode)
     assert stat.S_IMODE(tmp_socket.parent.stat().st_mode) == mode
     assert is_private(f"unix://{tmp_socket}") is private
-    assert not is_private(f"unix://{tmp_socket}-that-is-not-there")
-
-
-def test_a_link_to_a_socket_is_as_private_as_the_socket(tmp_path: Path, tmp_socket: Path) -> None:
-    """The directory that counts is that of the socket itself."""
     tmp_socket.touch()
-    tmp_socket.parent.chmod(0o755)
+    assert is_private(f"unix://{tmp_socket}") is private
+    assert not is_private(f"unix://{tmp_socket.parent}/a-directory-that-is-not-there/s")
+
+
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("links", [1, 2])
+def test_a_link_to_a_socket_is_as_private_as_the_socket(
+    tmp_path: Path, tmp_socket: Path, links: int, *, there: bool
+) -> None:
+    """The directory that counts is that of the socket itself, also where a link leads nowhere."""
+    if there:
+        tmp_socket.touch()
     tmp_path.chmod(0o700)
-    (tmp_path / "s").symlink_to(tmp_socket)
-    assert not is_private(f"unix://{tmp_path / 's'}")
+    for i in range(links):
+        (tmp_path / f"s{i}").symlink_to(tmp_path / f"s{i + 1}" if i + 1 < links else tmp_socket)
+    for mode, private in ((0o755, False), (0o700, True)):
+        tmp_socket.parent.chmod(mode)
+        assert is_private(f"unix://{tmp_path / 's0'}") is private
+
+
+@pytest.mark.usefixtures("no_settings")
+@pytest.mark.parametrize("option", ["path={}", "password=x&path={}", "p%61th={}", "host=h&port=1"])
+def test_an_option_of_a_url_is_not_where_the_server_is(option: str, tmp_socket: Path) -> None:
+    """A file in a directory of ours made a server of others private."""
+    tmp_socket.touch()
+    url = f"redis://somewhere:1/0?{option.format(tmp_socket)}"
+    for use in (is_private, find_secret, check_url):
+        with pytest.raises(BadURL, match="that is not the URL of a server"):
+            use(url)
 
 
 def test_a_secret_is_used_on_a_private_server_too(secret: str, link: object) -> None:
@@ -321,6 +345,41 @@ def test_dask_reads_the_variable_and_forgets_it_again() -> None:
     assert dask.config.get("redisq.secret") == SECRET
     find_secret(SERVER)
     assert dask.config.get("redisq.secret", None) is None
+
+
+WITHOUT = "redis://me@somewhere:6379/0"
+#: In a process that has `WHOLE` from its environment or its files.
+USES = f"""
+import dask, dask_redisq
+whole = {{0!r}}
+def shown():
+    assert dask_redisq.Queue().url == whole, "the queue has no password"
+    assert "hushhush" not in repr(dask.config.config)
+    return dask.config.get("redisq.url") == {WITHOUT!r}
+assert shown(), "on import"
+dask.config.refresh()
+assert shown(), "after a refresh"
+other = "redis://:another@somewhere:6379/0"
+with dask.config.set({{{{"redisq.url": other}}}}):
+    assert dask_redisq.Queue().url == dask.config.get("redisq.url") == other
+assert shown(), "after another one"
+"""
+
+
+@pytest.mark.parametrize("by_file", [False, True])
+def test_a_password_is_not_in_the_configuration(tmp_path: Path, *, by_file: bool) -> None:
+    """It is taken out on import, also by Dask's own command; what we call has it all the same."""
+    whole = WITHOUT.replace("me@", "me:hushhush@")
+    env = {**os.environ, "DASK_CONFIG": str(tmp_path), "DASK_REDISQ__URL": whole}
+    if by_file:
+        del env["DASK_REDISQ__URL"]
+        (tmp_path / "redisq.yaml").write_text(f"redisq:\n  url: {whole}\n")
+    run = partial(subprocess.run, env=env, text=True, capture_output=True, check=False)
+    listed = run([sys.executable, "-m", "dask", "config", "list"]).stdout
+    assert f"url: {WITHOUT}" in listed
+    assert "hushhush" not in listed
+    used = run([sys.executable, "-c", USES.format(whole)])
+    assert used.returncode == 0, used.stderr
 
 
 def test_a_signer_shows_no_secret_and_does_not_travel() -> None:

@@ -60,6 +60,12 @@ class MortalServer:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
 
+    def stop(self) -> None:
+        """Let it end in order, as by `systemctl stop`: it takes its socket away."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait()
+
     def freeze(self) -> None:
         """Let it stand still: it keeps its connections, and answers nobody."""
         assert self.process is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,30 @@ def test_a_restart_with_the_log_loses_nothing(
     assert time.monotonic() - back < 3, "work went on too late"
     job.check(extra=2 * 10)
     nothing_left(mortal.url)
+
+
+def test_a_private_server_that_was_stopped_is_waited_for(
+    mortal: MortalServer,
+    far: Queue,
+    start_worker: Callable[..., WorkerProcess],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By its client, its worker and one that starts, though its socket is gone: no secret needed."""
+    monkeypatch.delenv("DASK_REDISQ__SECRET", raising=False)
+    assert far.get({"x": (sum, [1, 2])}, "x") == 3
+    mortal.stop()
+    assert not (mortal.folder / "s").exists()
+    hasty = start_worker("test", "--death-timeout", "0", url=mortal.url)
+    patient = start_worker("test", "--nworkers", "1", url=mortal.url)
+    with ThreadPoolExecutor(1) as thread:
+        answer = thread.submit(far.get, {"x": (sum, [3, 4])}, "x")
+        assert hasty.wait(60) == 1
+        assert "gave up" in hasty.output()
+        wait_until(lambda: "trying for 60 s" in patient.output())
+        assert not answer.done()
+        mortal.start()
+        assert answer.result(30) == 7
+    far.wait_for_workers(3, timeout=90)
 
 
 def test_a_job_that_nobody_reads_goes_on_as_soon(
