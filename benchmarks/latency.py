@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from dask.delayed import delayed
 
+from benchmarks.graph import Graph
 from benchmarks.peers import Get
 from benchmarks.report import Figure
-from benchmarks.shapes import Graph
 from benchmarks.tasks import inc, now
 
 BAR_OVER_SYNC_MS = 2.0

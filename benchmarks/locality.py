@@ -2,9 +2,9 @@
 
 import redis
 
+from benchmarks.graph import Graph
 from benchmarks.peers import Get
 from benchmarks.report import Figure
-from benchmarks.shapes import Graph
 from benchmarks.tasks import compare_origin, make_block
 
 BAR_SHARE = 0.95

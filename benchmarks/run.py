@@ -11,8 +11,9 @@ from typing import Any
 import psutil
 from dask.local import get_sync
 
+from benchmarks.graph import Graph
 from benchmarks.peers import Get
-from benchmarks.shapes import SHAPES, Graph, Shape
+from benchmarks.shapes import SHAPES, Shape
 
 #: What redisq may cost, as a multiple of a peer's time on the same graph.
 OVERHEAD_BARS = {"sync": 1.3, "processes": 0.6, "distributed": 1 / 40}

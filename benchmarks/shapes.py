@@ -10,49 +10,17 @@ seeded: the same arguments make the same graph, in every process.
 
 import itertools
 import random
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from dask._task_spec import List, Task, TaskRef
-from dask.typing import Key
+from dask._task_spec import List, TaskRef
 
+from benchmarks.graph import Graph
+from benchmarks.task_bench import RULES, Rule, task_bench
 from benchmarks.tasks import clamp, inc, total
 
 SEED = 20261
-
-
-@dataclass
-class Graph:
-    """A Dask graph and the keys that are asked of it."""
-
-    dsk: dict[Key, Task] = field(default_factory=dict)
-    keys: list[Key] = field(default_factory=list)
-
-    def add(self, key: Key, func: Callable[..., Any], *args: Any) -> TaskRef:
-        """Add a task, and return the reference by which others use its value."""
-        self.dsk[key] = Task(key, func, *args)
-        return TaskRef(key)
-
-    def ask(self, refs: Iterable[TaskRef]) -> "Graph":
-        """Make these the outputs."""
-        self.keys = [ref.key for ref in refs]
-        return self
-
-    def needed(self) -> set[Key]:
-        """Return the keys that the outputs depend on: what is left after culling."""
-        seen = set(self.keys)
-        stack = list(self.keys)
-        while stack:
-            fresh = self.dsk[stack.pop()].dependencies - seen
-            seen |= fresh
-            stack += fresh
-        return seen
-
-    def size(self) -> tuple[int, int]:
-        """Return the number of tasks and of edges after culling."""
-        needed = self.needed()
-        return len(needed), sum(len(self.dsk[key].dependencies) for key in needed)
 
 
 # The five that have a bar.
@@ -181,59 +149,22 @@ def fern(n: int) -> Graph:
     return graph.ask([stem])
 
 
-# Task Bench: a grid of width x steps, and a rule for what a task takes of the step before.
-
-Rule = Callable[[int, int, int], Iterable[int]]
-
-
-def trivial(_step: int, _i: int, _width: int) -> Iterable[int]:
-    """No dependencies."""
-    return ()
-
-
-def no_comm(_step: int, i: int, _width: int) -> Iterable[int]:
-    """The same column: W chains."""
-    return (i,)
-
-
-def stencil_1d(_step: int, i: int, width: int) -> Iterable[int]:
-    """The column and its two neighbours."""
-    return range(max(0, i - 1), min(width, i + 2))
-
-
-def fft(step: int, i: int, width: int) -> Iterable[int]:
-    """The column and those at a distance of a power of two, another one at each step."""
-    distance = 1 << (step - 1) % max(1, width.bit_length() - 1)
-    return (at for at in (i - distance, i, i + distance) if 0 <= at < width)
-
-
-def tree_out(step: int, i: int, width: int) -> Iterable[int]:
-    """A tree from one root, twice as wide at each step until it fills the width."""
-    return (i // 2,) if 1 << step <= width else (i,)
-
-
-def spread(step: int, i: int, width: int) -> Iterable[int]:
-    """Five columns spread over the width, shifted at each step."""
-    return {(i + k * width // 5 + (step if k else 0)) % width for k in range(5)}
-
-
-def task_bench(rule: Rule, width: int, steps: int) -> Graph:
-    """Steps of W tasks wired by a rule of Task Bench; asks for all that nobody takes."""
+def splitters(depth: int) -> Graph:
+    """A tree that splits from one root: each task feeds two (Estee, depth 7: 255 tasks)."""
     graph = Graph()
-    outputs: dict[Key, TaskRef] = {}
-    level: list[TaskRef] = []
-    for step in range(steps):
-        tasks = []
-        # Only the tree grows; with any other rule each step is as wide as the grid.
-        for i in range(min(width, 1 << step) if rule is tree_out else width):
-            before = [level[at] for at in sorted(rule(step, i, width))] if step else []
-            ref = graph.add((rule.__name__, step, i), clamp, 1, *before)
-            for used in before:
-                outputs.pop(used.key, None)
-            outputs[ref.key] = ref
-            tasks.append(ref)
-        level = tasks
-    return graph.ask(outputs.values())
+    level = [graph.add(("split", 0, 0), inc, 0)]
+    for d in range(1, depth + 1):
+        level = [graph.add(("split", d, i), inc, level[i // 2]) for i in range(2**d)]
+    return graph.ask(level)
+
+
+def maps(n: int, count: int) -> Graph:
+    """N tasks, then maps over them one after the other (pyperformance's bm_dask: 100, 10)."""
+    graph = Graph()
+    level = [graph.add(("map", 0, i), inc, i) for i in range(n)]
+    for m in range(1, count + 1):
+        level = [graph.add(("map", m, i), inc, ref) for i, ref in enumerate(level)]
+    return graph.ask(level)
 
 
 @dataclass(frozen=True)
@@ -280,21 +211,24 @@ SHAPES = {
         Shape("tree", tree, (13,), (8,), barred=True),
         Shape("chain", chain, (1_000,), (100,), barred=True),
         Shape("random", layers_random, (5, 2_000), (5, 100), barred=True),
+        Shape("tree-15", tree, (14,), (8,)),
         Shape("sequential", chain, (100,), (100,)),
         Shape("neighbour", neighbour, (1_000,), (100,)),
         Shape("full-square", full, (100, 20), (20, 5)),
         Shape("full-wide", full, (500, 2), (50, 2)),
-        Shape("full-long", full, (10, 200), (10, 20)),
+        Shape("full-long", full, (10, 1_000), (10, 20)),
+        Shape("full-line", full, (1, 50_000), (1, 100)),
         Shape("groups", groups, (100, 10), (10, 10)),
         Shape("earlier", earlier, (200,), (50,)),
+        Shape("plain", bag, (380,), (100,)),
         Shape("fork", fork, (100,), (50,)),
         Shape("bigmerge", merge, (320,), (100,)),
+        Shape("splitters", splitters, (7,), (5,)),
+        Shape("conflux", tree, (7,), (5,)),
+        Shape("maps", maps, (100, 10), (10, 10)),
         Shape("grid", grid, (19,), (8,)),
         Shape("fern", fern, (200,), (50,)),
-        *(
-            _task_bench_shape(rule)
-            for rule in (trivial, no_comm, stencil_1d, fft, tree_out, spread)
-        ),
+        *(_task_bench_shape(rule) for rule in RULES),
     )
 }
 BARRED = tuple(shape.name for shape in SHAPES.values() if shape.barred)

@@ -4,10 +4,10 @@ import statistics
 from collections.abc import Mapping
 
 from benchmarks import SLOTS
+from benchmarks.graph import Graph
 from benchmarks.peers import Get
 from benchmarks.report import Figure
 from benchmarks.run import timed
-from benchmarks.shapes import Graph
 from benchmarks.tasks import nap
 
 BAR_SHARE = 0.95

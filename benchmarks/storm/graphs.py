@@ -9,7 +9,8 @@ from dask._task_spec import Task, TaskRef
 from dask.delayed import Delayed
 from dask.typing import Key
 
-from benchmarks.shapes import SHAPES, Graph
+from benchmarks.graph import Graph
+from benchmarks.shapes import SHAPES
 from benchmarks.storm.tasks import Piece, value_of, work
 
 #: Shares of tasks whose value is stored apart, that sleep a little, and that sleep long.
