@@ -61,6 +61,11 @@ class _Reader:
                 return node
         raise ValueError(f"Missing dependency {key!r} for dependents {set(dependents) or {key}}")
 
+    def stands_for_itself(self, key: Key) -> bool:
+        """Tell whether the graph gives a key no other meaning: Dask takes such a one for absent."""
+        node = convert_legacy_task(key, self.dsk.get(key), self.dsk)
+        return isinstance(node, Alias) and node.target == key
+
     def place(self, name: Key, dependent: Key) -> int | None:
         """Return the task behind `name`, through aliases; None if it is a constant."""
         if name in self.places:
@@ -192,7 +197,7 @@ def plan_graph(
     Raises
     ------
     KeyError
-        If a requested key is not in the graph.
+        If a requested key is not in the graph, or is there as an alias of itself.
     ValueError
         "Missing dependency", as `dask.local` says it.
     RuntimeError
@@ -208,7 +213,12 @@ def plan_graph(
     constants: dict[Key, Any] = {}
     fetched: dict[Key, Any] = {}
     for key in (k for k in needed if k not in local):
-        task = reader.place(key, key)
+        try:
+            task = reader.place(key, key)
+        except ValueError:
+            if reader.stands_for_itself(key):
+                raise KeyError(key) from None
+            raise
         if task is None:
             constants[key] = reader.data[key]
         elif task < 0:

@@ -54,6 +54,7 @@ def served(cluster: redisq.LocalCluster) -> Queue:
 @pytest.mark.parametrize(
     ("dsk", "keys", "error", "words"),
     [
+        ({"x": "x"}, "x", KeyError, "x"),
         ({"x": (inc, 1)}, "y", KeyError, "y"),
         ({"x": (inc, 1)}, [["x"], ["y"]], KeyError, "y"),
         (
