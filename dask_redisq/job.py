@@ -385,7 +385,6 @@ class Job(Follower):
         """Cancel and remove; an error here must not hide the one that is on its way."""
         patience, self.link.patience = self.link.patience, 2.0
         try:
-            self.count_refused(self.epoch)
             self.cancel("its client gave up")
             warned = self._clear_away()
             for name in self._staged:  # no script may have seen these
