@@ -232,6 +232,7 @@ class Job(Follower):
             check_policy(self.link, self.keys, self.options.get_task)
         for name, data in self._stages(hard):
             life = min(STAGED, LEASES * self._lease)
+            self._check_size(data)
             self._staged.append(self.keys(name, self.id))
             self.link.send("SET", self._staged[-1], data, "PX", life)
         uses = sorted({kept.job for some in plan.outer.values() for kept in some})
@@ -341,7 +342,7 @@ class Job(Follower):
                 return  # what happened is told by gather
 
     def _check_size(self, data: bytes) -> None:
-        if len(data) > FITS and len(data) > (most := most_bytes(self.link)):
+        if len(data) > FITS and len(data) > (most := most_bytes(self.link, len(data))):
             raise ValueTooLarge(
                 f"{len(data):,} bytes, and the server holds at most {most:,} in one value"
             )

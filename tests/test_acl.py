@@ -263,7 +263,34 @@ def test_all_that_clients_and_tasks_do_goes_under_the_rules(
         queue.suspend()
         queue.resume()
         assert len(queue.run_on_workers(os.getpid, timeout=60)) == 2
-        queue.restart_workers(60)
+    assert guarded.denied() <= DENIED
+
+
+def test_a_value_above_a_limit_that_no_role_may_read_is_an_error_with_its_task(
+    guarded: Guarded, start_worker: Callable[..., WorkerProcess], tmp_path: Path
+) -> None:
+    """A result, an argument, a file: soon, and nobody sends it again and again."""
+    guarded.admin.command("CONFIG", "SET", "proto-max-bulk-len", 2 * 2**20)
+    worker = start_worker("jobs", "--nworkers", "1", url=guarded.url_of("worker"))
+    with Queue("jobs", guarded.url_of("client")) as queue:
+        queue.wait_for_workers(1, timeout=90)
+        started = time.monotonic()
+        said = r"4,00\d,\d\d\d bytes.* at most 2,096,128"
+        with pytest.raises(redisq.ValueTooLarge, match=f"the result takes {said}") as caught:
+            queue.get({"big": (bytes, 4_000_000)}, "big", retries=3)
+        assert any("'big'" in note for note in caught.value.__notes__)
+        with pytest.raises(redisq.ValueTooLarge, match=f"'big' cannot be sent .* {said}"):
+            queue.get({"big": (len, bytes(4_000_000))}, "big")
+        with pytest.raises(redisq.ValueTooLarge, match=said):
+            queue.compute(dask.delayed(bytes(4_000_000)), detach=True)
+        (tmp_path / "big.py").write_bytes(b"#" * 4_000_000)
+        with pytest.raises(redisq.ValueTooLarge, match=r"big.py takes .* 2,096,128 in one"):
+            queue.upload_file(tmp_path / "big.py")
+        assert queue.get({"x": (bytes, 2_000_000)}, "x") == bytes(2_000_000)
+        assert time.monotonic() - started < 10
+        guarded.admin.command("CONFIG", "SET", "proto-max-bulk-len", 2**29)
+        assert queue.get({"x": (len, bytes(4_000_000))}, "x") == 4_000_000
+    assert "again" not in worker.output()
     assert guarded.denied() <= DENIED
 
 
