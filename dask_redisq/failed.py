@@ -6,18 +6,18 @@ import secrets
 import traceback
 from typing import Any
 
-from dask_redisq.codec import unpack
 from dask_redisq.errors import BadSignature, JobLost, RedisqError
 from dask_redisq.future import Future, attach
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.monitor import renew_values
-from dask_redisq.names import Names, keys_of
+from dask_redisq.names import Names
 from dask_redisq.pool import Pool
 from dask_redisq.rebuild import rebuild
+from dask_redisq.refused import counting
 from dask_redisq.status import submitter
 from dask_redisq.trust import Signer
-from dask_redisq.verdict import as_exception
+from dask_redisq.verdict import as_exception, what_failed
 
 __all__ = ["failed_jobs", "rerun"]
 
@@ -35,18 +35,19 @@ def _row(link: Link, keys: Keys, signer: Signer, job: str, meta: list[Any]) -> d
     _, reason, ttl, ended, by = meta
     seal = signer.seal(keys.queue, job)
     names: Any = Names(link, keys, job, seal)
-    task = unpack(reason)[1]
-    try:
-        error: BaseException = as_exception(reason, job, names, seal)
-    except BadSignature as why:  # of a client with another secret
-        error = why
-    known = keys_of(link.command("GET", keys("names", job)), seal)
+    task = what_failed(reason)[1]
+    with counting(link, keys, seal):
+        try:
+            error = as_exception(reason, job, names, seal)
+        except BadSignature as why:  # of a client with another secret
+            error = why
+        known = names.known
     return {
         "id": job,
         "error": error,
         "traceback": "".join(traceback.format_exception(error)),
-        "task": task if task >= 0 else None,
-        "key": known[task] if 0 <= task < len(known) else None,
+        "task": task,
+        "key": known[task] if task is not None and task < len(known) else None,
         "detached": int(ttl) > 0,
         "ended": int(ended) / 1000 if ended else None,
         **submitter(by),

@@ -39,7 +39,7 @@ def upload(link: Link, keys: Keys, path: Path, signer: Signer) -> None:
     """
     payload = pack([path.name, path.read_bytes()])
     data = signer.seal(keys.queue, FILES).sign(FILE, b"", 0, payload)
-    if len(data) > (most := most_bytes(link)):
+    if len(data) > (most := most_bytes(link, len(data))):
         raise ValueTooLarge(
             f"{path} takes {len(data):,} bytes, and the server holds {most:,} in one"
         )

@@ -25,9 +25,10 @@ from dask_redisq.monitor import Monitor, renew_values
 from dask_redisq.options import JobOptions
 from dask_redisq.rebuild import rebuild
 from dask_redisq.record import read_record
+from dask_redisq.refused import count_refused, counting
 from dask_redisq.registry import able_workers, is_suspended
 from dask_redisq.trust import VALUE, Seal
-from dask_redisq.verdict import as_exception, is_dropped, why_gone
+from dask_redisq.verdict import as_exception, is_dropped, what_failed, why_gone
 from dask_redisq.versions import python_tag
 
 __all__ = ["Dropped", "Follower"]
@@ -283,6 +284,7 @@ class Follower:
                     seal.open(VALUE, attempt.encode(), task, data) if seal else data
                 )
             except Exception as error:
+                count_refused(self.link, self.keys, self.seal)
                 error.add_note(f"dask-redisq: while reading the result of {self._name(task)}")
                 raise
         return complete
@@ -349,12 +351,6 @@ class Follower:
 
     # -- the end ----------------------------------------------------------------------------
 
-    def count_refused(self, who: str) -> None:
-        """Tell the queue how many payloads were refused by `who`, if any."""
-        if self.seal.refused:
-            total = self.seal.refused
-            self.link.call("refuse", self.keys, job=self.id, who=who, total=total)
-
     def _name(self, task: int) -> str:
         return f"task {self.names[task]!r}"
 
@@ -363,11 +359,12 @@ class Follower:
         if state == "done":
             return JobFailed(f"job {self.id} is done, but an output is missing")
         if state == "":
-            error: BaseException = why_gone(reason, self.id, self.keys.queue, self.seal)
+            error: BaseException = why_gone(reason, self.id, self.keys.queue)
         else:
-            error = as_exception(reason, self.id, self.names, self.seal)
-            kind, task, *_ = unpack(reason)
-            self.culprit, self.raised = task if task >= 0 else None, kind == b"raised"
+            with counting(self.link, self.keys, self.seal):
+                error = as_exception(reason, self.id, self.names, self.seal)
+            kind, self.culprit = what_failed(reason)
+            self.raised = kind == "raised"
         self.dropped = is_dropped(state, reason)
         if self.dropped and not self.detached:
             return Dropped(str(error))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import socket
 import time
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from typing import Any
 from dask.utils import shorten_traceback
 
 from dask_redisq.answer import Answer
-from dask_redisq.errors import BadSignature, JobLost, RedisqError
+from dask_redisq.errors import JobLost, RedisqError
 from dask_redisq.follow import Follower
 from dask_redisq.frames import without_our_frames
 from dask_redisq.keys import Keys
@@ -25,6 +24,7 @@ from dask_redisq.names import Names
 from dask_redisq.options import JobOptions, job_options
 from dask_redisq.page import Wait
 from dask_redisq.pool import Pool
+from dask_redisq.refused import counting
 from dask_redisq.secret import find_secret
 from dask_redisq.serving import stand_in
 from dask_redisq.task_warnings import issue_warnings
@@ -210,7 +210,6 @@ class Future:
                     job.gather(deadline)
             except BaseException as error:
                 if job.ended is None:
-                    job.count_refused(secrets.token_hex(8))
                     raise
                 if job.dropped and self._again is not None and not last:
                     return None
@@ -227,7 +226,7 @@ def attach(pool: Pool, keys: Keys, job: str) -> Future:
         meta = link.command("HMGET", keys("job", job), "state", "ttl", "sealed")
         if meta[0] is None:
             tomb = link.command("GET", keys("tomb", job))
-            raise why_gone(tomb or b"", job, keys.queue, seal)
+            raise why_gone(tomb or b"", job, keys.queue)
         if not int(meta[1]):
             raise RedisqError(
                 f"job {job} of queue {keys.queue!r} is not detached: its answer goes to the client "
@@ -244,12 +243,8 @@ def attach(pool: Pool, keys: Keys, job: str) -> Future:
                 f"job {job} of queue {keys.queue!r} is there, but what makes its answer is gone: "
                 "was a key of the queue deleted by hand, or evicted? Submit it again"
             )
-        try:
+        with counting(link, keys, seal):
             return Future(pool, keys, job, Answer.decode(data, seal))
-        except BadSignature:
-            total = seal.refused
-            link.call("refuse", keys, job=job, who=secrets.token_hex(8), total=total)
-            raise
 
 
 def cancel_job(link: Link, keys: Keys, job: str, reason: str | None) -> bool:

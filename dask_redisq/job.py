@@ -232,6 +232,7 @@ class Job(Follower):
             check_policy(self.link, self.keys, self.options.get_task)
         for name, data in self._stages(hard):
             life = min(STAGED, LEASES * self._lease)
+            self._check_size(data)
             self._staged.append(self.keys(name, self.id))
             self.link.send("SET", self._staged[-1], data, "PX", life)
         uses = sorted({kept.job for some in plan.outer.values() for kept in some})
@@ -341,7 +342,7 @@ class Job(Follower):
                 return  # what happened is told by gather
 
     def _check_size(self, data: bytes) -> None:
-        if len(data) > FITS and len(data) > (most := most_bytes(self.link)):
+        if len(data) > FITS and len(data) > (most := most_bytes(self.link, len(data))):
             raise ValueTooLarge(
                 f"{len(data):,} bytes, and the server holds at most {most:,} in one value"
             )
@@ -385,7 +386,6 @@ class Job(Follower):
         """Cancel and remove; an error here must not hide the one that is on its way."""
         patience, self.link.patience = self.link.patience, 2.0
         try:
-            self.count_refused(self.epoch)
             self.cancel("its client gave up")
             warned = self._clear_away()
             for name in self._staged:  # no script may have seen these

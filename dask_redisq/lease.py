@@ -69,7 +69,7 @@ class LeaseRun:
     go_on : callable
         Asked before each further leased task; false: hand the rest back.
     most : callable
-        Returns the bytes that the server holds in one value; asked for large ones only.
+        Called with the bytes of a large value; returns how many the server holds in one.
     sign : callable, optional
         Called as ``sign(task, pickle)`` for each value that leaves this process.
     take : callable, optional
@@ -87,7 +87,7 @@ class LeaseRun:
         begin: Callable[[int, int], None],
         limit: Callable[[int, float, int], None],
         go_on: Callable[[], bool],
-        most: Callable[[], int],
+        most: Callable[[int], int],
         sign: Callable[[int, bytes], bytes] | None = None,
         take: Callable[[], bool] | None = None,
     ) -> None:
@@ -351,7 +351,7 @@ class LeaseRun:
         if self.sign is not None:
             data = self.sign(task, data)
         size = len(data)
-        if size > FITS and size > (most := self.most()):
+        if size > FITS and size > (most := self.most(size)):
             text = f"the result takes {size:,} bytes; the server holds at most {most:,} "
             raise _NotPublishable(task, ValueTooLarge(f"{text}in one value: return smaller parts"))
         inline = size <= INLINE and size <= self._room

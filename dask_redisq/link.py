@@ -91,6 +91,8 @@ class Link:
         #: When long waits for replies ended, and their seconds; each longer than those after it.
         self._waits: list[tuple[float, float]] = []
         self._watched: dict[str, Keys] = {}
+        #: Bytes of the longest string that the server is known to take.
+        self.takes = 0
         #: Whether a script that keeps the server busy for seconds may be a policy without end.
         self.ends_loops = False
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import cached_property
 
 from dask.typing import Key
 
@@ -19,6 +19,9 @@ __all__ = ["Names", "keys_of"]
 class Names:
     """The graph keys of one job's tasks, read when an error needs one.
 
+    Where nobody knows them, or they are not ours to read, a task has its number: an error that can
+    be read is worth more than the name of its task.
+
     Parameters
     ----------
     link, keys : Link, Keys
@@ -32,10 +35,14 @@ class Names:
     def __init__(self, link: Link, keys: Keys, job: str, seal: Seal) -> None:
         self._where = link, keys("names", job), seal
 
-    def __getitem__(self, task: int) -> Any:
+    @cached_property
+    def known(self) -> Sequence[Key]:
+        """The keys, in the order of the tasks; none where they cannot be read."""
         link, name, seal = self._where
-        data = link.command("GET", name)
-        return f"number {task}" if data is None else unpack_names(data, seal)[task]
+        return keys_of(link.command("GET", name), seal)
+
+    def __getitem__(self, task: int) -> Key:
+        return self.known[task] if self.known else f"number {task}"
 
 
 def keys_of(data: bytes | None, seal: Seal | None) -> Sequence[Key]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from dask_redisq.errors import ServerRefused
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.registry import list_workers
@@ -18,6 +19,13 @@ def remove_queue(link: Link, keys: Keys, timeout: float) -> None:
     moment later is told that the queue was removed, and not that the server lost its data.
     """
     deadline = time.monotonic() + timeout
+    try:  # first of all: a queue without workers, whose keys nobody may look for, is no removed one
+        link.command("SCAN", 0, "MATCH", keys.pattern(), "COUNT", 1)
+    except ServerRefused as why:
+        raise ServerRefused(
+            f"queue {keys.queue!r} is as it was: who removes one needs +scan besides a client's "
+            f"rights. {why}"
+        ) from why
     link.call("stop_workers", keys, reason="its queue was removed")
     while time.monotonic() < deadline:
         workers = link.command("HKEYS", keys("workers"))

@@ -332,7 +332,7 @@ class Slot:
                 task, lease.seq, Limit(_now_ms(), round(most * 1000), retries)
             ),
             lambda: not self.stopping and not self.page.stopped(job, lease.seq),
-            lambda: most_bytes(self.link),
+            lambda size: most_bytes(self.link, size),
             memory.seal.signer_of_values(self._attempt(lease).encode()),
             None if self.allowance is None else self.allowance.take,
         )

@@ -11,6 +11,7 @@ from dask_redisq.codec import unpack
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.names import keys_of
+from dask_redisq.refused import counting
 from dask_redisq.registry import list_workers
 from dask_redisq.trust import Signer
 
@@ -147,7 +148,12 @@ def _graph_keys(
     """Return the graph keys of some jobs; none for those whose client alone knows them."""
     for job in jobs:
         link.send("GET", keys("names", job))
-    return {
-        job: keys_of(data, None if signer is None else signer.seal(keys.queue, job))
-        for job, data in zip(jobs, link.receive_all(), strict=True)
-    }
+    found = {}
+    for job, data in zip(jobs, link.receive_all(), strict=True):
+        if signer is None:
+            found[job] = keys_of(data, None)
+            continue
+        seal = signer.seal(keys.queue, job)
+        with counting(link, keys, seal):
+            found[job] = keys_of(data, seal)
+    return found

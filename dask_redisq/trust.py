@@ -16,6 +16,7 @@ the machine has SHA instructions (1.6 GB/s against 0.8); most values are small.
 from __future__ import annotations
 
 import hmac
+import secrets
 from collections.abc import Callable, Sequence
 from functools import partial
 from hashlib import blake2b
@@ -98,21 +99,26 @@ class Seal:
     ----------
     signs : bool
         Whether there is a secret. Without one, `sign` and `open` give back what they get.
-    refused : int
-        Payloads that were refused.
+    job : str
+        Whose payloads.
+    name : str
+        Of this object alone: so a count that is told twice counts once.
+    refused, told : int
+        Payloads that were refused, and how many of them its queue was told of: see `count_refused`.
     """
 
     def __init__(self, keys: Sequence[Any], queue: str, job: str) -> None:
         self.signs = bool(keys)
-        self.refused = 0
+        self.job = job
+        self.name = secrets.token_hex(8)
+        self.refused = self.told = 0
         self._keys = keys
         self._queue = queue
-        self._job = job
         self._states: dict[str, list[tuple[bytes, Any]]] = {}
 
     def __repr__(self) -> str:
         state = "signed" if self.signs else "unsigned"
-        return f"<Seal of job {self._job}, {state}, {self.refused} refused>"
+        return f"<Seal of job {self.job}, {state}, {self.refused} refused>"
 
     def sign(self, kind: str, attempt: bytes, number: int, payload: bytes) -> bytes:
         """Return `payload` with its signature.
@@ -186,7 +192,7 @@ class Seal:
         """Return for each key the end of its signatures, and the hash to copy, for one kind."""
         states = self._states.get(kind)
         if states is None:
-            words = [kind.encode(), self._queue.encode(), self._job.encode()]
+            words = [kind.encode(), self._queue.encode(), self.job.encode()]
             context = b"".join(b"%d:%b" % (len(word), word) for word in words)
             states = self._states[kind] = [
                 (
@@ -210,7 +216,7 @@ class Seal:
             kind, f"the {kind} of task number {number}"
         )
         return BadSignature(
-            f"{what} of job {self._job} in queue {self._queue} is refused, unread: {why}. Client "
+            f"{what} of job {self.job} in queue {self._queue} is refused, unread: {why}. Client "
             "and workers need the same secret (DASK_REDISQ__SECRET, or redisq.secret-file); if "
             "they have it, somebody else writes to the server"
         )

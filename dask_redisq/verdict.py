@@ -14,6 +14,7 @@ from dask_redisq.errors import (
     JobCancelled,
     JobFailed,
     JobLost,
+    RedisqError,
     TaskNotSerializable,
     TaskTimeout,
     WorkerDied,
@@ -21,7 +22,7 @@ from dask_redisq.errors import (
 from dask_redisq.remote_error import unpack_error
 from dask_redisq.trust import ERROR, Seal
 
-__all__ = ["as_exception", "how_it_ended", "is_dropped", "why_gone"]
+__all__ = ["as_exception", "how_it_ended", "is_dropped", "what_failed", "why_gone"]
 
 
 def as_exception(reason: bytes, job: str, keys: Sequence[Key], seal: Seal) -> BaseException:
@@ -43,19 +44,44 @@ def as_exception(reason: bytes, job: str, keys: Sequence[Key], seal: Seal) -> Ba
     BadSignature
         If that is not from who has our secret.
     """
+    try:
+        return _opened(reason, job, keys, seal)
+    except RedisqError:  # refused, or the names are on a server that is away
+        raise
+    except Exception as why:  # what is no msgpack, and msgpack of anything: each fails its own way
+        error = JobFailed(
+            f"job {job} has ended, and the reason that the server has for that cannot be read "
+            f"({type(why).__name__}: {why}): a key of the queue was changed by hand, or somebody "
+            "else writes to the server"
+        )
+        error.__cause__ = why
+        return error
+
+
+def _opened(reason: bytes, job: str, keys: Sequence[Key], seal: Seal) -> BaseException:
     kind, task, payload, _slot, *tries = unpack(reason)
-    name = repr(keys[task]) if task >= 0 else ""
     if kind == b"raised":
-        # A reason that somebody forged may hold anything, and none of it may get past the seal.
+        # A reason that somebody forged may hold anything, and none of it may get past the seal. So
+        # it comes first: before a number of a task that is none.
         signed = payload if isinstance(payload, bytes) else b""
         payload = seal.open(ERROR, b"", max(task, 0), signed)
+    name = repr(keys[task]) if task >= 0 else ""
     error = _KINDS[kind.decode()](job, name, payload)
     if tries and tries[0] > 1:
         error.add_note(f"dask-redisq: task {name} failed {tries[0]} times, and has no retries left")
     return error
 
 
-def why_gone(tomb: bytes, job: str, queue: str, seal: Seal) -> BaseException:
+def what_failed(reason: bytes) -> tuple[str, int | None]:
+    """Return of which kind a reason is, and its task, None if it is of no task, or unreadable."""
+    try:
+        kind, task, *_ = unpack(reason)
+        return kind.decode(), int(task) if task >= 0 else None
+    except Exception:  # as for `as_exception`, which tells it
+        return "", None
+
+
+def why_gone(tomb: bytes, job: str, queue: str) -> BaseException:
     """Return the exception for a job that is not there, by the word that it left.
 
     Parameters
@@ -64,16 +90,21 @@ def why_gone(tomb: bytes, job: str, queue: str, seal: Seal) -> BaseException:
         What `lua/lib/tomb.lua` left; empty if there is nothing.
     job, queue : str
         Which job.
-    seal : Seal
-        As for `as_exception`.
     """
-    state, reason = unpack(tomb) if tomb else (b"", b"")
-    if state == b"cancelled":
-        return as_exception(reason, job, (), seal)
-    told = {
-        b"expired": "its results were kept for its result_ttl, and that is over",
-        b"forgotten": "its results were given up by forget()",
-    }.get(state, "the server lost it, or its results expired after result_ttl")
+    told = "the server lost it, or its results expired after result_ttl"
+    if tomb:
+        try:
+            state, reason = unpack(tomb)
+            kind, _, payload, *_ = unpack(reason) if state == b"cancelled" else (state, -1, b"")
+            # No other kind is left of a job: what a task raised, which is a pickle, least of all.
+            if kind in (b"cancelled", b"client"):
+                return _KINDS[kind.decode()](job, "", payload)
+            told = _TOMBS[kind]
+        except Exception as why:  # as for `as_exception`
+            told = (
+                f"the word that it left cannot be read ({type(why).__name__}), so a key of the "
+                "queue was changed by hand, or somebody else writes to the server"
+            )
     return JobLost(f"job {job} of queue {queue!r} is gone: {told}. Submit it again")
 
 
@@ -90,10 +121,12 @@ def is_dropped(state: str, reason: bytes) -> bool:
     if state == "":
         if not reason:
             return True
-        word, reason = unpack(reason)
-        state = word.decode()
-    kind = unpack(reason)[0] if reason else b""
-    return (state, kind) in {("cancelled", b"client"), ("failed", b"damaged")}
+        try:
+            word, reason = unpack(reason)
+            state = word.decode()
+        except Exception:  # as for `as_exception`: nobody knows that nobody wanted it
+            return False
+    return (state, what_failed(reason)[0]) in {("cancelled", "client"), ("failed", "damaged")}
 
 
 def how_it_ended(code: int) -> str:
@@ -174,6 +207,11 @@ def _client(job: str, _name: str, _payload: bytes) -> BaseException:
     )
 
 
+#: What a tomb tells of a job that was not cancelled.
+_TOMBS = {
+    b"expired": "its results were kept for its result_ttl, and that is over",
+    b"forgotten": "its results were given up by forget()",
+}
 _KINDS: dict[str, Callable[[str, str, bytes], BaseException]] = {
     "raised": _raised,
     "unpicklable": _unpicklable,

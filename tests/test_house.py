@@ -52,6 +52,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("verdict",),
     # one connection, and what is read and written over it
     ("link",),
+    ("refused",),
     ("rebuild", "events", "names", "own_keys", "wishes"),
     ("server", "server_check", "monitor", "memory", "registry", "control", "slot_process"),
     ("secret", "files", "call_log"),

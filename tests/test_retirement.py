@@ -184,7 +184,7 @@ def test_a_lease_runs_no_task_that_it_could_not_take(chain: bool) -> None:
     run = LeaseRun(
         Lease("job", "epoch", 4, 128, False, [0] if chain else [0, 1, 2, 3], 1), {0: block}, {},
         Pace(), frozenset(), lambda: 0.0, lambda *_: None, lambda *_: None,
-        lambda: True, lambda: 2**29, take=lambda: next(left),
+        lambda: True, lambda _: 2**29, take=lambda: next(left),
     )  # fmt: skip
     run.run()
     assert list(run.made) == [0, 1]

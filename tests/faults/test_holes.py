@@ -163,7 +163,7 @@ def lease_of(tasks: list[int], inputs: list[tuple[int, ...]], pace: Pace) -> Lea
     clock = iter(x / 1000 for x in range(10_000))
     return LeaseRun(
         lease, {0: block}, {}, pace, frozenset(), lambda: next(clock), nothing, nothing,
-        lambda: True, lambda: 2**29,
+        lambda: True, lambda _: 2**29,
     )  # fmt: skip
 
 

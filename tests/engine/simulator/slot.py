@@ -244,7 +244,7 @@ class Slot(Actor):
             lease._replace(tasks=tasks, alone=lease.alone and world.off != "R3"), job.blocks, values,
             whim, frozenset({*self.tags, self.tag}), lambda: 0.0, self._begin, self._limit,
             lambda: not (self.stopping or page.stopped(lease.job, lease.seq) or page.given == lease.seq),
-            lambda: 10**9,
+            lambda _: 10**9,
         )  # fmt: skip
         if world.chance(0.1):
             self.tag = world.choices.pick(["gpu", "lab", ""])
