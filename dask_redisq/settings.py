@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import dask
 
-__all__ = ["number", "setting", "whole"]
+from dask_redisq.amounts import is_number, seconds, whole
+
+__all__ = ["setting"]
 
 _LEAST = {
     "ft-interval": 1.0,
@@ -33,14 +34,8 @@ def setting(name: str, given: Any = None) -> Any:
     least = _LEAST.get(name)
     if least is not None and not (value is None and name in _OPTIONAL):
         null = " or null" if name in _OPTIONAL else ""
-        if not _is_number(value):
-            raise ValueError(
-                f"redisq.{name} is a number of seconds, at least {least:g},{null} not {value!r}"
-            )
-        value = float(value)
-        if value < least:
-            raise ValueError(f"redisq.{name} is at least {least:g} s{null}, not {value:g}")
-    if name == "kept-memory" and not (_is_number(value) and 0 <= value <= 1):
+        value = seconds(f"redisq.{name}", value, least, null)
+    if name == "kept-memory" and not (is_number(value) and 0 <= value <= 1):
         raise ValueError(f"redisq.kept-memory is a share, from 0 to 1, not {value!r}")
     if name == "allowed-failures":
         value = whole("redisq.allowed-failures", value, 1)
@@ -49,33 +44,3 @@ def setting(name: str, given: Any = None) -> Any:
     elif name == "queue" and not isinstance(value, str):
         raise ValueError(f"redisq.queue is text, not {value!r}; a number goes in quotes: '\"7\"'")
     return value
-
-
-def whole(what: str, value: Any, least: int) -> int:
-    """Return `value`, which `what` says what it is, if it is a whole number of at least `least`.
-
-    Raises
-    ------
-    ValueError
-        If it is not.
-    """
-    if not _is_number(value) or value != int(value) or value < least:
-        raise ValueError(f"{what} is a whole number, at least {least}, not {value!r}")
-    return int(value)
-
-
-def number(what: str, value: Any) -> float:
-    """Return `value`, which `what` says what it is, if it is a finite number; else a ValueError."""
-    if not _is_number(value):
-        raise ValueError(f"{what} is a number, not {value!r}")
-    return float(value)
-
-
-def _is_number(value: Any) -> bool:
-    """Tell whether a value is a finite number, of whatever library."""
-    if isinstance(value, bool | str | bytes):
-        return False
-    try:
-        return math.isfinite(value)
-    except (TypeError, ValueError, OverflowError):
-        return False

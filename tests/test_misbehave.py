@@ -89,11 +89,19 @@ def test_a_timeout_with_retries_runs_again(
     assert queue.get(dsk, "x", timeout=0.3, retries=2, allowed_failures=1) == 3
 
 
-@pytest.mark.parametrize("timeout", [0, -1, "soon", float("inf")])
-def test_a_timeout_that_is_none_is_refused(queue: Queue, timeout: Any) -> None:
-    """Before anything is sent."""
-    with pytest.raises(ValueError, match="above 0"):
+@pytest.mark.parametrize(
+    "timeout", [0, -1, 1e-9, 1e300, 10**400, "soon", "5", True, float("inf"), float("nan")]
+)
+def test_a_timeout_that_is_none_is_refused(queue: Queue, link: Link, timeout: Any) -> None:
+    """Before anything is sent; one that a slot's page cannot hold would kill each slot, too."""
+    words = "a number of seconds, at least 0.001 and at most 1,000,000,000, not "
+    with pytest.raises(ValueError, match=f"the timeout is {words}"):
         queue.get({"x": (inc, 1)}, "x", timeout=timeout)
+    with dask.annotate(timeout=timeout):
+        x = dask.delayed(inc)(1)
+    with pytest.raises(ValueError, match=f"the timeout of task .* is {words}"):
+        x.compute(scheduler=queue.get)
+    assert link.command("DBSIZE") == 0
 
 
 # retries=
