@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -104,8 +105,9 @@ def make_lock() -> Any:
 
 
 def test_a_result_that_does_not_pickle_is_named(served: Queue) -> None:
-    """The worker lives, and the error names task and type."""
-    with pytest.raises(redisq.TaskNotSerializable, match=r"'x'.*lock"):
+    """The worker lives, and the error names task, worker and type."""
+    names = "|".join(re.escape(worker["name"]) for worker in served.workers())
+    with pytest.raises(redisq.TaskNotSerializable, match=rf"'x' .* worker ({names}): .*lock"):
         served.get({"x": (make_lock,)}, "x")
     assert (
         served.get({"x": (make_lock,), "y": (lambda lock: lock.locked(), "x")}, "y", chunk_size=8)
