@@ -6,12 +6,12 @@ Source: section 1.3 of Dask's contract. An annotation goes before a keyword of t
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from math import isfinite
 from numbers import Integral, Real
 from typing import Any
 
 from dask.typing import Key
 
+from dask_redisq.amounts import is_number, seconds, whole
 from dask_redisq.seeding import check_seed
 
 __all__ = [
@@ -100,7 +100,7 @@ def check_resources(given: Any, whose: str = "") -> dict[str, float]:
     """
     try:
         found = {str(name): float(amount) for name, amount in dict(given).items()}
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         found = {"": 0.0}
     if any(not name or "=" in name or not 0 < x < float("inf") for name, x in found.items()):
         raise ValueError(f"resources{whose} are names with numbers above 0, not {given!r}")
@@ -129,7 +129,7 @@ def priorities(annotations: Mapping[str, Any]) -> dict[Key, float]:
 
 def check_priority(given: Any, whose: str = "") -> float:
     """Return a priority; what is no number is a TypeError."""
-    if isinstance(given, bool) or not isinstance(given, Real) or not isfinite(given):
+    if not isinstance(given, Real) or not is_number(given):
         raise TypeError(f"the priority{whose} is a number, not {given!r}")
     return float(given)
 
@@ -184,7 +184,7 @@ def limits(
     Raises
     ------
     ValueError
-        For a timeout that is not above 0, or retries that are no number from 0 on.
+        For a timeout that is no number of milliseconds, or retries that are no number from 0 on.
     """
     default = 0.0 if timeout is None else check_timeout(timeout)
     timeouts = annotations.get("timeout") or {}
@@ -194,27 +194,22 @@ def limits(
     found = {}
     for task, key in enumerate(keys):
         own = timeouts.get(key)
-        seconds = default if own is None else check_timeout(own, f" of task {key!r}")
+        most = default if own is None else check_timeout(own, f" of task {key!r}")
         again = retries.get(key)
         tries = -1 if again is None else check_retries(again, f" of task {key!r}")
-        if seconds or tries >= 0:
-            found[task] = (seconds, tries)
+        if most or tries >= 0:
+            found[task] = (most, tries)
     return found
 
 
 def check_timeout(given: Any, whose: str = "") -> float:
-    """Return a timeout in seconds; anything but a number above 0 is a ValueError."""
-    try:
-        seconds = float(given)
-    except (TypeError, ValueError):
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise ValueError(f"the timeout{whose} is a number of seconds above 0, not {given!r}")
-    return seconds
+    """Return a timeout in seconds; anything but a millisecond or more is a ValueError."""
+    # A slot's page counts in milliseconds, where 0 is for no limit.
+    return seconds(f"the timeout{whose}", given, 0.001)
 
 
 def check_retries(given: Any, whose: str = "") -> int:
     """Return a number of retries; anything but a whole number from 0 on is a ValueError."""
     if isinstance(given, bool) or not isinstance(given, Integral) or given < 0:
         raise ValueError(f"retries{whose} is how often it may run again, from 0, not {given!r}")
-    return int(given)
+    return whole(f"retries{whose}", given, 0)

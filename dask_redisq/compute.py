@@ -16,6 +16,7 @@ from dask.local import get_sync
 from dask.typing import Key
 
 from dask_redisq import client_lease
+from dask_redisq.amounts import seconds
 from dask_redisq.annotations import limits, priorities, restrictions, seeds
 from dask_redisq.answer import Answer, assemble
 from dask_redisq.callbacks import Observer, active_callbacks, looks_at_values
@@ -226,10 +227,10 @@ def submit(
     TypeError
         If nothing of `collections` is a Dask collection.
     ValueError
-        If `result_ttl` is below a second.
+        If `result_ttl` is no number of seconds, or below one.
     """
-    if result_ttl is not None and not result_ttl >= 1:
-        raise ValueError(f"result_ttl is at least 1 s, not {result_ttl!r}")
+    if result_ttl is not None:
+        result_ttl = seconds("result_ttl", result_ttl, 1)
     traverse = dask_options["traverse"]
     found, repack = unpack_collections(*collections, traverse=traverse)
     if not found:
@@ -239,7 +240,7 @@ def submit(
 
     def schedule(dsk: Any, keys: Any, **_: Any) -> list[None]:
         plan, keys, options = sender.plan(dsk, keys)
-        options = replace(options, result_ttl=float(result_ttl or 0))
+        options = replace(options, result_ttl=result_ttl or 0.0)
         plan.kept = result_ttl is None
 
         def send_again() -> tuple[str, Any]:

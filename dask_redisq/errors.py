@@ -115,8 +115,8 @@ class TaskNotSerializable(RedisqError, TypeError):
 class TaskTimeout(RedisqError, TimeoutError):
     """A task ran longer than its ``timeout``, and the process that ran it was killed.
 
-    The message names the task, the limit and the worker. With ``retries`` left the task
-    runs again instead.
+    The message names the task, the limit, the worker, how the process was ended, its peak of
+    memory, and the last that it printed. With ``retries`` left the task runs again instead.
     """
 
 

@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any
 
 from dask_redisq import client_lease
+from dask_redisq.amounts import whole
 from dask_redisq.body import Caught, Setup, catching
 from dask_redisq.calls import Call, call_settings, plan_calls
 from dask_redisq.options import check_keywords
@@ -26,7 +27,6 @@ from dask_redisq.page import Wait
 from dask_redisq.queue import Queue
 from dask_redisq.secret import find_secret
 from dask_redisq.serving import in_slot, job_in_hand, stand_in
-from dask_redisq.settings import whole
 from dask_redisq.stream import Arrived, CallJob, Failed
 
 __all__ = ["Executor"]

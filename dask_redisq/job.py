@@ -48,7 +48,7 @@ logger = logging.getLogger("dask_redisq")
 AHEAD = 2
 #: Bytes that fit into any server, whatever its limit.
 FITS = 1_000_000
-#: Milliseconds that constants wait for their block; counters wait no longer for create.
+#: Milliseconds that counters wait for create, constants for their block; or the life of a job.
 STAGED = 600_000
 #: Leases for which the keys of a job stay without its client (lua/lib/life.lua).
 LEASES = 5
@@ -231,10 +231,8 @@ class Job(Follower):
         if self.options.get_task:
             check_policy(self.link, self.keys, self.options.get_task)
         for name, data in self._stages(hard):
-            life = min(STAGED, LEASES * self._lease)
             self._check_size(data)
-            self._staged.append(self.keys(name, self.id))
-            self.link.send("SET", self._staged[-1], data, "PX", life)
+            self._stage(self.keys(name, self.id), data)
         uses = sorted({kept.job for some in plan.outer.values() for kept in some})
         create = self.link.call if uses else self.link.send_call
         answer = create(
@@ -272,6 +270,10 @@ class Job(Follower):
             )
         return self._upload()
 
+    def _stage(self, name: str, data: bytes) -> None:
+        self._staged.append(name)
+        self.link.send("SET", name, data, "PX", min(STAGED, LEASES * self._lease))
+
     def _stages(self, hard: list[tuple[str, ...]]) -> list[tuple[str, bytes]]:
         """Return what create takes, by the names of its keys."""
         plan, n = self.plan, len(self.plan)
@@ -307,9 +309,7 @@ class Job(Follower):
     def _restrictions(self) -> list[tuple[str, ...]]:
         found = list(dict.fromkeys(self.plan.restricted.values()))
         if len(found) > 255:
-            raise ValueError(
-                f"a graph may hold at most 255 different restrictions, not {len(found)}"
-            )
+            raise ValueError(f"a graph has at most 255 different restrictions, not {len(found)}")
         return found
 
     def _upload_blocks(self) -> None:
@@ -349,8 +349,8 @@ class Job(Follower):
 
     def _store_constant(self, digest: str, data: bytes) -> None:
         self._check_size(data)
-        self._staged.append(self.keys("const", self.id, digest))
-        self.link.send("SET", self.keys("const", self.id, digest), data, "PX", STAGED)
+        self.link.send_call("announce", self.keys, job=self.id, digest=digest)
+        self._stage(self.keys("const", self.id, digest), data)
 
     def _too_large(self, first: int, tasks: list[Any], why: ValueTooLarge) -> Exception:
         """Return the error that names the largest task of a block."""

@@ -17,6 +17,7 @@ from typing import IO, Any, Self
 
 from dask.system import cpu_count
 
+from dask_redisq.amounts import whole
 from dask_redisq.errors import NoServerError, RedisqError
 from dask_redisq.inherit import inherited
 from dask_redisq.keeper import GRACE, Kept
@@ -24,7 +25,7 @@ from dask_redisq.keys import check_queue_name
 from dask_redisq.link import Link
 from dask_redisq.queue import Queue
 from dask_redisq.server import PrivateServer
-from dask_redisq.settings import setting, whole
+from dask_redisq.settings import setting
 
 __all__ = ["LocalCluster", "LocalWorker", "defaults", "start_local_workers"]
 

@@ -14,6 +14,7 @@ import time
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from dask_redisq.amounts import seconds, whole
 from dask_redisq.codec import unpack
 from dask_redisq.errors import LockLost, ServerUnavailable
 from dask_redisq.keys import Keys
@@ -91,13 +92,9 @@ class Semaphore:
         queue: str | Queue | None = None,
         expiry: float = 60.0,
     ) -> None:
-        if max_leases < 1:
-            raise ValueError(f"max_leases is how many may hold it, from 1, not {max_leases!r}")
-        if not expiry >= 1:
-            raise ValueError(f"expiry is at least 1 s, not {expiry!r}")
-        self.max_leases = max_leases
+        self.max_leases = whole("max_leases, how many may hold it,", max_leases, 1)
         self.name = secrets.token_hex(16) if name is None else name
-        self.expiry = float(expiry)
+        self.expiry = seconds("expiry", expiry, 1)
         self._held: list[_Place] = []
         self._queue = queue if isinstance(queue, Queue) else None
         self._queue_name = queue.name if isinstance(queue, Queue) else setting("queue", queue)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from dask_redisq.amounts import whole
 from dask_redisq.calls import call_settings
 from dask_redisq.combine import NOTHING, Combiner
 from dask_redisq.foreach import Loop, names, run_loop
@@ -13,7 +14,6 @@ from dask_redisq.keys import Keys
 from dask_redisq.options import check_keywords, job_options
 from dask_redisq.pool import Pool
 from dask_redisq.serving import in_slot, job_in_hand
-from dask_redisq.settings import whole
 
 __all__ = ["Loops"]
 

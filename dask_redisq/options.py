@@ -9,9 +9,10 @@ from typing import Any
 
 import dask
 
+from dask_redisq.amounts import number, whole
 from dask_redisq.annotations import check_retries
 from dask_redisq.serving import in_slot
-from dask_redisq.settings import number, setting, whole
+from dask_redisq.settings import setting
 
 __all__ = ["JobOptions", "check_keywords", "clamped", "job_options"]
 

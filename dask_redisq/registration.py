@@ -117,7 +117,8 @@ class Registration:
         if overdue is not None and code == -signal.SIGKILL:
             # The kill may have hit the task behind the one that took too long.
             if (cursor.begun, cursor.seq) == (overdue.task, overdue.seq):
-                return "timeout", pack([self.name, overdue.seconds, slot.tail.lines()])
+                told = [self.name, overdue.seconds, slot.peak, slot.tail.lines()]
+                return "timeout", pack(told)
             return "", b""
         # Not for its own end while it was told to cancel what it died of; another job's is charged.
         if slot.killed or slot.runs_cancelled():

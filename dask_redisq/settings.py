@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import dask
 
 from dask_redisq._defaults import url_setting
+from dask_redisq.amounts import is_number, seconds, whole
 
-__all__ = ["number", "setting", "whole"]
+__all__ = ["setting"]
 
 _LEAST = {
     "ft-interval": 1.0,
@@ -41,14 +41,8 @@ def setting(name: str, given: Any = None) -> Any:
     least = _LEAST.get(name)
     if least is not None and not (value is None and name in _OPTIONAL):
         null = " or null" if name in _OPTIONAL else ""
-        if not _is_number(value):
-            raise ValueError(
-                f"redisq.{name} is a number of seconds, at least {least:g},{null} not {value!r}"
-            )
-        value = float(value)
-        if value < least:
-            raise ValueError(f"redisq.{name} is at least {least:g} s{null}, not {value:g}")
-    if name == "kept-memory" and not (_is_number(value) and 0 <= value <= 1):
+        value = seconds(f"redisq.{name}", value, least, null)
+    if name == "kept-memory" and not (is_number(value) and 0 <= value <= 1):
         raise ValueError(f"redisq.kept-memory is a share, from 0 to 1, not {value!r}")
     if name in _SWITCHES:
         value = _switch(name, value)
@@ -61,26 +55,6 @@ def setting(name: str, given: Any = None) -> Any:
     return value
 
 
-def whole(what: str, value: Any, least: int) -> int:
-    """Return `value`, which `what` says what it is, if it is a whole number of at least `least`.
-
-    Raises
-    ------
-    ValueError
-        If it is not.
-    """
-    if not _is_number(value) or value != int(value) or value < least:
-        raise ValueError(f"{what} is a whole number, at least {least}, not {value!r}")
-    return int(value)
-
-
-def number(what: str, value: Any) -> float:
-    """Return `value`, which `what` says what it is, if it is a finite number; else a ValueError."""
-    if not _is_number(value):
-        raise ValueError(f"{what} is a number, not {value!r}")
-    return float(value)
-
-
 def _switch(name: str, value: Any) -> bool:
     """Return whether a setting is on; a ValueError if that is not plain."""
     word = str(value).strip().lower()  # of True, 1 and NumPy's as well
@@ -89,13 +63,3 @@ def _switch(name: str, value: Any) -> bool:
             f"redisq.{name} is true or false (yes or no, on or off, 1 or 0), not {value!r}"
         )
     return word in _ON
-
-
-def _is_number(value: Any) -> bool:
-    """Tell whether a value is a finite number, of whatever library."""
-    if isinstance(value, bool | str | bytes):
-        return False
-    try:
-        return math.isfinite(value)
-    except (TypeError, ValueError, OverflowError):
-        return False

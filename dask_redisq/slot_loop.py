@@ -352,7 +352,7 @@ class Slot:
         elif report.batch.unpublished is not None:
             task, text = report.batch.unpublished
             told = text[:LONGEST].encode(errors="backslashreplace")  # the words of any __reduce__
-            report.failure = pack([task, "unpicklable", told, 0])
+            report.failure = pack([task, "unpicklable", pack([self.where, told]), 0])
         return report
 
     def _attempt(self, lease: Lease) -> str:

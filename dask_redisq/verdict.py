@@ -148,8 +148,8 @@ def _raised(_job: str, name: str, payload: bytes) -> BaseException:
 
 
 def _unpicklable(_job: str, name: str, payload: bytes) -> BaseException:
-    why = payload.decode(errors="replace")
-    return TaskNotSerializable(f"the result of task {name} cannot leave its worker: {why}")
+    worker, why = (text.decode(errors="replace") for text in unpack(payload))
+    return TaskNotSerializable(f"the result of task {name} cannot leave its worker {worker}: {why}")
 
 
 def _died(_job: str, name: str, payload: bytes) -> BaseException:
@@ -176,10 +176,11 @@ def _last_lines(worker: bytes, lines: bytes) -> str:
 
 
 def _timeout(_job: str, name: str, payload: bytes) -> BaseException:
-    worker, limit, lines = unpack(payload)
+    worker, limit, peak, lines = unpack(payload)
     return TaskTimeout(
         f"task {name} ran longer than its timeout of {limit:g} s on worker {worker.decode()}, and "
-        "its process was killed. Raise the timeout, or give it retries" + _last_lines(worker, lines)
+        f"its process was killed by {how_it_ended(-signal.SIGKILL)}, after a peak of "
+        f"{format_bytes(peak)}. Raise the timeout, or give it retries" + _last_lines(worker, lines)
     )
 
 

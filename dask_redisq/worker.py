@@ -9,6 +9,7 @@ from typing import Any
 
 from dask.system import cpu_count
 
+from dask_redisq.amounts import seconds, whole
 from dask_redisq.annotations import check_resources
 from dask_redisq.crew import WorkerOptions
 from dask_redisq.errors import NoServerError
@@ -16,7 +17,7 @@ from dask_redisq.inherit import inherited
 from dask_redisq.keys import check_queue_name
 from dask_redisq.retirement import Terms
 from dask_redisq.secret import environment_for, find_secret
-from dask_redisq.settings import number, setting, whole
+from dask_redisq.settings import setting
 from dask_redisq.url import check_url
 
 __all__ = ["plan_worker", "run_worker"]
@@ -73,7 +74,7 @@ def run_worker(
         queues, url, Terms(max_tasks, max_idle, burst, lifetime, lifetime_stagger, linger),
         nworkers=nworkers, name=name, tags=_words(tags), preload=_words(preload),
         resources=check_resources(resources or {}),
-        death_timeout=number("death_timeout", death_timeout), environment=inherited(url),
+        death_timeout=death_timeout, environment=inherited(url),
     )  # fmt: skip
     Supervisor(options).run()
 
@@ -118,7 +119,7 @@ def plan_worker(
         resources=resources,
         preload=tuple(preload),
         alive_expiry=float(setting("alive-expiry", alive_expiry)),
-        death_timeout=death_timeout,
+        death_timeout=seconds("death_timeout", death_timeout),
         environment={**(environment or {}), **environment_for(secret_file)},
         terms=_checked(terms),
     )
@@ -129,15 +130,15 @@ def plan_worker(
 def _checked(terms: Terms) -> Terms:
     if terms.max_tasks is not None:
         whole("max_tasks", terms.max_tasks, 1)
-    seconds: dict[str, Any] = {
+    spans: dict[str, Any] = {
         "max_idle": terms.max_idle,
         "lifetime": terms.lifetime,
         "lifetime_stagger": terms.lifetime_stagger,
         "linger": terms.linger,
     }
-    for name, value in seconds.items():
-        if value is not None and number(name, value) < 0:
-            raise ValueError(f"{name} is a number of seconds, at least 0, not {value!r}")
+    for name, value in spans.items():
+        if value is not None:
+            seconds(name, value)
     if terms.lifetime is None and terms.lifetime_stagger:
         raise ValueError("lifetime_stagger is for a lifetime, and there is none")
     return terms

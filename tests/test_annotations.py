@@ -319,6 +319,8 @@ def test_a_resource_that_nobody_has_is_told(queue: Queue, workers: WorkerProcess
         x.compute(scheduler=queue.get, resources={"GPU": 1}, no_workers_timeout=0.1)
     with pytest.raises(ValueError, match="names with numbers above 0"):
         x.compute(scheduler=queue.get, resources={"GPU": 0})
+    with pytest.raises(ValueError, match="names with numbers above 0"):
+        x.compute(scheduler=queue.get, resources={"GPU": 10**400})
 
 
 def test_a_resource_is_free_again_when_its_slot_died(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -111,8 +112,9 @@ def make_lock() -> Any:
 
 
 def test_a_result_that_does_not_pickle_is_named(served: Queue) -> None:
-    """The worker lives, and the error names task and type."""
-    with pytest.raises(redisq.TaskNotSerializable, match=r"'x'.*lock"):
+    """The worker lives, and the error names task, worker and type."""
+    names = "|".join(re.escape(worker["name"]) for worker in served.workers())
+    with pytest.raises(redisq.TaskNotSerializable, match=rf"'x' .* worker ({names}): .*lock"):
         served.get({"x": (make_lock,)}, "x")
     assert (
         served.get({"x": (make_lock,), "y": (lambda lock: lock.locked(), "x")}, "y", chunk_size=8)
@@ -166,6 +168,17 @@ def test_a_setting_below_its_least_value_is_refused(queue: Queue, low: Any) -> N
     [
         ({"no_workers_timeout": "5"}, r"redisq\.no-workers-timeout .* seconds.* not '5'"),
         ({"no_workers_timeout": -1}, r"redisq\.no-workers-timeout .* at least 0"),
+        (
+            {"no_workers_timeout": 1e300},
+            r"redisq\.no-workers-timeout .* at most .* or null, not 1e",
+        ),
+        ({"retry_delay": 1e300}, r"redisq\.retry-delay .* at most 1,000,000,000, not 1e"),
+        ({"locality_wait": 1e300}, r"redisq\.locality-wait .* at most 1,000,000,000, not 1e"),
+        ({"locality_wait": True}, r"redisq\.locality-wait .* not True"),
+        ({"alive_expiry": 1e300}, r"redisq\.alive-expiry .* at most 1,000,000,000, not 1e"),
+        ({"retries": 10**30}, "retries.* at most 1,000,000,000, not 1000"),
+        ({"retries": True}, "retries.* not True"),
+        ({"chunk_size": 10**30}, "chunk_size.* at most 1,000,000,000, not 1000"),
         ({"alive_expiry": "abc"}, r"redisq\.alive-expiry .* seconds.* not 'abc'"),
         ({"ft_interval": float("inf")}, r"redisq\.ft-interval .* not inf"),
         ({"chunk_size": "a"}, "chunk_size.* not 'a'"),
@@ -175,7 +188,10 @@ def test_a_setting_below_its_least_value_is_refused(queue: Queue, low: Any) -> N
         ({"order": "bogus"}, r"redisq\.order .* not 'bogus'"),
         ({"allowed_failures": 0}, r"redisq\.allowed-failures .* at least 1, not 0"),
         ({"allow_disk_shuffle": "maybe"}, r"redisq\.allow-disk-shuffle .* not 'maybe'"),
+        ({"allowed_failures": 10**30}, r"redisq\.allowed-failures .* at most"),
         ({"priority": "high"}, "priority.* not 'high'"),
+        ({"priority": 10**400}, "priority is a number, not 1000"),
+        ({"priority": float("inf")}, "priority is a number, not inf"),
     ],
 )
 def test_a_setting_of_a_wrong_kind_is_named(queue: Queue, wrong: Any, words: str) -> None:
@@ -206,6 +222,33 @@ def test_a_setting_that_is_true_or_false_is_nothing_else(name: str) -> None:
             pytest.raises(ValueError, match=rf"redisq\.{name} is true or false .*, not"),
         ):
             setting(name)
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1e300, float("inf"), float("nan"), "60", True])
+def test_a_client_lease_of_a_wrong_kind_is_named(queue: Queue, link: Link, wrong: Any) -> None:
+    """It is a setting only."""
+    words = r"redisq\.client-lease .* at least 1 and at most 1,000,000,000, not "
+    with dask.config.set({"redisq.client-lease": wrong}), pytest.raises(ValueError, match=words):
+        queue.get({"x": (inc, 1)}, "x")
+    assert link.command("DBSIZE") == 0
+
+
+@pytest.mark.usefixtures("workers")
+def test_settings_at_their_most_are_taken(queue: Queue) -> None:
+    """What is allowed works: no part of the engine counts with fewer bits."""
+    most = 10**9
+    names = (
+        "timeout retries retry_delay locality_wait ft_interval alive_expiry no_workers_timeout "
+        "allowed_failures chunk_size num_workers priority"
+    )
+    words: dict[str, Any] = dict.fromkeys(names.split(), most)
+    with dask.config.set({"redisq.client-lease": most}):
+        assert queue.get({"x": (inc, 1), "y": (inc, "x")}, "y", **words) == 3
+        future = queue.compute(dask.delayed(inc)(1), detach=True, result_ttl=most, **words)
+        assert future.result(60) == 2
+        future.forget()
+    with redisq.Lock(queue=queue, expiry=most) as lock:
+        assert lock.locked()
 
 
 def test_a_queue_name_that_is_no_text_is_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -224,6 +225,45 @@ def test_the_job_of_a_killed_client_is_removed_by_workers(
     wait_until(lambda: not psutil.pid_exists(pids(log)[0]), timeout=5)
     with pytest.raises(redisq.JobCancelled, match=rf"{row['id']}.*client-lease"):
         queue.attach(row["id"])
+
+
+DIES_OVER_A_CONSTANT = """
+from dask_redisq.job import Job
+store = Job._store_constant
+def store_and_die(job, digest, data):
+    store(job, digest, data)
+    job.link.receive_all()
+    os.kill(os.getpid(), signal.SIGKILL)
+Job._store_constant = store_and_die
+queue.get({"x": (len, bytes(1_000_000))}, "x")
+"""
+
+
+def test_a_constant_goes_with_the_job_of_a_killed_client(
+    queue: Queue,
+    link: Link,
+    start_worker: Callable[..., WorkerProcess],
+    start_client: Callable[..., Client],
+) -> None:
+    """It was stored, and the block that needs it was not: no key is left a lease after that."""
+    env = {"DASK_REDISQ__FT_INTERVAL": "1", "DASK_REDISQ__ALIVE_EXPIRY": "1"}
+    start_worker("test", "--nworkers", "1", env=env)
+    queue.wait_for_workers(1, timeout=90)
+    # Long enough that its keys do not expire by themselves while this test looks.
+    client = start_client(DIES_OVER_A_CONSTANT, DASK_REDISQ__CLIENT_LEASE="4")
+    assert client.process.wait(60) == -signal.SIGKILL
+    assert [name for name in job_keys(link) if b":const:" in name]
+    wait_until(lambda: job_keys(link) == [], timeout=12)
+
+
+def test_a_constant_that_nobody_can_sweep_expires_with_its_job(
+    queue: Queue, link: Link, start_client: Callable[..., Client]
+) -> None:
+    """There is no worker: it is there for five leases, as all else of the job."""
+    client = start_client(DIES_OVER_A_CONSTANT, DASK_REDISQ__CLIENT_LEASE="2")
+    assert client.process.wait(60) == -signal.SIGKILL
+    (const,) = [name for name in job_keys(link) if b":const:" in name]
+    assert 0 < link.command("PTTL", const) <= 10_000
 
 
 # A client that slept.

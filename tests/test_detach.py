@@ -111,8 +111,9 @@ def test_what_cannot_be_detached_is_refused(queue: Queue, link: Link) -> None:
     """Nothing to compute, no time to keep it; nothing was sent."""
     with pytest.raises(TypeError, match="nothing to compute"):
         queue.compute(1, detach=True)
-    with pytest.raises(ValueError, match="result_ttl is at least 1 s, not 0"):
-        queue.compute(dask.delayed(inc)(1), detach=True, result_ttl=0)
+    for wrong in (0, 1e300, float("inf"), float("nan"), "x", True):
+        with pytest.raises(ValueError, match=r"result_ttl .* at least 1 and at most 1,000,000,000"):
+            queue.compute(dask.delayed(inc)(1), detach=True, result_ttl=wrong)  # type: ignore[arg-type]
     assert link.command("KEYS", "*") == []
 
 

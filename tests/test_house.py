@@ -24,6 +24,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("frames", "passwords"),
     (
         "_defaults",
+        "amounts",
         "errors",
         "forks",
         "keys",

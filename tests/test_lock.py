@@ -305,7 +305,11 @@ def test_a_lock_in_another_process_is_held_by_nobody_there(queue: Queue) -> None
     assert redisq.Lock(queue=queue).name != redisq.Lock(queue=queue).name
 
 
-@pytest.mark.parametrize("words", [{"max_leases": 0}, {"expiry": 0.5}, {"expiry": float("nan")}])
+@pytest.mark.parametrize(
+    "words",
+    [{"max_leases": n} for n in (0, 1.5, "2", True, 10**30)]
+    + [{"expiry": s} for s in (0.5, 1e300, "60", True, float("nan"), float("inf"))],
+)
 def test_a_semaphore_that_makes_no_sense_is_refused(words: dict[str, Any]) -> None:
     """With what was wrong."""
     with pytest.raises(ValueError, match=next(iter(words))):

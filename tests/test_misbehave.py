@@ -57,14 +57,23 @@ def times_in(log: Path) -> list[float]:
 # timeout=
 
 
+def say_and_sleep(seconds: float) -> None:
+    """Say something before that."""
+    sys.stdout.write("good night\n")
+    sys.stdout.flush()
+    time.sleep(seconds)
+
+
 def test_a_task_that_takes_too_long_is_ended_and_named(
     queue: Queue, workers: WorkerProcess
 ) -> None:
     """Its slot is killed, the error tells what it exceeded, the worker goes on; row 9."""
     slots = workers.slots()
     with pytest.raises(redisq.TaskTimeout, match=r"'hang'.*0\.3 s on worker one") as info:
-        queue.get({"hang": (time.sleep, 600), "ok": (inc, 1)}, ["hang", "ok"], timeout=0.3)
+        queue.get({"hang": (say_and_sleep, 600), "ok": (inc, 1)}, ["hang", "ok"], timeout=0.3)
     assert isinstance(info.value, TimeoutError)
+    assert re.search(r"by signal SIGKILL, after a peak of [\d.]+ MiB\.", str(info.value))
+    assert re.search(r"printed on one:\n .* good night", str(info.value))
     wait_until(lambda: sum(slot.is_running() for slot in slots) == 1)
     queue.wait_for_workers(2, timeout=90)
     assert queue.get({"x": (inc, 1)}, "x", timeout=5) == 2
@@ -89,11 +98,19 @@ def test_a_timeout_with_retries_runs_again(
     assert queue.get(dsk, "x", timeout=0.3, retries=2, allowed_failures=1) == 3
 
 
-@pytest.mark.parametrize("timeout", [0, -1, "soon", float("inf")])
-def test_a_timeout_that_is_none_is_refused(queue: Queue, timeout: Any) -> None:
-    """Before anything is sent."""
-    with pytest.raises(ValueError, match="above 0"):
+@pytest.mark.parametrize(
+    "timeout", [0, -1, 1e-9, 1e300, 10**400, "soon", "5", True, float("inf"), float("nan")]
+)
+def test_a_timeout_that_is_none_is_refused(queue: Queue, link: Link, timeout: Any) -> None:
+    """Before anything is sent; one that a slot's page cannot hold would kill each slot, too."""
+    words = "a number of seconds, at least 0.001 and at most 1,000,000,000, not "
+    with pytest.raises(ValueError, match=f"the timeout is {words}"):
         queue.get({"x": (inc, 1)}, "x", timeout=timeout)
+    with dask.annotate(timeout=timeout):
+        x = dask.delayed(inc)(1)
+    with pytest.raises(ValueError, match=f"the timeout of task .* is {words}"):
+        x.compute(scheduler=queue.get)
+    assert link.command("DBSIZE") == 0
 
 
 # retries=

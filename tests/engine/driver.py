@@ -33,7 +33,7 @@ NEVER = 10**15
 
 #: Scripts of which a second call must change nothing; sweep, gather and stop_workers work in steps.
 _REPLAYED = {
-    "cancel", "create", "forget", "give_back", "lend", "put_block", "register", "renew", "renew_client", "report_missing", "seal",
+    "announce", "cancel", "create", "forget", "give_back", "lend", "put_block", "register", "renew", "renew_client", "report_missing", "seal",
     "step", "unregister",
 }  # fmt: skip
 #: Their answer tells the state that is there now.

@@ -215,6 +215,7 @@ def test_nothing_is_made_again_after_the_removal(engine: Engine) -> None:
                 "about": b"",
             },
         ),
+        ("announce", {"digest": "d"}),
         ("seal", {"wait": 1}),
         ("cancel", {"reason": "", "tomb": "1"}),
         ("gather", {"cursor": 0, "gen": "", "limit": 10}),

@@ -77,6 +77,18 @@ def a_job_is_computed(engine: Engine) -> None:
     engine.sweep(job)
 
 
+def a_client_dies_over_a_constant(engine: Engine) -> None:
+    """It was announced and stored, and the block that needs it does not come: it goes with the job."""
+    job = engine.create(GRAPH, OUTPUTS)
+    assert engine.call("announce", job=job, digest="d") == b"running"
+    engine.link.command("SET", engine.keys("const", job, "d"), b"content", "PX", LONG)
+    engine.link.command("DEL", engine.keys("client", job), engine.keys("monitor"))
+    engine.call("recover", who="monitor", interval=LONG, deadline=NEVER)
+    assert engine.call("announce", job=job, digest="e") == b"cancelled"
+    engine.sweep(job)
+    assert engine.state().get("const", job, "d") is None
+
+
 def a_value_is_lost(engine: Engine) -> None:
     """W1 misses an input; the job is rebuilt by its client, and goes on."""
     job, w1, w2, w3 = begin(engine)
@@ -254,6 +266,7 @@ def a_policy_is_asked(engine: Engine) -> None:
 
 FLOWS: list[Callable[[Engine], None]] = [
     a_job_is_computed,
+    a_client_dies_over_a_constant,
     a_value_is_lost,
     a_slot_and_a_worker_die,
     a_job_is_cancelled,

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dask
 import pytest
 from computing import nothing_left
 from conftest import PATH, WorkerProcess, wait_until
@@ -122,6 +123,52 @@ def test_no_host_is_asked_for_its_time() -> None:
     lua = {p.name: p.read_text() for p in PACKAGE.rglob("*.lua")}
     wrong += [name for name, text in lua.items() if "os.time" in text or "EXPIREAT" in text]
     assert wrong == []
+
+
+WRONG_CLOCK = """
+import time
+def off(function, unit):
+    return lambda: function() + {days} * 86_400 * unit
+time.time, time.time_ns = off(time.time, 1), off(time.time_ns, 10**9)
+"""
+
+
+def what_time(log: Path) -> float:
+    """Note who runs; return what time it is there."""
+    note(log, f"{os.getpid()}", 0.1)
+    return time.time()
+
+
+def test_workers_whose_clocks_are_a_day_off_are_as_good_as_others(
+    queue: Queue, start_worker: Callable[..., WorkerProcess], tmp_path: Path
+) -> None:
+    """Row 29: one is ahead, one behind: the answer is theirs, each task ran once, nobody is dead."""
+    env = {"DASK_REDISQ__ALIVE_EXPIRY": "2", "DASK_REDISQ__FT_INTERVAL": "1"}
+    for name, days in (("ahead", 1), ("behind", -1)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "sitecustomize.py").write_text(WRONG_CLOCK.format(days=days))
+        start_worker(
+            "test", "--nworkers", "1", "--name", name,
+            env={**env, "PYTHONPATH": f"{folder}{os.pathsep}{PATH}"},
+        )  # fmt: skip
+    queue.wait_for_workers(2, timeout=90)
+    before = {row["name"]: row["slots"] for row in queue.workers()}
+    log = tmp_path / "log"
+    dsk: dict[Any, Any] = {("x", i): (what_time, log) for i in range(80)}
+    # Long enough for some looks at who is dead, by both workers and by this client.
+    told = queue.get(dsk, list(dsk), chunk_size=1, alive_expiry=2, ft_interval=1)
+    now = time.time()
+    assert {round((there - now) / 86_400) for there in told} == {1, -1}
+    assert len(lines(log)) == len(dsk)
+    assert len(set(lines(log))) == 2
+    assert {row["name"]: row["slots"] for row in queue.workers()} == before
+    future = queue.compute(dask.delayed(inc)(1), detach=True, result_ttl=60)
+    wait_until(future.done)
+    time.sleep(2.5)  # for who would find, by a clock of its own, that these results are too old
+    assert future.result(60) == 2
+    future.forget()
+    nothing_left(queue.url)
 
 
 @pytest.mark.slow_fault

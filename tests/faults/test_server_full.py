@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import WorkerProcess, wait_until
+from dask.utils_test import inc
+from test_faults import Background, log_and_wait, pids
 
 import dask_redisq as redisq
 from dask_redisq.link import Link
@@ -67,8 +70,34 @@ def test_results_that_do_not_fit_end_their_job(queue: Queue, small: PrivateServe
     drained(queue, small)
 
 
-def test_what_is_running_ends_though_the_memory_is_full(queue: Queue, small: PrivateServer) -> None:
-    """Small results are accepted by the call that frees their inputs."""
+def test_what_is_running_ends_though_the_memory_is_full(
+    queue: Queue, small: PrivateServer, tmp_path: Path
+) -> None:
+    """Its results are accepted, the rest of it runs, and its keys go; meanwhile no other job begins."""
+    log, gate = tmp_path / "log", tmp_path / "gate"
+    dsk: dict[Any, Any] = {("x", i): (log_and_wait, log, gate) for i in range(20)}
+    dsk |= {("y", i): (inc, ("x", i)) for i in range(20)}
+    dsk["sum"] = (sum, [("y", i) for i in range(20)])
+    link = Link(small.url)
+    job = Background(queue.get, dsk, "sum", chunk_size=1)
+    wait_until(lambda: len(pids(log)) == 2)
+    link.command("CONFIG", "SET", "maxmemory", 1)
+    try:
+        with pytest.raises(redisq.ServerFull, match="full"):
+            queue.get({"x": (sum, [1, 2])}, "x")
+        gate.touch()
+        assert job.result() == sum(pids(log)) + 20
+        assert len(pids(log)) == 20
+        wait_until(lambda: link.command("KEYS", "*job:*") == [])
+    finally:
+        gate.touch()
+        link.command("CONFIG", "SET", "maxmemory", 0)
+        link.close()
+    drained(queue, small)
+
+
+def test_nothing_begins_while_the_memory_is_full(queue: Queue, small: PrivateServer) -> None:
+    """It is refused, and readers go on; then it is as before."""
     link = Link(small.url)
     link.command("SET", "ballast", bytes(1), "PX", 600_000)
     link.command("CONFIG", "SET", "maxmemory", 1)
