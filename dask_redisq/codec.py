@@ -20,6 +20,7 @@ import cloudpickle
 import msgpack
 
 from dask_redisq.errors import ValueTooLarge
+from dask_redisq.marks import marked
 from dask_redisq.versions import versions
 
 __all__ = [
@@ -324,6 +325,15 @@ class _Unpickler(pickle.Unpickler):
         return self.constant(digest)
 
 
+class _MarkedUnpickler(_Unpickler):
+    """Tells `reached` of each mark that it passes; see `dask_redisq.marks`."""
+
+    reached: Callable[[int], object]
+
+    def persistent_load(self, digest: str | int) -> Any:
+        return self.reached(digest) if type(digest) is int else self.constant(str(digest))
+
+
 class PackedBlock(NamedTuple):
     """A block as it came from the server, before anything in it is unpickled."""
 
@@ -338,7 +348,12 @@ class PackedBlock(NamedTuple):
         made_by = {name.decode(): version.decode() for name, version in made_by.items()}
         return cls(data, [digest.decode() for digest in buffers], made_by)
 
-    def open(self, fetch: Callable[[str], bytearray], fetch_object: Callable[[str], Any]) -> Block:
+    def open(
+        self,
+        fetch: Callable[[str], bytearray],
+        fetch_object: Callable[[str], Any],
+        reached: Callable[[int], object] | None = None,
+    ) -> Block:
         """Unpickle the block.
 
         Parameters
@@ -347,7 +362,16 @@ class PackedBlock(NamedTuple):
             Digest -> a constant's buffer; arrays in it are as writable as it is.
         fetch_object : callable
             Digest -> a constant that was pickled by itself.
+        reached : callable, optional
+            Called with the place of each task in the block, as its reading begins, and with -1 when
+            all are read. Far slower with it.
         """
-        reader = _Unpickler(io.BytesIO(self.data), buffers=[fetch(d) for d in self.buffers])
+        buffers = [fetch(d) for d in self.buffers]
+        if reached is None:
+            reader = _Unpickler(io.BytesIO(self.data), buffers=buffers)
+        else:
+            reader = _MarkedUnpickler(io.BytesIO(marked(self.data)), buffers=buffers)
+            reader.reached = reached
+            reached(0)
         reader.constant = fetch_object
         return Block(*reader.load())

@@ -17,7 +17,7 @@ from dask_redisq.pool import Pool
 from dask_redisq.rebuild import rebuild
 from dask_redisq.status import submitter
 from dask_redisq.trust import Signer
-from dask_redisq.verdict import as_exception
+from dask_redisq.verdict import as_exception, culprit
 
 __all__ = ["failed_jobs", "rerun"]
 
@@ -38,6 +38,7 @@ def _row(link: Link, keys: Keys, signer: Signer, job: str, meta: list[Any]) -> d
     task = unpack(reason)[1]
     try:
         error: BaseException = as_exception(reason, job, names, seal)
+        task = -1 if (found := culprit(reason, seal)) is None else found
     except BadSignature as why:  # of a client with another secret
         error = why
     known = keys_of(link.command("GET", keys("names", job)), seal)

@@ -27,7 +27,7 @@ from dask_redisq.rebuild import rebuild
 from dask_redisq.record import read_record
 from dask_redisq.registry import able_workers, is_suspended
 from dask_redisq.trust import VALUE, Seal
-from dask_redisq.verdict import as_exception, is_dropped, why_gone
+from dask_redisq.verdict import as_exception, culprit, is_dropped, why_gone
 from dask_redisq.versions import python_tag
 
 __all__ = ["Dropped", "Follower"]
@@ -364,8 +364,8 @@ class Follower:
             error: BaseException = why_gone(reason, self.id, self.keys.queue, self.seal)
         else:
             error = as_exception(reason, self.id, self.names, self.seal)
-            kind, task, *_ = unpack(reason)
-            self.culprit, self.raised = task if task >= 0 else None, kind == b"raised"
+            self.culprit = culprit(reason, self.seal)
+            self.raised = unpack(reason)[0] == b"raised"
         if not self.detached and is_dropped(state, reason):
             return Dropped(str(error))
         return error

@@ -32,6 +32,11 @@ class Names:
     def __init__(self, link: Link, keys: Keys, job: str, seal: Seal) -> None:
         self._where = link, keys("names", job), seal
 
+    def __len__(self) -> int:
+        link, name, seal = self._where
+        data = link.command("GET", name)
+        return 0 if data is None else len(unpack_names(data, seal))
+
     def __getitem__(self, task: int) -> Any:
         link, name, seal = self._where
         data = link.command("GET", name)

@@ -28,6 +28,7 @@ LAYERS: list[tuple[str, ...]] = [
         "forks",
         "keys",
         "keeper",
+        "marks",
         "order",
         "cache",
         "pace",
