@@ -29,6 +29,7 @@ LAYERS: list[tuple[str, ...]] = [
         "keys",
         "keeper",
         "marks",
+        "alike",
         "order",
         "cache",
         "pace",
