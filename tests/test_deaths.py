@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import ModuleType
 from typing import Any
 
 import dask
@@ -188,11 +188,10 @@ def test_a_function_whose_module_a_worker_lacks_names_its_own_task(
     """Its innocent input, which is read with it, is not told of."""
     assert workers.slots()
     module = ModuleType("only_here")
-    module.__dict__["add"] = add = FunctionType(inc.__code__, vars(module), "add")
-    add.__module__ = "only_here"
+    exec("def add(x): return x + 1", module.__dict__)  # noqa: S102
     monkeypatch.setitem(sys.modules, "only_here", module)
     with pytest.raises(ModuleNotFoundError, match="only_here") as info:
-        queue.get({"a": (inc, 1), "x": (add, "a")}, "x", timeout=60)
+        queue.get({"a": (inc, 1), "x": (module.add, "a")}, "x", timeout=60)
     assert "raised by task 'x'" in "".join(info.value.__notes__)
 
 
