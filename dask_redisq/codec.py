@@ -19,7 +19,9 @@ from typing import Any, NamedTuple
 import cloudpickle
 import msgpack
 
+from dask_redisq.alike import Alike, may_be_part
 from dask_redisq.errors import ValueTooLarge
+from dask_redisq.marks import marked
 from dask_redisq.versions import versions
 
 __all__ = [
@@ -145,6 +147,10 @@ class _Constants:
         # id -> (the object, so that its id is not used again; digest). Hashing 100 MB takes
         # 0.1 s, and the same array comes in every block.
         self._known: dict[tuple[int, int], tuple[Any, str]] = {}
+        #: Key of a container, by `Alike` -> the first one, and its digest, if it is large.
+        self._alike: dict[Any, tuple[Any, str | None]] = {}
+        #: By id, what several tasks share and a container of theirs may hold.
+        self.parts: dict[int, Any] = {}
 
     def keep_buffer(self, buffer: pickle.PickleBuffer) -> str:
         """Store a buffer's bytes; return their digest."""
@@ -165,6 +171,14 @@ class _Constants:
                 data = b""
             self._known[who] = (thing, self._keep(data) if len(data) > LARGE else "")
         return self._known[who][1] or None
+
+    def keep_alike(self, thing: Any, key: Any) -> str | None:
+        """Do so once for all containers with the same `key`, if it has one."""
+        if key is None:
+            return self.keep_object(thing)
+        if key not in self._alike:
+            self._alike[key] = (thing, self.keep_object(thing))
+        return self._alike[key][1]
 
     def is_small(self, thing: Any) -> bool:
         """Tell whether `keep_object` found `thing` to be too small, before."""
@@ -208,13 +222,14 @@ class _Around:
     again: dict[int, Any]
     #: What came again the last time.
     shared: dict[int, Any]
+    keys: dict[int, Any]  # of `Alike`
 
     def persistent_id(self, thing: Any) -> str | None:
         if type(thing) in _ATOMS:
             return None
         who = id(thing)
         if who in self.shared or _may_be_large(thing):
-            digest = self.constants.keep_object(thing)
+            digest = self.constants.keep_alike(thing, self.keys.get(who))
             if digest is not None:
                 self.left_out.append(digest)
             return digest
@@ -250,6 +265,7 @@ class BlockEncoder:
         self._constants = _Constants(store, name)
         # pickle would write what is of a module registered for that by its name.
         self._by_cloudpickle = bool(cloudpickle.list_registry_pickle_by_value())
+        self._keys: dict[int, Any] = {}
 
     def encode(self, block: Block) -> tuple[bytes, list[str]]:
         """Return the payload of `block`, and the digests of the constants that it uses.
@@ -266,8 +282,15 @@ class BlockEncoder:
             # Most of them pay once: a second look is for what several of its tasks share.
             shared: dict[int, Any] = {}
             data, buffers, objects = self._pickle(block, shared)
+            parts = self._constants.parts
+            parts.update({who: x for who, x in shared.items() if may_be_part(x)})
+            if len(data) > LARGE and parts:
+                alike = Alike(block.tasks, parts)
+                shared.update(alike.found)
+                self._keys = alike.keys
             if len(data) > LARGE and shared:
                 data, buffers, objects = self._pickle(block, shared)
+            self._keys = {}
         return pack([data, buffers, versions()]), buffers + objects
 
     def _pickle(
@@ -309,6 +332,7 @@ class BlockEncoder:
         if isinstance(pickler, _Around):
             pickler.constants, pickler.left_out = self._constants, objects
             pickler.seen, pickler.again, pickler.shared = {}, {}, shared or {}
+            pickler.keys = self._keys
         pickler.dump(tuple(block))
         if isinstance(pickler, _Around) and shared is not None:
             shared.update(pickler.again)
@@ -322,6 +346,15 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, digest: str) -> Any:
         return self.constant(digest)
+
+
+class _MarkedUnpickler(_Unpickler):
+    """Tells `reached` of each mark that it passes; see `dask_redisq.marks`."""
+
+    reached: Callable[[int], object]
+
+    def persistent_load(self, digest: str | int) -> Any:
+        return self.reached(digest) if type(digest) is int else self.constant(str(digest))
 
 
 class PackedBlock(NamedTuple):
@@ -338,7 +371,12 @@ class PackedBlock(NamedTuple):
         made_by = {name.decode(): version.decode() for name, version in made_by.items()}
         return cls(data, [digest.decode() for digest in buffers], made_by)
 
-    def open(self, fetch: Callable[[str], bytearray], fetch_object: Callable[[str], Any]) -> Block:
+    def open(
+        self,
+        fetch: Callable[[str], bytearray],
+        fetch_object: Callable[[str], Any],
+        reached: Callable[[int], object] | None = None,
+    ) -> Block:
         """Unpickle the block.
 
         Parameters
@@ -347,7 +385,16 @@ class PackedBlock(NamedTuple):
             Digest -> a constant's buffer; arrays in it are as writable as it is.
         fetch_object : callable
             Digest -> a constant that was pickled by itself.
+        reached : callable, optional
+            Called with the place of each task in the block, as its reading begins, and with -1 when
+            all are read. Far slower with it.
         """
-        reader = _Unpickler(io.BytesIO(self.data), buffers=[fetch(d) for d in self.buffers])
+        buffers = [fetch(d) for d in self.buffers]
+        if reached is None:
+            reader = _Unpickler(io.BytesIO(self.data), buffers=buffers)
+        else:
+            reader = _MarkedUnpickler(io.BytesIO(marked(self.data)), buffers=buffers)
+            reader.reached = reached
+            reached(0)
         reader.constant = fetch_object
         return Block(*reader.load())

@@ -242,17 +242,14 @@ def submit(
         plan, keys, options = sender.plan(dsk, keys)
         options = replace(options, result_ttl=result_ttl or 0.0)
         plan.kept = result_ttl is None
-
-        def send_again() -> tuple[str, Any]:
-            with pool.lend(names) as link:
-                return sender.send(link, plan, options)
-
         with pool.lend(names) as link:
             constants = plan.constants | fetch_parts(plan.fetched, link)
             single = len(collections) == 1
             answer = Answer(keys, plan.outputs, constants, plan.local, repack, single)
             sent = sender.send(link, plan, options, answer)
-        submitted.append(Submitted(*sent, answer, send_again if plan.kept else None))
+        submitted.append(
+            Submitted(*sent, answer, sender.again(plan, options) if plan.kept else None)
+        )
         return [None] * len(keys)
 
     # Dask makes the graph: it knows best how, in each of its versions.
@@ -334,6 +331,15 @@ class _Sender:
             graph, keys, annotations, words, kept, finalize_here=not persists, held=held
         )
         return plan, keys, _as_urgent(job_options(words), plan, words)
+
+    def again(self, plan: Plan, options: JobOptions) -> Callable[[], tuple[str, Any]]:
+        """Return what submits a job once more."""
+
+        def send() -> tuple[str, Any]:
+            with self.pool.lend(self.names) as link:
+                return self.send(link, plan, options)
+
+        return send
 
     def send(
         self, link: Link, plan: Plan, options: JobOptions, answer: Answer | None = None

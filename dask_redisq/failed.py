@@ -17,7 +17,7 @@ from dask_redisq.rebuild import rebuild
 from dask_redisq.refused import counting
 from dask_redisq.status import submitter
 from dask_redisq.trust import Signer
-from dask_redisq.verdict import as_exception, what_failed
+from dask_redisq.verdict import as_exception, culprit, what_failed
 
 __all__ = ["failed_jobs", "rerun"]
 
@@ -39,6 +39,7 @@ def _row(link: Link, keys: Keys, signer: Signer, job: str, meta: list[Any]) -> d
     with counting(link, keys, seal):
         try:
             error = as_exception(reason, job, names, seal)
+            task = culprit(reason, seal)
         except BadSignature as why:  # of a client with another secret
             error = why
         known = names.known

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 from dask.typing import Key
@@ -17,19 +18,18 @@ from dask.typing import Key
 from dask_redisq import client_lease
 from dask_redisq.callbacks import Observer
 from dask_redisq.codec import loads, unpack
-from dask_redisq.errors import JobFailed, JobLost, NoWorkersError
+from dask_redisq.errors import JobFailed, JobLost
 from dask_redisq.events import EventReader, Events
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
+from dask_redisq.lookout import Lookout
 from dask_redisq.monitor import Monitor, renew_values
 from dask_redisq.options import JobOptions
 from dask_redisq.rebuild import rebuild
 from dask_redisq.record import read_record
 from dask_redisq.refused import count_refused, counting
-from dask_redisq.registry import able_workers, is_suspended
 from dask_redisq.trust import VALUE, Seal
-from dask_redisq.verdict import as_exception, is_dropped, what_failed, why_gone
-from dask_redisq.versions import python_tag
+from dask_redisq.verdict import as_exception, culprit, is_dropped, what_failed, why_gone
 
 __all__ = ["Dropped", "Follower"]
 
@@ -45,8 +45,6 @@ WAIT = 1
 #: Seconds after which who waits looks after the queue, too: a small job is over by then, and was
 #: two calls dearer.
 LOOK = 0.25
-#: Seconds without progress after which missing workers are spoken of.
-QUIET = 5.0
 #: What gather.lua answers if it wants the upload again.
 UPLOAD = 2
 #: Rebuilds in a row without another finished task, after which the job is given up.
@@ -94,8 +92,8 @@ class Follower:
     raised = False
     #: Whether the server has entered us as waiting for news.
     entered = False
-    #: Tags of which some task needs one; those of other readers' graphs are not known.
-    restrictions: Collection[tuple[str, ...]] = ()
+    #: Task -> where it may run; of other readers' graphs that is not known.
+    restricted: Mapping[int, tuple[str, ...]] = MappingProxyType({})
 
     def __init__(
         self,
@@ -120,7 +118,6 @@ class Follower:
         #: Whether it ended though nobody wanted that: see `Dropped`.
         self.dropped = False
         self._outputs, self._wanted = outputs, len(set(outputs))
-        self._said = False
         self._repairs = self._repaired_at = 0
         self._born = self._heard = time.monotonic()
         self._kept = False
@@ -205,20 +202,24 @@ class Follower:
             self._renew_at = now + self.options.client_lease
         if progress != self._progress:
             self._progress, self._heard = progress, now
+        self._lookout.look_beside(now)
         return False
 
     def look_after(self, now: float) -> None:
         """Look for dead workers, and for any at all, when there was nothing to read."""
         if now - self._born > LOOK:
             self._monitor.run(now)
-        quiet = now - self._heard
-        if quiet >= min(QUIET, self.options.no_workers_timeout or QUIET):
-            self._look_for_workers(quiet)
+        self._lookout.look_at_quiet(now, now - self._heard, self._progress)
 
     @cached_property
     def _monitor(self) -> Monitor:
         options = self.options
         return Monitor(self.link, self.keys, self.id, options.ft_interval, options.alive_expiry)
+
+    @cached_property
+    def _lookout(self) -> Lookout:
+        limit = self.options.no_workers_timeout
+        return Lookout(self.link, self.keys, self.id, limit, self.restricted, self._born)
 
     @cached_property
     def _events(self) -> Events | None:
@@ -228,7 +229,7 @@ class Follower:
 
     def _wait(self, deadline: float | None, now: float) -> None:
         """Wait for news, but not so long that the lease runs out."""
-        left = min(WAIT, self.options.client_lease / 4)
+        left = self._lookout.wait(min(WAIT, self.options.client_lease / 4))
         if deadline is not None:
             left = max(0.01, min(left, deadline - now))
         self.link.command("BLPOP", self.keys("news", self.id), left)
@@ -308,31 +309,6 @@ class Follower:
                 self.ended = state.decode()
                 raise self._verdict(self.ended, reason)
 
-    def _look_for_workers(self, quiet: float) -> None:
-        """After `quiet` seconds without progress: say once that nobody is able, or give up."""
-        if is_suspended(self.link, self.keys):
-            if self._goes_on():
-                return
-            problem: str | None = f"queue {self.keys.queue!r} is suspended, until Queue.resume()"
-        else:
-            wanted = set(self.restrictions)
-            problem = able_workers(self.link, self.keys, python_tag(), wanted)
-        if problem is None:
-            return
-        if quiet >= QUIET and not self._said:
-            self._said = True
-            logger.warning("job %s waits: %s", self.id, problem)
-        limit = self.options.no_workers_timeout
-        if limit is not None and quiet >= limit:
-            raise NoWorkersError(f"gave up after {limit:g} s: {problem}")
-
-    def _goes_on(self) -> bool:
-        """Tell whether a slot has a task of this job, or had one since we asked."""
-        if self.link.command("HLEN", self.keys("leases", self.id)):
-            return True
-        finished = self.link.command("HGET", self.keys("job", self.id), "finished")
-        return int(finished or 0) != self._progress
-
     # -- the lease ------------------------------------------------------------------------
 
     def _keep_lease(self, upcoming: int = 0) -> None:
@@ -363,8 +339,8 @@ class Follower:
         else:
             with counting(self.link, self.keys, self.seal):
                 error = as_exception(reason, self.id, self.names, self.seal)
-            kind, self.culprit = what_failed(reason)
-            self.raised = kind == "raised"
+            self.culprit = culprit(reason, self.seal)
+            self.raised = what_failed(reason)[0] == "raised"
         self.dropped = is_dropped(state, reason)
         if self.dropped and not self.detached:
             return Dropped(str(error))

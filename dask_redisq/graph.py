@@ -61,10 +61,15 @@ class _Reader:
                 return node
         raise ValueError(f"Missing dependency {key!r} for dependents {set(dependents) or {key}}")
 
-    def stands_for_itself(self, key: Key) -> bool:
-        """Tell whether the graph gives a key no other meaning: Dask takes such a one for absent."""
-        node = convert_legacy_task(key, self.dsk.get(key), self.dsk)
-        return isinstance(node, Alias) and node.target == key
+    def output(self, key: Key) -> int | None:
+        """Return the task behind a requested key; one that is its own alias is absent, as in Dask."""
+        try:
+            return self.place(key, key)
+        except ValueError:
+            node = convert_legacy_task(key, self.dsk.get(key), self.dsk)
+            if isinstance(node, Alias) and node.target == key:
+                raise KeyError(key) from None
+            raise
 
     def place(self, name: Key, dependent: Key) -> int | None:
         """Return the task behind `name`, through aliases; None if it is a constant."""
@@ -213,12 +218,7 @@ def plan_graph(
     constants: dict[Key, Any] = {}
     fetched: dict[Key, Any] = {}
     for key in (k for k in needed if k not in local):
-        try:
-            task = reader.place(key, key)
-        except ValueError:
-            if reader.stands_for_itself(key):
-                raise KeyError(key) from None
-            raise
+        task = reader.output(key)
         if task is None:
             constants[key] = reader.data[key]
         elif task < 0:

@@ -99,7 +99,7 @@ class Job(Follower):
         self.observer = observer
         self.rerun = rerun
         self.epoch = secrets.token_hex(8)
-        self.restrictions = plan.restricted.values()
+        self.restricted = plan.restricted
         #: Whether its client waits for it at once.
         self.waits = True
         self._lease = int(options.client_lease * 1000)

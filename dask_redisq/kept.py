@@ -13,7 +13,7 @@ from typing import Any
 from dask.typing import Key
 
 from dask_redisq.codec import pack, unpack
-from dask_redisq.follow import QUIET, Follower
+from dask_redisq.follow import Follower
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.monitor import Monitor
@@ -119,8 +119,7 @@ class KeptReader(Follower):
             time.sleep(pause if deadline is None else max(0.0, min(pause, deadline - now)))
             pause = min(1.5 * pause, PAUSE)
             monitor.run(time.monotonic())
-            if now - heard >= min(QUIET, options.no_workers_timeout or QUIET):
-                self._look_for_workers(now - heard)
+            self._lookout.look_at_quiet(now, now - heard)
 
     def warned(self) -> set[bytes]:
         """Return what tasks of the job warned of by now; see `issue_warnings`."""

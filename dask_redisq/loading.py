@@ -33,6 +33,9 @@ class Loader:
     begin : callable
         Called as ``begin(task, -1)`` before something for that task is unpickled: if this kills
         the process, the task is charged.
+    reading : callable
+        Called as ``reading(first, last)`` with the tasks that are unpickled, in one piece, and with
+        -1 twice when they are.
     """
 
     def __init__(
@@ -42,22 +45,41 @@ class Loader:
         memory: SlotMemory,
         job: JobMemory,
         begin: Callable[[int, int], None],
+        reading: Callable[[int, int], None],
     ) -> None:
         self.link = link
         self.keys = keys
         self.memory = memory
         self.job = job
         self.begin = begin
+        self.reading = reading
 
     def __repr__(self) -> str:
         return f"<Loader of queue {self.keys.queue}>"
 
     def load_blocks(self, lease: Lease) -> None:
-        """Fetch the lease's blocks; if unpickling one kills this process, a task is charged."""
+        """Fetch the lease's blocks; if unpickling one kills this process, a task is charged.
+
+        That is one of the lease, for it is what the server knows to be in hand, and it may be
+        innocent: the page says which tasks were read. After a death its task comes alone, to a new
+        process, and that tells the tasks apart as it reads them, so that it knows which one kills.
+        """
         first: dict[int, int] = {}
         for task in lease.tasks:
             first.setdefault(task // lease.block, task)
-        self.job.load_blocks(sorted(first), lambda block: self.begin(first[block], -1))
+
+        def reading(block: int, place: int) -> None:
+            its = block * lease.block
+            if place < 0:
+                self.begin(first[block], -1)
+                self.reading(its, its + lease.block - 1)
+            else:
+                self.reading(its + place, its + place)
+
+        try:
+            self.job.load_blocks(sorted(first), reading, marked=lease.alone)
+        finally:
+            self.reading(-1, -1)
 
     def load_inputs(self, lease: Lease) -> tuple[dict[int, Any], list[int]]:
         """Return the inputs of the lease's tasks, and the tasks whose inputs were all there.

@@ -5,18 +5,19 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 from dask_redisq.cache import ValueCache
 from dask_redisq.codec import Block, KeptValue, PackedBlock, loads, pack, unpack
-from dask_redisq.errors import JobLost
+from dask_redisq.errors import BadSignature, JobLost
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.record import read_record
 from dask_redisq.trust import BLOCK, UNSIGNED, VALUE, Seal, Signer
 from dask_redisq.versions import differences
 
-__all__ = ["JobEnded", "JobMemory", "SlotMemory"]
+__all__ = ["JobEnded", "JobMemory", "SlotMemory", "UnreadBlock"]
 
 logger = logging.getLogger("dask_redisq.worker")
 
@@ -38,6 +39,22 @@ class JobEnded(Exception):
     """What every task of a job needs is not there: the job ended meanwhile."""
 
 
+class UnreadBlock(Exception):
+    """Something in a block raised, its cause, as it was unpickled.
+
+    Attributes
+    ----------
+    block : int
+        Which block.
+    place : int
+        Of the task in it that this belongs to; -1 if that was not to be found.
+    """
+
+    def __init__(self, block: int, place: int) -> None:
+        super().__init__(block, place)
+        self.block, self.place = block, place
+
+
 class JobMemory:
     """Blocks and constants of one job, as read over `link` and passed by its `seal`."""
 
@@ -52,10 +69,20 @@ class JobMemory:
         self._buffers: dict[str, bytearray] = {}
         self._objects: dict[str, Any] = {}
 
-    def load_blocks(self, numbers: list[int], reading: Callable[[int], object]) -> None:
+    def load_blocks(
+        self, numbers: list[int], reading: Callable[[int, int], object], *, marked: bool = False
+    ) -> None:
         """Fetch those of the blocks that are not here.
 
-        `reading` is called with the number of each before it is unpickled.
+        Parameters
+        ----------
+        numbers : list of int
+            The blocks.
+        reading : callable
+            Called as ``reading(block, -1)`` before a block is unpickled, and with the place of a
+            task in it before that task is, if they are told apart.
+        marked : bool
+            Whether they are, which is slow: something may kill the process.
 
         Raises
         ------
@@ -63,8 +90,8 @@ class JobMemory:
             If one is not there.
         BadSignature
             If one is not from who has our secret.
-        Exception
-            Whatever unpickling raises, `ModuleNotFoundError` for instance.
+        UnreadBlock
+            If unpickling one raises, `ModuleNotFoundError` for instance.
         """
         missing = [n for n in numbers if n not in self.blocks]
         if missing:
@@ -73,16 +100,15 @@ class JobMemory:
                 if payload is None:
                     raise JobEnded(f"block {number} of job {self._job} is gone")
                 packed = PackedBlock.read(self.seal.open(BLOCK, b"", number, payload))
-                reading(number)
                 others = differences(packed.made_by)
                 if others and others not in _told:
                     _told.add(others)
                     logger.warning("job %s comes from a client with %s", self._job, others)
                 try:
-                    self.blocks[number] = packed.open(self._buffer, self._object)
-                except Exception as error:
-                    if others:
-                        error.add_note(f"dask-redisq: its client has {others}")
+                    self.blocks[number] = self._open(packed, number, reading, marked=marked)
+                except UnreadBlock as unread:
+                    if others and isinstance(unread.__cause__, Exception):
+                        unread.__cause__.add_note(f"dask-redisq: its client has {others}")
                     raise
         for number in numbers:
             self.blocks.move_to_end(number)
@@ -92,6 +118,34 @@ class JobMemory:
     def is_there(self) -> tuple[str, str]:
         """Return the command that tells whether the job is on the server."""
         return ("EXISTS", self._keys("job", self._job))
+
+    def _open(
+        self,
+        packed: PackedBlock,
+        number: int,
+        reading: Callable[[int, int], object],
+        *,
+        marked: bool,
+    ) -> Block:
+        """Unpickle a block; if that raises, once more with marks, to find the task to blame."""
+        place = -1
+
+        def reached(task: int) -> None:
+            nonlocal place
+            place = task
+            reading(number, task)
+
+        reading(number, -1)
+        try:
+            return packed.open(self._buffer, self._object, reached if marked else None)
+        except (JobEnded, BadSignature):
+            raise
+        except BaseException as error:
+            if not marked:
+                with suppress(BaseException):  # what it raises now is no better
+                    packed.open(self._buffer, self._object, reached)
+                    place = -1
+            raise UnreadBlock(number, place) from error
 
     def _buffer(self, digest: str) -> bytearray:
         # Not bytes: an array in it would be read-only, which a small one, inside a pickle, is not.

@@ -35,6 +35,9 @@ class Names:
     def __init__(self, link: Link, keys: Keys, job: str, seal: Seal) -> None:
         self._where = link, keys("names", job), seal
 
+    def __len__(self) -> int:
+        return len(self.known)
+
     @cached_property
     def known(self) -> Sequence[Key]:
         """The keys, in the order of the tasks; none where they cannot be read."""

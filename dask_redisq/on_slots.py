@@ -74,7 +74,7 @@ class _OnSlots(Job):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.restrictions = ()  # a slot that is gone is no worker that is missing
+        self.restricted = {}  # a slot that is gone is no worker that is missing
         #: Tasks of the slots that were there at the last look.
         self._left: set[int] = set()
 

@@ -28,6 +28,9 @@ _TOLD_AT, _STOP_AT, _GIVEN_AT = 1023, 1024, 1088
 _WAITS_AT, _STAND_IN_AT = 1100, 1101
 #: How many leases the slot has had.
 _LEASES_AT = 1104
+#: The first and the last of the tasks that are being read, and 1 more, so that 0 is none.
+_READ = struct.Struct("<qq")
+_READ_AT = 1112
 _UNANSWERED, _GRANTED, _REFUSED = 0, 1, 2
 #: Queues that one worker may serve.
 MOST_QUEUES = (_TOLD_AT - _CALLS_AT) // 8
@@ -137,6 +140,15 @@ class Page:
     def begin(self, task: int, position: int) -> None:
         """Write that `task` begins, `position` down the lease; see `Cursor` for what is around."""
         _BEGUN.pack_into(self._memory, 0, task, position)
+
+    def reading(self, first: int, last: int) -> None:
+        """Write that tasks from `first` to `last` are read, in one piece; -1 and -1 for none."""
+        _READ.pack_into(self._memory, _READ_AT, first + 1, last + 1)
+
+    def being_read(self) -> tuple[int, int]:
+        """Return the first and the last of the tasks that are being read; -1 and -1 for none."""
+        first, last = _READ.unpack_from(self._memory, _READ_AT)
+        return first - 1, last - 1
 
     def limit(self, task: int, seq: int, limit: Limit) -> None:
         """Write what holds for `task`, which is about to run.

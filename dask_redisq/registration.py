@@ -124,7 +124,8 @@ class Registration:
         if slot.killed or slot.runs_cancelled():
             return "", b""
         # Exit code 0 too: a slot that ends in order has no task in hand, but a task may call exit.
-        return "died", pack([self.name, code, slot.peak, slot.tail.lines(), cursor.doing])
+        told = [self.name, code, slot.peak, slot.tail.lines(), cursor.doing]
+        return "died", pack([*told, *slot.page.being_read()])
 
     def give_back(self, keys: Keys, slot: SlotProcess, cursor: Cursor) -> bytes:
         """Give back what did not begin of a lease; see give_back.lua for the answer."""

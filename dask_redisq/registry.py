@@ -109,13 +109,12 @@ def able_workers(
             f"queue {keys.queue!r} has workers of Python {', '.join(others)}, and this client is "
             f"{python}: pickled functions need the same minor version"
         )
+    carried = [(row, _tags_of(link, keys, row)) for row in fitting]
     for tags in wanted or [(python,)]:
         able = [
             row
-            for row in fitting
-            if any(
-                may_run(tags, own, row.get("resources", {})) for own in _tags_of(link, keys, row)
-            )
+            for row, some in carried
+            if any(may_run(tags, own, row.get("resources", {})) for own in some)
         ]
         if not able:
             needs = [tag.removeprefix(RESOURCE) for tag in tags if tag.startswith(RESOURCE)]

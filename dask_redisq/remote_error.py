@@ -67,7 +67,7 @@ class _Packed(NamedTuple):
     explicit: bool = False
 
 
-def pack_error(error: BaseException, where: str) -> bytes:
+def pack_error(error: BaseException, where: str, unread: tuple[int, int] | None = None) -> bytes:
     """Return `error` as bytes, with its traceback and what it was raised from.
 
     Whatever the error does while it is looked at, this returns: its slot has to report it.
@@ -78,13 +78,15 @@ def pack_error(error: BaseException, where: str) -> bytes:
         What a task raised, or what happened when its arguments or result were pickled.
     where : str
         The worker, for the note that the user sees.
+    unread : tuple of int, optional
+        If it was raised as tasks were read: the first and the last that may be to blame.
     """
     try:
         packed = _Packing().pack(error)
     except BaseException as why:
         name = _name(error).encode("ascii", "backslashreplace")
         packed = _Packed(b"", [], _bytes(_said(why)), name, text=name)
-    return pack([_bytes(where), packed])
+    return pack([_bytes(where), packed, *(unread or ())])
 
 
 def unpack_error(payload: bytes | memoryview, task: str) -> BaseException:
@@ -97,7 +99,7 @@ def unpack_error(payload: bytes | memoryview, task: str) -> BaseException:
     task : str
         How the task is named to the user.
     """
-    where, body = unpack(payload)
+    where, body, *_ = unpack(payload)
     where, text = where.decode(), _Packed(*body).text.decode()
 
     def tell(name: str, why: str) -> BaseException:

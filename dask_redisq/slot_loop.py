@@ -20,7 +20,7 @@ from dask_redisq.keys import Keys
 from dask_redisq.lease import Lease, LeaseRun
 from dask_redisq.link import Link
 from dask_redisq.loading import Loader
-from dask_redisq.memory import JobEnded, SlotMemory
+from dask_redisq.memory import JobEnded, SlotMemory, UnreadBlock
 from dask_redisq.monitor import Monitor, try_rebuild
 from dask_redisq.pace import Pace
 from dask_redisq.page import Limit, Page
@@ -310,7 +310,8 @@ class Slot:
         try:
             if lease.files and self.files is not None:
                 self.files.sync(self.link, queue.keys, lease.files, lease.job)
-            loader = Loader(self.link, queue.keys, self.memory, memory, self.page.begin)
+            page = self.page
+            loader = Loader(self.link, queue.keys, self.memory, memory, page.begin, page.reading)
             loader.load_blocks(lease)
             values, tasks = loader.load_inputs(lease)
         except JobEnded:
@@ -360,15 +361,29 @@ class Slot:
         return f"{self.slot}{lease.seq:08x}"
 
     def _not_loaded(self, queue: _Queue, lease: Lease, error: BaseException, seal: Seal) -> bytes:
-        """Return the failure of a lease of which something could not be read."""
+        """Return the failure of a lease of which something could not be read.
+
+        It is reported of a task that is leased, and says of which tasks it is.
+        """
+        unread = None
+        if isinstance(error, UnreadBlock) and error.__cause__ is not None:
+            first, last = error.block * lease.block, (error.block + 1) * lease.block - 1
+            unread = (first + error.place,) * 2 if error.place >= 0 else (first, last)
+            error = error.__cause__
         add_note(error, f"dask-redisq: while loading what the task needs on worker {self.where}")
         if isinstance(error, BadSignature):  # one a lease: the first one ends it
             who = self._attempt(lease)
             self.link.call("refuse", queue.keys, job=lease.job, who=who, total=1)
-        return self._failure(lease.tasks[0], -1, error, seal)
+        return self._failure(lease.tasks[0], -1, error, seal, unread=unread)
 
     def _failure(
-        self, task: int, position: int, error: BaseException, seal: Seal, retries: int = -1
+        self,
+        task: int,
+        position: int,
+        error: BaseException,
+        seal: Seal,
+        retries: int = -1,
+        unread: tuple[int, int] | None = None,
     ) -> bytes:
         """Return what step.lua takes of a task that raised.
 
@@ -376,7 +391,7 @@ class Slot:
         would be charged: the lease went back, killed the next slot, and so on for ever.
         """
         self.page.begin(task, position)
-        signed = seal.sign(ERROR, b"", task, pack_error(error, self.where))
+        signed = seal.sign(ERROR, b"", task, pack_error(error, self.where, unread))
         self.page.begin(-1, position)
         return pack([task, "raised", signed, retries])
 

@@ -22,7 +22,14 @@ from dask_redisq.errors import (
 from dask_redisq.remote_error import unpack_error
 from dask_redisq.trust import ERROR, Seal
 
-__all__ = ["as_exception", "how_it_ended", "is_dropped", "what_failed", "why_gone"]
+__all__ = [
+    "as_exception",
+    "culprit",
+    "how_it_ended",
+    "is_dropped",
+    "what_failed",
+    "why_gone",
+]
 
 
 def as_exception(reason: bytes, job: str, keys: Sequence[Key], seal: Seal) -> BaseException:
@@ -59,13 +66,12 @@ def as_exception(reason: bytes, job: str, keys: Sequence[Key], seal: Seal) -> Ba
 
 
 def _opened(reason: bytes, job: str, keys: Sequence[Key], seal: Seal) -> BaseException:
-    kind, task, payload, _slot, *tries = unpack(reason)
-    if kind == b"raised":
-        # A reason that somebody forged may hold anything, and none of it may get past the seal. So
-        # it comes first: before a number of a task that is none.
-        signed = payload if isinstance(payload, bytes) else b""
-        payload = seal.open(ERROR, b"", max(task, 0), signed)
-    name = repr(keys[task]) if task >= 0 else ""
+    kind, payload, (first, last), tries = _read(reason, seal)
+    name = ""
+    if first >= 0:
+        last = min(last, len(keys) - 1) if last > first else last
+        name = repr(keys[first])
+        name = name if last <= first else f"(one of {name} to {keys[last]!r})"
     error = _KINDS[kind.decode()](job, name, payload)
     if tries and tries[0] > 1:
         error.add_note(f"dask-redisq: task {name} failed {tries[0]} times, and has no retries left")
@@ -79,6 +85,42 @@ def what_failed(reason: bytes) -> tuple[str, int | None]:
         return kind.decode(), int(task) if task >= 0 else None
     except Exception:  # as for `as_exception`, which tells it
         return "", None
+
+
+def culprit(reason: bytes, seal: Seal) -> int | None:
+    """Return the number of the task that is to blame; None if there is none, or one of several."""
+    try:
+        _, _, (first, last), _ = _read(reason, seal)
+    except Exception:  # as for `as_exception`, which tells it
+        return None
+    return first if 0 <= first == last else None
+
+
+def _read(reason: bytes, seal: Seal) -> tuple[bytes, bytes, tuple[int, int], list[int]]:
+    """Return kind, payload, the first and the last task that may be to blame, and tries."""
+    kind, task, payload, _slot, *tries = unpack(reason)
+    unread: tuple[int, ...] = ()
+    if kind == b"raised":
+        # A reason that somebody forged may hold anything, and none of it may get past the seal. So
+        # it comes first: before a number of a task that is none.
+        signed = payload if isinstance(payload, bytes) else b""
+        payload = bytes(seal.open(ERROR, b"", max(task, 0), signed))
+        unread = tuple(unpack(payload)[2:])  # see pack_error
+    elif kind == b"died":
+        unread = _killed_as_read(payload)
+    first, last = unread or (task, task)
+    return kind, payload, (first, last), tries
+
+
+def _killed_as_read(payload: bytes) -> tuple[int, ...]:
+    """Return which tasks were read at all of some deaths, in one piece: not what ran is to blame.
+
+    A death tells one task, if tasks were told apart as they were read; see `loading`.
+    """
+    read = [tuple(unpack(record)[5:]) for record in unpack(payload)]
+    if not read or not all(len(tasks) == 2 and tasks[0] >= 0 for tasks in read):
+        return ()
+    return min(reversed(read), key=lambda tasks: tasks[1] - tasks[0])
 
 
 def why_gone(tomb: bytes, job: str, queue: str) -> BaseException:
@@ -157,7 +199,7 @@ def _died(_job: str, name: str, payload: bytes) -> BaseException:
     told = "; ".join(
         f"on {worker.decode()} by {how_it_ended(code)} {doing.decode()}, "
         f"after a peak of {format_bytes(peak)}"
-        for worker, code, peak, _, doing in deaths
+        for worker, code, peak, _, doing, *_ in deaths
     )
     killed = any(code == -signal.SIGKILL for _, code, *_ in deaths)
     return WorkerDied(

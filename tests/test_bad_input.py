@@ -22,6 +22,7 @@ from conftest import WorkerProcess, wait_until
 from dask.utils_test import inc
 
 import dask_redisq as redisq
+from dask_redisq import lookout
 from dask_redisq.codec import pack
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
@@ -386,6 +387,62 @@ def test_a_tag_that_nobody_carries_is_spoken_of(served: Queue) -> None:
     """Workers there, none of them able."""
     with pytest.raises(redisq.NoWorkersError, match=r"tags.*gpu"):
         served.get({"x": (inc, 1)}, "x", workers="gpu", no_workers_timeout=1)
+
+
+def nap(i: int, *_: Any) -> int:
+    """Make some progress, in a twentieth of a second."""
+    time.sleep(0.05)
+    return i
+
+
+@pytest.mark.parametrize("ready", [True, False], ids=["ready", "not yet ready"])
+def test_a_tag_that_nobody_carries_is_spoken_of_though_others_make_progress(
+    served: Queue, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, ready: bool
+) -> None:
+    """The rest may take hours, and the answer never comes: a warning, and the time limit holds."""
+    monkeypatch.setattr(lookout, "QUIET", 0.5)
+    naps = [dask.delayed(nap)(i) for i in range(300)]  # 8 s, and a quiet second never comes
+    with dask.annotate(workers="gpu"):
+        x = dask.delayed(nap)(-1, *([] if ready else naps))
+    began = time.monotonic()
+    with (
+        caplog.at_level(logging.WARNING, "dask_redisq"),
+        pytest.raises(redisq.NoWorkersError, match=r"after 1\.5 s: .*tags.*gpu"),
+    ):
+        dask.compute(x, *naps, scheduler=served.get, no_workers_timeout=1.5, optimize_graph=False)
+    assert 1.5 <= time.monotonic() - began < 5
+    assert len([r for r in caplog.records if "gpu" in r.message]) == 1
+
+
+def test_a_tag_that_no_task_needs_any_more_is_not_missed(
+    queue: Queue,
+    start_worker: Callable[..., WorkerProcess],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who carried it ran its task and left, and the rest goes on."""
+    monkeypatch.setattr(lookout, "QUIET", 0.2)
+    start_worker("test", "--nworkers", "1")
+    start_worker("test", "--nworkers", "1", "--tag", "gpu", "--max-tasks", "1")
+    queue.wait_for_workers(2, timeout=60)
+    with dask.annotate(workers="gpu"):
+        x = dask.delayed(nap)(-1)
+    naps = [dask.delayed(nap)(i, x) for i in range(60)]
+    found = dask.compute(*naps, scheduler=queue.get, no_workers_timeout=0.5, optimize_graph=False)
+    assert found == tuple(range(60))
+    assert queue.stats()["slots"] == 1
+    assert "gpu" not in caplog.text
+
+
+def test_no_time_for_workers_to_come_is_one_look(queue: Queue, served: Queue) -> None:
+    """Not the default of 5 s: 0 is to give up at once, if nobody is there."""
+    began = time.monotonic()
+    with pytest.raises(redisq.NoWorkersError, match=r"after 0 s: .* has no workers"):
+        queue.get({"x": (inc, 1)}, "x", no_workers_timeout=0)
+    with pytest.raises(redisq.NoWorkersError, match=r"after 0 s: .* has no workers"):
+        queue.compute(dask.delayed(inc)(1), no_workers_timeout=0).result(timeout=60)
+    assert time.monotonic() - began < 2
+    assert served.get({"x": (nap, 1)}, "x", no_workers_timeout=0) == 1
 
 
 def test_workers_of_another_python_are_spoken_of(queue: Queue, link: Link, keys: Keys) -> None:

@@ -99,6 +99,7 @@ def held_in_closure(settings: Settings) -> Callable[..., None]:
     return lambda i, _: settings.texts.clear() if i < 0 else None
 
 
+FEW = [np.full(5000, float(k)) for k in range(4)]
 CONSTANTS: dict[str, tuple[Callable[..., None], Any]] = {
     "instance": (hold, Settings(10)),
     "frame": (hold, pd.DataFrame({"s": [f"{i}".rjust(200) for i in range(900)]}, dtype=object)),
@@ -106,6 +107,11 @@ CONSTANTS: dict[str, tuple[Callable[..., None], Any]] = {
     "list": (hold, list(Settings(10).texts.values())),
     "set": (hold, set(Settings(10).texts.values())),
     "closure": (held_in_closure(Settings(10)), None),
+    # Dask gives each task a copy of these, and no part of them is large.
+    "few arrays in a list": (hold, FEW),
+    "few arrays in a tuple": (hold, tuple(FEW)),
+    "few arrays in a dict": (hold, dict(enumerate(FEW))),
+    "few arrays in lists": (hold, [FEW[:2], [0, FEW[2:]]]),
 }
 
 
@@ -142,6 +148,23 @@ def test_what_many_tasks_share_is_read_once_per_slot(queue: Queue, link: Link) -
     dsk = {("x", i): (text_of, settings, f"k{i % 600}") for i in range(1000)}
     assert queue.get(dsk, list(dsk)) == tuple(f"{i % 600}".rjust(20) for i in range(1000))
     assert 1 <= reads(link) <= 2
+
+
+@pytest.mark.usefixtures("workers")
+def test_few_arrays_in_containers_are_read_once_per_slot(queue: Queue, link: Link) -> None:
+    """Beside inputs as well; each task has its own, whatever the others hold."""
+    link.command("CONFIG", "RESETSTAT")
+    dsk: dict[Any, Any] = {("x", i): (weigh, [FEW, i], i) for i in range(500)}
+    dsk |= {("y", i): (weigh, [FEW[::-1], i], [("x", i), 1]) for i in range(500)}
+    keys = [("y", i) for i in range(500)]
+    assert queue.get(dsk, keys) == tuple(3 * 5000.0 + i + (i + 1) for i in range(500))
+    assert 1 <= reads(link) <= 4
+
+
+def weigh(held: list[Any], more: Any) -> float:
+    """Return a number by which one sees what is held, and where."""
+    arrays, i = held
+    return float(arrays[0].sum() + i + (sum(more) if isinstance(more, list) else 0))
 
 
 def text_of(settings: Settings, name: str) -> str:

@@ -7,11 +7,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import dask
 import pytest
 from conftest import WorkerProcess, wait_until
+from dask.delayed import Delayed
 from dask.utils_test import inc
 
 import dask_redisq as redisq
@@ -135,6 +137,85 @@ def test_an_argument_whose_reading_kills_is_charged_to_a_task_that_takes_it(
     text = dies({"x": (ignore, Holds(quit_in_worker, 4))}, "x")
     assert "'x' was in hand" in text
     assert "exit code 4 while what it needs was read" in text
+
+
+def beside(bad: Any, n: int) -> dict[Any, Any]:
+    """Return a graph of `n` innocent tasks and one that takes `bad`, and needs one of them."""
+    big = ["x" * 1000] * 20 + [str(i) * 1000 for i in range(90)]  # stored apart from the block
+    dsk: dict[Any, Any] = {("ok", i): (ignore, big, i) for i in range(n)}
+    dsk["bad"] = (ignore, ("ok", 0), [bad])
+    return dsk
+
+
+@pytest.mark.parametrize("n", [1, 300])
+def test_an_argument_that_kills_among_others_in_its_block_names_its_own_task(
+    dies: Callable[..., str], n: int
+) -> None:
+    """A block is read in one piece, mostly for another task: that one is innocent."""
+    dsk = beside(Holds(quit_in_worker, 4), n)
+    text = dies(dsk, [*dsk])
+    assert "task 'bad' was in hand at 2 deaths" in text
+    assert "'ok'" not in text
+
+
+def test_at_the_first_death_of_a_block_that_is_read_all_of_its_tasks_are_suspects(
+    queue: Queue, workers: WorkerProcess
+) -> None:
+    """If there is no second one, none is blamed alone."""
+    assert workers.slots()
+    with pytest.raises(redisq.WorkerDied, match=r"one of \('ok', 0\) to 'bad'\) was in hand"):
+        queue.get(beside(Holds(quit_in_worker, 4), 20), "bad", allowed_failures=1, timeout=60)
+
+
+@pytest.mark.parametrize("n", [1, 300])
+@pytest.mark.parametrize("retries", [0, 1])
+def test_an_argument_that_raises_as_it_is_read_names_its_own_task(
+    queue: Queue, workers: WorkerProcess, n: int, retries: int
+) -> None:
+    """And so does `Queue.failed`."""
+    assert workers.slots()
+    dsk = beside(Holds(raise_in_worker, ValueError("odd")), n)
+    with pytest.raises(ValueError, match="odd") as info:
+        queue.get(dsk, [*dsk], retries=retries, timeout=60)
+    told = "".join(info.value.__notes__)
+    assert "raised by task 'bad'" in told
+    assert "'ok'" not in told
+
+
+def test_a_function_whose_module_a_worker_lacks_names_its_own_task(
+    queue: Queue, workers: WorkerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its innocent input, which is read with it, is not told of."""
+    assert workers.slots()
+    module = ModuleType("only_here")
+    exec("def add(x): return x + 1", module.__dict__)  # noqa: S102
+    monkeypatch.setitem(sys.modules, "only_here", module)
+    with pytest.raises(ModuleNotFoundError, match="only_here") as info:
+        queue.get({"a": (inc, 1), "x": (module.add, "a")}, "x", timeout=60)
+    assert "raised by task 'x'" in "".join(info.value.__notes__)
+
+
+def test_a_call_that_cannot_be_read_fails_and_its_neighbours_do_not(
+    queue: Queue, workers: WorkerProcess
+) -> None:
+    """Whose error is passed on as its result: the others have theirs."""
+    assert workers.slots()
+    bad = Holds(raise_in_worker, ValueError("odd"))
+    found = queue.foreach(ignore, [0, 1, bad, 3], errorhandling="pass")
+    assert [type(result) for result in found] == [int, int, ValueError, int]
+
+
+def test_a_detached_job_that_cannot_be_read_is_told_of_by_its_own_task(
+    queue: Queue, workers: WorkerProcess
+) -> None:
+    """In `Queue.failed`, too."""
+    assert workers.slots()
+    dsk = beside(Holds(raise_in_worker, ValueError("odd")), 5)
+    x = Delayed("bad", dsk)
+    with pytest.raises(ValueError, match="odd"):
+        queue.compute(x, detach=True, optimize_graph=False).result(timeout=60)
+    (row,) = queue.failed()
+    assert row["key"] == "bad"
 
 
 def test_an_input_whose_reading_kills_is_charged_to_the_task_that_needs_it(

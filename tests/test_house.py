@@ -29,6 +29,8 @@ LAYERS: list[tuple[str, ...]] = [
         "forks",
         "keys",
         "keeper",
+        "marks",
+        "alike",
         "order",
         "cache",
         "pace",
@@ -58,7 +60,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("server", "server_check", "monitor", "memory", "registry", "control", "slot_process"),
     ("secret", "files", "call_log"),
     ("pool", "removal", "suspend", "client_lease"),
-    ("status", "registration"),
+    ("status", "registration", "lookout"),
     ("crew",),
     # the roles: a job's client, a slot, a worker
     ("follow",),

@@ -18,7 +18,7 @@ from dask.utils_test import inc
 from test_faults import Background, log_and_wait, pids
 
 import dask_redisq as redisq
-from dask_redisq import follow
+from dask_redisq import follow, lookout
 from dask_redisq.codec import pack
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
@@ -189,7 +189,7 @@ def test_who_waits_is_told_of_the_pause(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Not that nobody carries a tag; a limit for workers that are missing holds for it, too."""
-    monkeypatch.setattr(follow, "QUIET", 0.1)
+    monkeypatch.setattr(lookout, "QUIET", 0.1)
     queue.suspend()
     x = dask.delayed(inc)(1)
     waiting = Background(queue.get, dict(x.dask), x.key)
