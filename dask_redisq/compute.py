@@ -244,8 +244,8 @@ def submit(
         plan.kept = result_ttl is None
         with pool.lend(names) as link:
             constants = plan.constants | fetch_parts(plan.fetched, link)
-            single = len(collections) == 1
-            answer = Answer(keys, plan.outputs, constants, plan.local, repack, single)
+            one = len(collections) == 1
+            answer = Answer(keys, plan.outputs, constants, plan.local, repack, one)
             sent = sender.send(link, plan, options, answer)
         submitted.append(
             Submitted(*sent, answer, sender.again(plan, options) if plan.kept else None)

@@ -62,7 +62,7 @@ class _Reader:
         raise ValueError(f"Missing dependency {key!r} for dependents {set(dependents) or {key}}")
 
     def output(self, key: Key) -> int | None:
-        """Return the task behind a requested key; one that is its own alias is absent, as in Dask."""
+        """Return the task behind a requested key; its own alias is none, as in Dask."""
         try:
             return self.place(key, key)
         except ValueError:
