@@ -186,14 +186,14 @@ class Submitted(NamedTuple):
         What holds it, if it is not detached.
     answer : Answer
         The way from its outputs to what was asked for.
-    again : callable, optional
-        Submits it once more, if it is not detached, and returns the new id and what holds that.
+    again : callable
+        Submits it once more, and returns the new id and what holds that; it holds the graph.
     """
 
     job: str
     kept: KeptJob | None
     answer: Answer
-    again: Callable[[], tuple[str, Any]] | None = None
+    again: Callable[[], tuple[str, Any]]
 
 
 def submit(
@@ -247,9 +247,7 @@ def submit(
             one = len(collections) == 1
             answer = Answer(keys, plan.outputs, constants, plan.local, repack, one)
             sent = sender.send(link, plan, options, answer)
-        submitted.append(
-            Submitted(*sent, answer, sender.again(plan, options) if plan.kept else None)
-        )
+            submitted.append(Submitted(*sent, answer, sender.again(plan, options)))
         return [None] * len(keys)
 
     # Dask makes the graph: it knows best how, in each of its versions.

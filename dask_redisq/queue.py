@@ -180,7 +180,7 @@ class Queue(Loops, Jobs, Managed):
         job, kept, answer, again = submit(
             self.pool, self.keys, collections, result_ttl if detach else None, options, kwargs
         )
-        return Future(self.pool, self.keys, job, answer, kept, again)
+        return Future(self.pool, self.keys, job, answer, kept, None if detach else again)
 
     def persist(self, collections: Any, *, optimize_graph: bool = True, **kwargs: Any) -> Any:
         """Compute collections, and leave the values on the workers and the server.
