@@ -6,6 +6,7 @@ import random
 
 import pytest
 from driver import LONG, NEVER, Engine
+from invariants import State
 
 from dask_redisq.codec import pack, unpack
 from dask_redisq.monitor import Monitor
@@ -43,6 +44,39 @@ def test_a_sound_job_is_found_sound_at_every_moment(engine: Engine) -> None:
             engine.finish(slot, *tasks, want=2)
         engine.pass_time(job)
     assert audit(engine, job) == (0, "")
+
+
+def test_a_rebuild_of_a_sound_job_leaves_it_as_it_was(engine: Engine) -> None:
+    """P17, at every moment: its counters, its log, and which tasks may be leased, or are."""
+
+    def state() -> tuple[object, ...]:
+        seen = State(engine.link, engine.keys)
+        places = [seen.members("tagged", job, s) for s in seen.members("sets", job)]
+        ready = set().union(seen.members("ready", job), *places)
+        leases = {slot: unpack(lease)[:2] for slot, lease in seen.mapping("leases", job).items()}
+        log = sorted(task for entry in seen.get("log", job) or () for task in unpack(entry))
+        finished = (seen.get("finished", job) or b"").rstrip(b"\0")
+        names = ("wait", "consumers", "values", "delayed", "parked")
+        return ready, leases, log, finished, *[seen.get(name, job) for name in names]
+
+    rng = random.Random(5)
+    graph = {t: tuple(sorted(rng.sample(range(t), min(t, 3)))) for t in range(20)}
+    unused = graph.keys() - {i for inputs in graph.values() for i in inputs}
+    job = engine.job(graph, unused, block=4, retries=50, retry_delay=5)
+    slots = [engine.slot() for _ in range(3)]
+    while engine.gather(job).finished < len(graph):
+        before = state()
+        assert engine.rebuild(job)
+        assert state() == before
+        slot = rng.choice(slots)
+        tasks = slot.lease.tasks if slot.lease else []
+        if tasks and rng.random() < 0.3:
+            engine.finish(slot, *tasks[:-1], failure=pack([tasks[-1], "raised", b"", -1]), want=2)
+        elif tasks:
+            engine.finish(slot, *tasks, want=2)
+        else:
+            engine.step(slot, want=3)
+        engine.pass_time(job)
 
 
 def test_a_task_that_is_nowhere_is_found(engine: Engine) -> None:

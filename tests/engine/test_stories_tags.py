@@ -48,7 +48,7 @@ def test_a_soft_set_that_nobody_serves_goes_first(engine: Engine) -> None:
 
 
 def test_tasks_just_made_ready_do_not_starve_an_old_set(engine: Engine) -> None:
-    """H56: W2 goes down a long chain of its own; B, left for an hour by busy W1, comes before its next link."""
+    """H56, P15: W2 goes down a long chain of its own; B, left for an hour by busy W1, comes before its next link."""
     w1, w2 = engine.slot("w1"), engine.slot("w2")
     job = engine.job({A: (), B: (A,), C: (), D: (C,), E: (D,)}, {B, E}, patience=100, chunk=1)
     keep_near(engine, w1, A)
