@@ -104,6 +104,7 @@ class Job(Follower):
         self.waits = True
         self._lease = int(options.client_lease * 1000)
         self._staged: list[str] = []
+        self._announced = False
 
     def __repr__(self) -> str:
         return f"<Job {self.id} of queue {self.keys.queue}, {len(self.plan)} tasks>"
@@ -325,18 +326,14 @@ class Job(Follower):
             except Exception as why:
                 raise self._unpicklable(first, block.tasks, why) from why
             self.link.send_call(
-                "put_block",
-                self.keys,
-                job=self.id,
-                number=number,
-                first=first,
+                "put_block", self.keys, job=self.id, number=number, first=first,
                 count=len(block.tasks),
                 payload=self.seal.sign(A_BLOCK, b"", number, payload),
                 edges=pack([block.inputs, list(block.outputs)]),
                 consts=pack(digests),
                 near=pack(block.near()),
                 about=pack(self.plan.about(first)) if self.options.get_task else b"",
-            )
+            )  # fmt: skip
             replies = self.link.receive_all(but=AHEAD)
             if replies and replies[-1] in (b"failed", b"cancelled", b""):
                 return  # what happened is told by gather
@@ -349,7 +346,10 @@ class Job(Follower):
 
     def _store_constant(self, digest: str, data: bytes) -> None:
         self._check_size(data)
-        self.link.send_call("announce", self.keys, job=self.id, digest=digest)
+        # The first is waited for: a server without the script has all sent again that comes behind.
+        announce = self.link.send_call if self._announced else self.link.call
+        announce("announce", self.keys, job=self.id, digest=digest)
+        self._announced = True
         self._stage(self.keys("const", self.id, digest), data)
 
     def _too_large(self, first: int, tasks: list[Any], why: ValueTooLarge) -> Exception:

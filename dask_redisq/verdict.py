@@ -91,9 +91,9 @@ def culprit(reason: bytes, seal: Seal) -> int | None:
     """Return the number of the task that is to blame; None if there is none, or one of several."""
     try:
         _, _, (first, last), _ = _read(reason, seal)
+        return first if 0 <= first == last else None
     except Exception:  # as for `as_exception`, which tells it
         return None
-    return first if 0 <= first == last else None
 
 
 def _read(reason: bytes, seal: Seal) -> tuple[bytes, bytes, tuple[int, int], list[int]]:

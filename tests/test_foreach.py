@@ -410,7 +410,7 @@ def test_defaults_of_a_queue_hold_where_a_call_has_none(loops: Queue) -> None:
     assert loops.foreach(reads_globals, 1) == [(1, 2)]
     loops.set_chunk_size(None)
     assert loops.with_defaults({}) == {"ft_interval": 2}
-    with pytest.raises(ValueError, match="at least 1 s"):
+    with pytest.raises(ValueError, match="at least 1 and"):
         loops.set_ft_interval(0.1)
     assert Queue("test", loops.url).defaults == {}
 

@@ -97,7 +97,7 @@ ABLATIONS = {
     ),
     "R11, the unregistered do not lease": _lua(
         "step.lua",
-        "local registered = redis.call('SISMEMBER', key.slots(), slot) == 1",
+        "local registered = state[1] and redis.call('SISMEMBER', key.slots(), slot) == 1",
         "local registered = true\n"
         "if not state[4] then state = {0, '', false, cmsgpack.pack({'python'})} end",
     ),
