@@ -16,8 +16,17 @@ from benchmarks.storm.schedule import KINDS
 
 SHAPE_SETS = {"all": tuple(SHAPES), "bars": BARRED}
 
+
+def _json_file(context: click.Context, _: click.Parameter, given: Path | None) -> Path:
+    return given or Path(f"bench-{context.info_name}.json")
+
+
 json_option = click.option(
-    "--json", "path", type=click.Path(dir_okay=False, path_type=Path), help="Also write JSON here."
+    "--json",
+    "path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    callback=_json_file,
+    help="Where to write JSON; by default bench-COMMAND.json, in this directory.",
 )
 repeat_option = click.option("--repeat", type=click.IntRange(1), default=5, show_default=True)
 
@@ -82,7 +91,7 @@ def overhead(
     shapes: tuple[str, ...],
     repeat: int,
     budget: float,
-    path: Path | None,
+    path: Path,
 ) -> None:
     """Time per empty task on many shapes of graphs, against other schedulers."""
     facts = click.get_current_context().obj
@@ -110,7 +119,7 @@ def overhead(
 @peers_option("sync,redisq")
 @click.option("--repeat", type=click.IntRange(2), default=200, show_default=True)
 @json_option
-def latency(*, peers: tuple[str, ...], repeat: int, path: Path | None) -> None:
+def latency(*, peers: tuple[str, ...], repeat: int, path: Path) -> None:
     """One delayed(inc)(1) on a warm queue, and submit to the first line of the task."""
     from benchmarks.latency import latency as measure
 
@@ -122,7 +131,7 @@ def latency(*, peers: tuple[str, ...], repeat: int, path: Path | None) -> None:
 @peers_option("redisq")
 @repeat_option
 @json_option
-def sleep(*, peers: tuple[str, ...], repeat: int, path: Path | None) -> None:
+def sleep(*, peers: tuple[str, ...], repeat: int, path: Path) -> None:
     """400 tasks that sleep 10 ms, against the ideal of two slots."""
     from benchmarks.sleep import sleep as measure
 
@@ -134,7 +143,7 @@ def sleep(*, peers: tuple[str, ...], repeat: int, path: Path | None) -> None:
 @peers_option("sync,redisq")
 @repeat_option
 @json_option
-def callbacks(*, peers: tuple[str, ...], repeat: int, path: Path | None) -> None:
+def callbacks(*, peers: tuple[str, ...], repeat: int, path: Path) -> None:
     """10,000 empty tasks under a progress bar and a profiler, against the same without."""
     from benchmarks.callbacks import callbacks as measure
 
@@ -146,7 +155,7 @@ def callbacks(*, peers: tuple[str, ...], repeat: int, path: Path | None) -> None
 @click.option("--quick", is_flag=True, help="A tenth of the tasks.")
 @click.option("--repeat", type=click.IntRange(1), default=3, show_default=True)
 @json_option
-def scale(*, quick: bool, repeat: int, path: Path | None) -> None:
+def scale(*, quick: bool, repeat: int, path: Path) -> None:
     """100,000 tasks against 10,000, and the memory that a waiting task takes in Redis."""
     from benchmarks.scale import growth, memory
 
@@ -158,7 +167,7 @@ def scale(*, quick: bool, repeat: int, path: Path | None) -> None:
 
 @main.command()
 @json_option
-def locality(*, path: Path | None) -> None:
+def locality(*, path: Path) -> None:
     """200 chains of two tasks with 1 MB between them: how many bytes had to move."""
     from benchmarks.cluster import open_queue, server_version
     from benchmarks.locality import locality as measure
@@ -172,7 +181,7 @@ def locality(*, path: Path | None) -> None:
 @main.command()
 @click.option("--quick", is_flag=True, help="A hundredth of the bytes.")
 @json_option
-def persist(*, quick: bool, path: Path | None) -> None:
+def persist(*, quick: bool, path: Path) -> None:
     """A persisted array of 1 GB, reduced five times: how many bytes had to move."""
     from benchmarks.cluster import open_queue, server_version
     from benchmarks.persist import persist as measure
@@ -187,7 +196,7 @@ def persist(*, quick: bool, path: Path | None) -> None:
 @click.option("--quick", is_flag=True, help="A hundredth of the tasks.")
 @repeat_option
 @json_option
-def client(*, quick: bool, repeat: int, path: Path | None) -> None:
+def client(*, quick: bool, repeat: int, path: Path) -> None:
     """The client's own time for an array of 50,000 tasks."""
     from benchmarks.client import client as measure
     from benchmarks.cluster import open_queue, server_version
@@ -202,7 +211,7 @@ def client(*, quick: bool, repeat: int, path: Path | None) -> None:
 @click.option("--quick", is_flag=True, help="A tenth of the work.")
 @repeat_option
 @json_option
-def loops(*, quick: bool, repeat: int, path: Path | None) -> None:
+def loops(*, quick: bool, repeat: int, path: Path) -> None:
     """Foreach and joblib against their peers; a pool that grows; the client's memory."""
     from benchmarks.cluster import open_queue, server_version
     from benchmarks.loops import elastic, foreach, joblib_calls, memory
@@ -220,7 +229,7 @@ def loops(*, quick: bool, repeat: int, path: Path | None) -> None:
 @main.command()
 @click.option("--seconds", type=float, default=20.0, show_default=True)
 @json_option
-def idle(*, seconds: float, path: Path | None) -> None:
+def idle(*, seconds: float, path: Path) -> None:
     """The processor time of a worker that has nothing to do."""
     from benchmarks.cluster import open_queue, server_version
     from benchmarks.idle import idle as measure
@@ -256,7 +265,7 @@ def storm(
     workers: int,
     patience: float,
     kinds: tuple[str, ...],
-    path: Path | None,
+    path: Path,
 ) -> None:
     """Random graphs, while slots, workers, connections and the server are killed and frozen."""
     from benchmarks.storm.storm import Settings as Storm
@@ -284,7 +293,7 @@ def storm(
 @click.option("--ft-interval", type=click.FloatRange(1), default=1.0, show_default=True)
 @repeat_option
 @json_option
-def recovery(*, alive_expiry: float, ft_interval: float, repeat: int, path: Path | None) -> None:
+def recovery(*, alive_expiry: float, ft_interval: float, repeat: int, path: Path) -> None:
     """How soon tasks run again when a slot, a host or the server is killed."""
     from benchmarks.recovery import recovery as measure
     from benchmarks.storm.workers import Waits
@@ -312,7 +321,7 @@ def _warm(gets: Mapping[str, Get]) -> None:
         get(graph.dsk, graph.keys)
 
 
-def _finish(figures: Sequence[report.Figure], about: Mapping[str, str], path: Path | None) -> None:
+def _finish(figures: Sequence[report.Figure], about: Mapping[str, str], path: Path) -> None:
     facts = click.get_current_context().obj
     report.print_machine(facts, about)
     report.print_figures(figures)

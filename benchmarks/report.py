@@ -161,10 +161,9 @@ def figures_as_json(figures: Iterable[Figure]) -> list[dict[str, Any]]:
     return [asdict(figure) | {"met": figure.met} for figure in figures]
 
 
-def save(path: Path | None, **parts: Any) -> None:
-    """Write the run to a file, when one was asked for."""
-    if path is not None:
-        path.write_text(json.dumps(parts, indent=1) + "\n")
+def save(path: Path, **parts: Any) -> None:
+    """Write the run to a file."""
+    path.write_text(json.dumps(parts, indent=1) + "\n")
 
 
 def progress(text: str) -> None:
