@@ -289,6 +289,7 @@ def test_a_worker_in_python_takes_the_options_of_the_command(
     """A burst comes back when the job is done, and at once if there is none."""
     log = tmp_path / "log"
     running = Background(queue.get, {"x": (note, log)}, "x")
+    wait_until(lambda: [row["sealed"] for row in queue.jobs()] == [True])
     redisq.run_worker("test", url=server.url, nworkers=1, burst=True)
     assert running.result(60) == pids(log)[0]
     redisq.run_worker("test", url=server.url, burst=True)
