@@ -17,6 +17,7 @@ from dask_redisq.answer import Answer
 from dask_redisq.errors import JobLost, RedisqError
 from dask_redisq.follow import Follower
 from dask_redisq.frames import without_our_frames
+from dask_redisq.job import AGAIN
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.monitor import sweep
@@ -34,9 +35,6 @@ from dask_redisq.verdict import is_dropped, why_gone
 __all__ = ["Future", "attach", "cancel_job"]
 
 logger = logging.getLogger("dask_redisq")
-
-#: How often in a row a job that was lost goes again.
-AGAIN = 5
 
 
 class Future:
@@ -153,7 +151,7 @@ class Future:
             return False
         if self._again is None or not is_dropped((state or b"").decode(), reason or b""):
             return True
-        self._submit_again()
+        self._submit(self._again)
         return False
 
     def cancel(self, reason: str | None = None) -> bool:
@@ -163,6 +161,7 @@ class Future:
 
     def forget(self) -> None:
         """Remove the job and its results from the server now; who attaches later is told so."""
+        self._again = None
         with self._pool.lend() as link:
             verb = "forget" if self.kept is None else "let_go"
             if link.call(verb, self._keys, job=self.id) != 0:  # 0: a job uses its values
@@ -179,28 +178,24 @@ class Future:
             self._again = None  # it holds the graph
         return self._outcome
 
-    def _submit_again(self) -> None:
+    def _submit(self, again: Callable[[], tuple[str, Any]]) -> None:
         """Have the job made once more: the server lost it, or the lease of this client."""
-        if self._again is None:
-            raise RuntimeError(f"{self!r} has no graph to submit again")
         lost = self.id
-        self.id, self.kept = self._again()
+        self.id, self.kept = again()
         logger.warning("job %s of a future was lost: it goes again, as job %s", lost, self.id)
 
     def _read(self, timeout: float | None) -> tuple[Any, BaseException | None]:
         """Wait for the outcome; what is no outcome of the job (no server, no time) is raised."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        for vain in range(AGAIN + 1):
-            outcome = self._follow(deadline, last=vain == AGAIN)
-            if outcome is not None:
-                return outcome
-            self._submit_again()
-        raise AssertionError("the last one has an outcome")
+        for _ in range(AGAIN if self._again is not None else 0):
+            value, error, lost = self._follow(deadline)
+            if not lost or self._again is None:  # who forgot it wants no other
+                return value, error
+            self._submit(self._again)
+        return self._follow(deadline)[:2]
 
-    def _follow(
-        self, deadline: float | None, *, last: bool
-    ) -> tuple[Any, BaseException | None] | None:
-        """Wait for the outcome of the job as it is now; None: it was lost, and can go again."""
+    def _follow(self, deadline: float | None) -> tuple[Any, BaseException | None, bool]:
+        """Wait for the outcome of the job as it is; tell whether it was lost: see `Dropped`."""
         with self._pool.lend() as link:
             seal = _seal(self._pool, self._keys, self.id)
             options = self.kept.options if self.kept is not None else None
@@ -211,12 +206,10 @@ class Future:
             except BaseException as error:
                 if job.ended is None:
                     raise
-                if job.dropped and self._again is not None and not last:
-                    return None
-                return None, error
+                return None, error, job.dropped
             warned = link.command("SMEMBERS", self._keys("warnings", self.id))
         issue_warnings(warned)
-        return self._answer.value(job.received), None
+        return self._answer.value(job.received), None, False
 
 
 def attach(pool: Pool, keys: Keys, job: str) -> Future:

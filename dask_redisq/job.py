@@ -18,7 +18,8 @@ from dask.typing import Key
 
 from dask_redisq.answer import Answer, pack_names
 from dask_redisq.callbacks import Observer
-from dask_redisq.codec import BlockEncoder, dumps, pack
+from dask_redisq.codec import dumps, pack
+from dask_redisq.encoder import BlockEncoder
 from dask_redisq.errors import (
     JobFailed,
     JobLost,

@@ -90,7 +90,7 @@ class Settings:
         self.texts = {f"k{i}": f"{i}".rjust(900) for i in range(60 * k)}
 
 
-def hold(_i: int, _constant: Any) -> None:
+def hold(_i: Any, _constant: Any) -> None:
     """Take an argument that is large."""
 
 
@@ -159,6 +159,22 @@ def test_few_arrays_in_containers_are_read_once_per_slot(queue: Queue, link: Lin
     keys = [("y", i) for i in range(500)]
     assert queue.get(dsk, keys) == tuple(3 * 5000.0 + i + (i + 1) for i in range(500))
     assert 1 <= reads(link) <= 4
+
+
+@pytest.mark.usefixtures("workers")
+def test_a_large_array_beside_small_things_is_sent_once(queue: Queue, link: Link) -> None:
+    """Each list of it and of what few tasks share has a place of its own for the rest alone."""
+    large, groups = np.ones(2**17), [Settings(0) for _ in range(20)]
+    dsk = {("x", i): (hold, f"{i} ".rjust(1000), [large, groups[i // 6]]) for i in range(120)}
+    before = sent(link)
+    queue.get(dsk, list(dsk))
+    assert sent(link) - before < 2 * large.nbytes
+
+
+def sent(link: Link) -> int:
+    """Return how many bytes the server has received."""
+    lines = link.command("INFO", "stats").split()
+    return int(next(x for x in lines if x.startswith(b"total_net_input_bytes:")).split(b":")[1])
 
 
 def weigh(held: list[Any], more: Any) -> float:

@@ -46,7 +46,7 @@ LAYERS: list[tuple[str, ...]] = [
     ),
     ("garbage", "annotations", "preload", "host", "inherit", "lua_text"),
     ("settings", "scripts", "codec", "record", "tls", "url", "trust", "output", "guard", "serving"),
-    ("unnamed", "tags"),
+    ("unnamed", "tags", "encoder"),
     ("remote_error", "plan", "batch", "recount", "dask_input", "answer", "refusals"),
     ("shared_locks",),
     ("graph", "unshared"),

@@ -517,6 +517,10 @@ def test_forgetting_a_future_leaves_what_a_job_uses(
     never = queue.compute(dask.delayed(wait_file)(tmp_path / "never"))
     never.forget()
     wait_until(lambda: not job_keys(link))
+    assert never.done()
+    with pytest.raises(redisq.JobLost):  # and it is not submitted again
+        never.result(30)
+    assert queue.jobs() == []
     kept = queue.compute(dask.delayed(inc)(1))
     assert kept.result() == 2
     user = "f" * 32

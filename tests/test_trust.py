@@ -16,7 +16,8 @@ import dask
 import pytest
 from conftest import SECRET
 
-from dask_redisq.codec import Block, BlockEncoder, PackedBlock, loads, pack
+from dask_redisq.codec import Block, PackedBlock, loads, pack
+from dask_redisq.encoder import BlockEncoder
 from dask_redisq.errors import BadSignature, BadURL, SecretError
 from dask_redisq.remote_error import pack_error
 from dask_redisq.secret import find_secret, is_private
