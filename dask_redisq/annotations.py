@@ -55,7 +55,7 @@ def restrictions(
     Raises
     ------
     ValueError
-        For resources that are no mapping of names to numbers above 0.
+        For resources that are no mapping of names to numbers above 0, workers that are no text.
 
     Examples
     --------
@@ -72,7 +72,7 @@ def restrictions(
         return found
     for task, key in enumerate(keys):
         tags = by_key.get(key, workers)
-        wanted = _sorted_tags(tags) if tags else ()
+        wanted = _sorted_tags(tags, key) if tags else ()
         if wanted and free.get(key, others):
             wanted = (SOFT, *wanted)
         wanted += _needs(needs.get(key, resources), key)
@@ -81,8 +81,11 @@ def restrictions(
     return found
 
 
-def _sorted_tags(tags: str | Iterable[str]) -> tuple[str, ...]:
-    return tuple(sorted({tags} if isinstance(tags, str) else set(tags)))
+def _sorted_tags(tags: Any, key: Key) -> tuple[str, ...]:
+    found = {tags} if isinstance(tags, str) else set(tags) if isinstance(tags, Iterable) else {tags}
+    if not all(isinstance(tag, str) for tag in found):
+        raise ValueError(f"workers of task {key!r} are names, hosts or tags, not {tags!r}")
+    return tuple(sorted(found))
 
 
 def _needs(resources: Any, key: Key) -> tuple[str, ...]:

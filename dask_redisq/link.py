@@ -23,12 +23,12 @@ from redis.retry import Retry
 from dask_redisq import scripts
 from dask_redisq.errors import ServerUnavailable
 from dask_redisq.keys import Keys
-from dask_redisq.passwords import redact, with_password
+from dask_redisq.passwords import redact
 from dask_redisq.refusals import AWAY, REFUSED, is_busy, meaning, refusal
 from dask_redisq.tls import tls_hint, tls_options
 from dask_redisq.url import check_url
 
-__all__ = ["Link", "redact", "redis_options", "with_password"]
+__all__ = ["Link", "redis_options"]
 
 logger = logging.getLogger("dask_redisq")
 

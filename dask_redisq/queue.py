@@ -12,9 +12,9 @@ from dask_redisq.compute import compute_graph, persist_graphs, scatter, submit
 from dask_redisq.future import Future, attach
 from dask_redisq.jobs import Jobs
 from dask_redisq.keys import Keys, check_queue_name
-from dask_redisq.link import redact
 from dask_redisq.loops import Loops
 from dask_redisq.managed import Managed
+from dask_redisq.passwords import redact
 from dask_redisq.pool import Pool
 from dask_redisq.settings import setting
 from dask_redisq.unnamed import server_url

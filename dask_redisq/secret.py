@@ -15,7 +15,7 @@ from redis.connection import parse_url
 
 from dask_redisq._defaults import hide_secret
 from dask_redisq.errors import SecretError
-from dask_redisq.link import redact
+from dask_redisq.passwords import redact
 from dask_redisq.settings import setting
 from dask_redisq.trust import Signer
 from dask_redisq.url import check_url

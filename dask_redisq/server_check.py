@@ -10,7 +10,8 @@ from redis import ConnectionPool
 from redis.exceptions import RedisError, ResponseError
 
 from dask_redisq.errors import ServerRefused
-from dask_redisq.link import Link, redact, redis_options
+from dask_redisq.link import Link, redis_options
+from dask_redisq.passwords import redact
 from dask_redisq.url import check_url
 
 __all__ = ["most_bytes", "server_warnings", "warn_about_server"]

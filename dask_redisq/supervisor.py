@@ -20,8 +20,9 @@ from dask_redisq.control import ControlWords, Word
 from dask_redisq.crew import Crew, WorkerOptions
 from dask_redisq.errors import ServerRefused, ServerUnavailable
 from dask_redisq.keys import Keys
-from dask_redisq.link import Link, redact
+from dask_redisq.link import Link
 from dask_redisq.monitor import Monitor
+from dask_redisq.passwords import redact
 from dask_redisq.registration import Registration
 from dask_redisq.registry import has_work
 from dask_redisq.retirement import Retirement

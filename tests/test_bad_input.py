@@ -190,6 +190,8 @@ def test_a_setting_below_its_least_value_is_refused(queue: Queue, low: Any) -> N
         ({"allowed_failures": 0}, r"redisq\.allowed-failures .* at least 1, not 0"),
         ({"allow_disk_shuffle": "maybe"}, r"redisq\.allow-disk-shuffle .* not 'maybe'"),
         ({"allowed_failures": 10**30}, r"redisq\.allowed-failures .* at most"),
+        ({"workers": 5}, "workers of task 'x' are names, hosts or tags, not 5"),
+        ({"workers": b"gpu"}, "workers of task 'x' are names, hosts or tags, not b'gpu'"),
         ({"priority": "high"}, "priority.* not 'high'"),
         ({"priority": 10**400}, "priority is a number, not 1000"),
         ({"priority": float("inf")}, "priority is a number, not inf"),

@@ -92,6 +92,14 @@ def miss_client(link: Link, keys: Keys, job: str) -> None:
     assert sweep(link, keys, job)
 
 
+def sleep_past_lease(client: Client, link: Link, keys: Keys, job: str) -> None:
+    """Stop a client until its job was cancelled and swept."""
+    process = psutil.Process(client.process.pid)
+    process.suspend()
+    miss_client(link, keys, job)
+    process.resume()
+
+
 # Ctrl-C.
 
 
@@ -290,9 +298,7 @@ print(*queue.get(dsk, ["quick", "both", "x"]))
     (row,) = queue.jobs()
     # it has `quick`, and waits for the rest
     wait_until(lambda: link.command("HGET", keys("job", row["id"]), "acked") == b"1")
-    psutil.Process(client.process.pid).suspend()
-    miss_client(link, keys, row["id"])
-    psutil.Process(client.process.pid).resume()
+    sleep_past_lease(client, link, keys, row["id"])
     wait_until(lambda: len(pids(log)) == 2)
     (again,) = queue.jobs()
     assert again["id"] != row["id"]
@@ -566,9 +572,7 @@ def test_a_future_of_a_client_that_slept_past_its_lease_goes_on(
     client = start_client(code + "print(future.result())")
     wait_until(lambda: len(pids(log)) == 1)
     (row,) = queue.jobs()
-    psutil.Process(client.process.pid).suspend()
-    miss_client(link, keys, row["id"])
-    psutil.Process(client.process.pid).resume()
+    sleep_past_lease(client, link, keys, row["id"])
     wait_until(lambda: len(pids(log)) == 2)
     gate.touch()
     assert client.output() == str(pids(log)[1])

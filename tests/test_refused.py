@@ -5,31 +5,21 @@ And what says why a job ended, or is gone, may be anything: it is told in our wo
 
 from __future__ import annotations
 
-import os
 import pickle
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import dask
 import pytest
 from conftest import wait_until
+from test_forgery import Bomb
 
 import dask_redisq as redisq
 from dask_redisq.codec import pack
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.queue import Queue
-
-
-class Bomb:
-    """Its pickle makes a directory when it is read."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
-        return os.makedirs, (str(self.mark), 0o700, True)
 
 
 @pytest.fixture
@@ -46,6 +36,11 @@ def failed_job(queue: Queue) -> str:
     return future.id
 
 
+def forge_error(link: Link, keys: Keys, job: str, pickled: bytes) -> None:
+    """Say that task 0 of a job raised what a pickle holds."""
+    link.command("HSET", keys("job", job), "error", pack(["raised", 0, pickled, "s"]))
+
+
 def refused(queue: Queue) -> int:
     """Return what the queue counts."""
     return queue.stats()["refused_payloads"]
@@ -60,7 +55,7 @@ def test_a_forged_error_of_a_detached_job_is_counted_by_all_who_read_it(
 ) -> None:
     """By who attaches, and by who looks at what failed."""
     job = failed_job(queue)
-    link.command("HSET", keys("job", job), "error", pack(["raised", 0, bomb, "s"]))
+    forge_error(link, keys, job, bomb)
     with pytest.raises(redisq.BadSignature, match="the error of task number 0"):
         queue.attach(job).result()
     assert refused(queue) == 1
@@ -122,7 +117,7 @@ def test_who_may_only_look_is_told_what_was_refused(
 ) -> None:
     """It may not count it, which hides nothing."""
     job = failed_job(queue)
-    link.command("HSET", keys("job", job), "error", pack(["raised", 0, bomb, "s"]))
+    forge_error(link, keys, job, bomb)
     link.command("ACL", "SETUSER", "looks", "reset", "on", ">looks", "%R~*", "+@read")
     try:
         with Queue("test", f"{link.url}?username=looks&password=looks") as looking:

@@ -19,7 +19,8 @@ from mortal import MortalServer
 from dask_redisq import link as link_module
 from dask_redisq import pool
 from dask_redisq.keys import Keys
-from dask_redisq.link import Link, with_password
+from dask_redisq.link import Link
+from dask_redisq.passwords import with_password
 from dask_redisq.queue import Queue
 
 

@@ -21,7 +21,8 @@ from test_faults import Background, log_and_wait, pids
 
 from dask_redisq import scripts
 from dask_redisq.keys import Keys
-from dask_redisq.link import Link, with_password
+from dask_redisq.link import Link
+from dask_redisq.passwords import with_password
 from dask_redisq.queue import Queue
 from dask_redisq.versions import python_tag
 
