@@ -190,8 +190,6 @@ def test_a_setting_below_its_least_value_is_refused(queue: Queue, low: Any) -> N
         ({"allowed_failures": 0}, r"redisq\.allowed-failures .* at least 1, not 0"),
         ({"allow_disk_shuffle": "maybe"}, r"redisq\.allow-disk-shuffle .* not 'maybe'"),
         ({"allowed_failures": 10**30}, r"redisq\.allowed-failures .* at most"),
-        ({"workers": 5}, "workers of task 'x' are names, hosts or tags, not 5"),
-        ({"workers": b"gpu"}, "workers of task 'x' are names, hosts or tags, not b'gpu'"),
         ({"priority": "high"}, "priority.* not 'high'"),
         ({"priority": 10**400}, "priority is a number, not 1000"),
         ({"priority": float("inf")}, "priority is a number, not inf"),
@@ -206,6 +204,16 @@ def test_a_setting_of_a_wrong_kind_is_named(queue: Queue, wrong: Any, words: str
         named = f"redisq.{name.replace('_', '-')}"
         with dask.config.set({named: value}), pytest.raises(ValueError, match=words):
             queue.get({"x": (inc, 1)}, "x")
+
+
+@pytest.mark.parametrize("wrong", [5, b"gpu", ["left", 5]])
+def test_workers_that_are_no_text_are_named(queue: Queue, wrong: Any) -> None:
+    """By keyword, and as Dask annotates a task."""
+    words = f"workers of task 'x' are names, hosts or tags, not {re.escape(repr(wrong))}"
+    with pytest.raises(ValueError, match=words):
+        queue.get({"x": (inc, 1)}, "x", workers=wrong)
+    with dask.annotate(workers=wrong), pytest.raises(ValueError, match="are names, hosts or tags"):
+        dask.delayed(inc)(1).compute(scheduler=queue.get)
 
 
 @pytest.mark.parametrize(
