@@ -208,12 +208,10 @@ def test_a_setting_of_a_wrong_kind_is_named(queue: Queue, wrong: Any, words: str
 
 @pytest.mark.parametrize("wrong", [5, b"gpu", ["left", 5]])
 def test_workers_that_are_no_text_are_named(queue: Queue, wrong: Any) -> None:
-    """By keyword, and as Dask annotates a task."""
+    """By keyword; `dask.annotate` refuses them itself."""
     words = f"workers of task 'x' are names, hosts or tags, not {re.escape(repr(wrong))}"
     with pytest.raises(ValueError, match=words):
         queue.get({"x": (inc, 1)}, "x", workers=wrong)
-    with dask.annotate(workers=wrong), pytest.raises(ValueError, match="are names, hosts or tags"):
-        dask.delayed(inc)(1).compute(scheduler=queue.get)
 
 
 @pytest.mark.parametrize(
