@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -78,6 +79,7 @@ class Future:
         self._keys = keys
         self._answer = answer
         self._again = again
+        self._submitting = threading.Lock()
         self._outcome: tuple[Any, BaseException | None] | None = None
         self._trace: TracebackType | None = None
 
@@ -143,15 +145,16 @@ class Future:
         """Tell, without waiting, whether the job has ended, in whatever way."""
         if self._outcome is not None:
             return True
+        job = self.id
         with self._pool.lend() as link:
-            state, reason = link.command("HMGET", self._keys("job", self.id), "state", "error")
+            state, reason = link.command("HMGET", self._keys("job", job), "state", "error")
             if state is None:
-                reason = link.command("GET", self._keys("tomb", self.id))
+                reason = link.command("GET", self._keys("tomb", job))
         if state == b"running":
             return False
         if self._again is None or not is_dropped((state or b"").decode(), reason or b""):
             return True
-        self._submit(self._again)
+        self._submit(self._again, job)
         return False
 
     def cancel(self, reason: str | None = None) -> bool:
@@ -178,38 +181,45 @@ class Future:
             self._again = None  # it holds the graph
         return self._outcome
 
-    def _submit(self, again: Callable[[], tuple[str, Any]]) -> None:
-        """Have the job made once more: the server lost it, or the lease of this client."""
-        lost = self.id
-        self.id, self.kept = again()
+    def _submit(self, again: Callable[[], tuple[str, Any]], lost: str) -> None:
+        """Have a job made once more that was lost: with the server's data, or this client's lease.
+
+        Of two threads that wait for it one does: the other would free what the first one waits for.
+        """
+        with self._submitting:
+            if self.id != lost:
+                return
+            self.id, self.kept = again()
         logger.warning("job %s of a future was lost: it goes again, as job %s", lost, self.id)
 
     def _read(self, timeout: float | None) -> tuple[Any, BaseException | None]:
         """Wait for the outcome; what is no outcome of the job (no server, no time) is raised."""
         deadline = None if timeout is None else time.monotonic() + timeout
         for _ in range(AGAIN if self._again is not None else 0):
-            value, error, lost = self._follow(deadline)
-            if not lost or self._again is None:  # who forgot it wants no other
+            job = self.id
+            value, error, lost = self._follow(job, deadline)
+            again = self._again
+            if not lost or again is None:  # who forgot it wants no other
                 return value, error
-            self._submit(self._again)
-        return self._follow(deadline)[:2]
+            self._submit(again, job)
+        return self._follow(self.id, deadline)[:2]
 
-    def _follow(self, deadline: float | None) -> tuple[Any, BaseException | None, bool]:
-        """Wait for the outcome of the job as it is; tell whether it was lost: see `Dropped`."""
+    def _follow(self, job: str, deadline: float | None) -> tuple[Any, BaseException | None, bool]:
+        """Wait for the outcome of a job; tell whether it was lost: see `Dropped`."""
         with self._pool.lend() as link:
-            seal = _seal(self._pool, self._keys, self.id)
+            seal = _seal(self._pool, self._keys, job)
             options = self.kept.options if self.kept is not None else None
-            job = _reader(link, self._keys, self.id, self._answer, seal, options)
+            reader = _reader(link, self._keys, job, self._answer, seal, options)
             try:
                 with stand_in(self._pool.url, self._keys, Wait.FUTURES):
-                    job.gather(deadline)
+                    reader.gather(deadline)
             except BaseException as error:
-                if job.ended is None:
+                if reader.ended is None:
                     raise
-                return None, error, job.dropped
-            warned = link.command("SMEMBERS", self._keys("warnings", self.id))
+                return None, error, reader.dropped
+            warned = link.command("SMEMBERS", self._keys("warnings", job))
         issue_warnings(warned)
-        return self._answer.value(job.received), None, False
+        return self._answer.value(reader.received), None, False
 
 
 def attach(pool: Pool, keys: Keys, job: str) -> Future:
