@@ -73,7 +73,7 @@ def test_a_worker_is_told_once_of_clients_with_other_versions(
     log = tmp_path / "log"
     start_worker("test", "--nworkers", "1", "--log-file", str(log))
     queue.wait_for_workers(1, timeout=90)
-    monkeypatch.setattr("dask_redisq.codec.versions", lambda: {"dask": "2020.1"})
+    monkeypatch.setattr("dask_redisq.encoder.versions", lambda: {"dask": "2020.1"})
     for _ in range(2):
         assert dask.delayed(inc)(1).compute(scheduler=queue.get) == 2
     wait_until(lambda: "a client with dask 2020.1" in log.read_text())
