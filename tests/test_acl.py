@@ -15,7 +15,7 @@ from pathlib import Path
 import dask
 import joblib
 import pytest
-from conftest import WorkerProcess
+from conftest import WorkerProcess, wait_until
 from dask.callbacks import Callback
 from joblib import parallel_config
 
@@ -167,8 +167,8 @@ def test_a_whole_job_runs_under_the_rules(
             queue.foreach(abs, 3, get_task="while true do end")
         with pytest.warns(RuntimeWarning, match="did not end"):
             queue.foreach(abs, 3, get_task="while candidates[1].key ~= '' do end")
-        # Two policies without end keep the server busy for as long as an alive key lives: the worker
-        # may have been missed, and registers again with its next beat.
+        # Two policies without end keep the server busy for as long as an alive key lives: who
+        # was missed registers again with the next beat.
         wait_until(lambda: len(queue.workers()) == 1 and queue.stats()["slots"] == 2)
         with closing(Link(guarded.url_of("monitor"))) as link:
             assert link.command("SCARD", queue.keys("slots")) == 2
