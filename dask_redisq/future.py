@@ -152,9 +152,10 @@ class Future:
                 reason = link.command("GET", self._keys("tomb", job))
         if state == b"running":
             return False
-        if self._again is None or not is_dropped((state or b"").decode(), reason or b""):
+        again = self._again
+        if again is None or not is_dropped((state or b"").decode(), reason or b""):
             return True
-        self._submit(self._again, job)
+        self._submit(again, job)
         return False
 
     def cancel(self, reason: str | None = None) -> bool:
@@ -198,6 +199,8 @@ class Future:
         for _ in range(AGAIN if self._again is not None else 0):
             job = self.id
             value, error, lost = self._follow(job, deadline)
+            if lost and self.id != job:
+                continue  # another thread had it made again, and may have read that one's end, too
             again = self._again
             if not lost or again is None:  # who forgot it wants no other
                 return value, error

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from test_faults import Background, log_and_wait, pids
 import dask_redisq as redisq
 from dask_redisq import client_lease
 from dask_redisq.codec import unpack
+from dask_redisq.follow import Follower
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.monitor import sweep
@@ -556,6 +558,38 @@ def test_a_future_whose_server_came_back_empty_is_given_its_job_again(
     gate.touch()
     assert {waits.result() for waits in threads} == {pids(log)[-1] + 1}
     assert future.done()
+
+
+def test_who_sees_late_that_a_job_was_lost_gets_the_answer_of_the_next_one(
+    queue: Queue,
+    start_worker: Callable[..., WorkerProcess],
+    link: Link,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The other thread has had it made again by then, and has read its answer."""
+    log, gate = tmp_path / "log", tmp_path / "gate"
+    start_worker("test", "--nworkers", "1", "--alive-expiry", "1")
+    queue.wait_for_workers(1, timeout=90)
+    future = queue.compute(dask.delayed(log_and_wait)(log, gate))
+    waits, read, wait = threading.Event(), threading.Event(), Follower._wait
+
+    def wait_late(self: Follower, *args: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            wait(self, *args)
+        else:
+            waits.set()
+            assert read.wait(60)
+
+    monkeypatch.setattr(Follower, "_wait", wait_late)
+    late = Background(future.result)
+    assert waits.wait(60)
+    wait_until(lambda: len(pids(log)) == 1)
+    link.command("FLUSHALL")
+    gate.touch()
+    assert future.result(60) == pids(log)[-1]
+    read.set()
+    assert late.result() == pids(log)[-1]
 
 
 def test_a_future_of_a_client_that_slept_past_its_lease_goes_on(
