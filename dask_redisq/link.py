@@ -8,6 +8,7 @@ repeated here instead, knowingly: every script may be replayed.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import time
@@ -49,11 +50,12 @@ MOST_BACKOFF = 1.0
 _UNSENT = {socket.TCP_NOTSENT_LOWAT: 2 * PIECE} if hasattr(socket, "TCP_NOTSENT_LOWAT") else {}
 
 
-def redis_options(url: str) -> dict[str, Any]:
+def redis_options(url: str, longest: float = math.inf) -> dict[str, Any]:
     """Return how redis-py is to connect: no reply is waited for for ever, nothing is sent twice."""
-    options: dict[str, Any] = {"retry": Retry(NoBackoff(), 0), "socket_timeout": REPLY_TIMEOUT}
+    reply, connect = min(longest, REPLY_TIMEOUT), min(longest, CONNECT_TIMEOUT)
+    options: dict[str, Any] = {"retry": Retry(NoBackoff(), 0), "socket_timeout": reply}
     if not url.startswith("unix:"):
-        options |= {"socket_connect_timeout": CONNECT_TIMEOUT, "socket_keepalive": True}
+        options |= {"socket_connect_timeout": connect, "socket_keepalive": True}
     return options | (tls_options(url) if url.startswith("rediss:") else {})
 
 
@@ -66,6 +68,8 @@ class Link:
         ``redis://``, ``rediss://`` or ``unix://PATH``.
     patience : float or None, default 30.0
         Seconds for which a call is repeated while the server is away; None: for ever.
+    longest : float, optional
+        Seconds that a connection and a reply may take, if that is less than usual.
 
     Raises
     ------
@@ -77,7 +81,7 @@ class Link:
         When it is made, if `url` is not one.
     """
 
-    def __init__(self, url: str, patience: float | None = 30.0) -> None:
+    def __init__(self, url: str, patience: float | None = 30.0, longest: float = math.inf) -> None:
         self.url = url
         self.patience = patience
         self.pid = os.getpid()
@@ -85,7 +89,9 @@ class Link:
         self.unbroken_since: float | None = None
         self._tls = url.startswith("rediss:")
         more = {} if url.startswith("unix:") else {"socket_keepalive_options": _UNSENT}
-        pool = ConnectionPool.from_url(check_url(url), protocol=2, **redis_options(url), **more)
+        pool = ConnectionPool.from_url(
+            check_url(url), protocol=2, **redis_options(url, longest), **more
+        )
         self._connection: Any = pool.make_connection()
         self._pending: deque[tuple[Any, ...]] = deque()
         #: When long waits for replies ended, and their seconds; each longer than those after it.

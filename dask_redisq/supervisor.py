@@ -14,6 +14,7 @@ import secrets
 import selectors
 import socket
 import time
+from contextlib import closing
 
 from dask_redisq.annotations import RESOURCE
 from dask_redisq.control import ControlWords, Word
@@ -36,6 +37,8 @@ logger = logging.getLogger("dask_redisq.worker")
 
 #: Seconds that a stopped worker waits for a server that is away.
 LAST_PATIENCE = 2.0
+#: Seconds for which a starting worker waits for an answer, however little time is left.
+LEAST_PATIENCE = 1.0
 #: Seconds between two turns of the loop if nothing happens: slots' pages are looked at in each.
 TICK = 0.25
 
@@ -126,7 +129,10 @@ class Supervisor:
         """Connect; a starting worker that finds no server says so once and gives up in time."""
         deadline, said = time.monotonic() + self.options.death_timeout, False
         while True:
+            left = max(LEAST_PATIENCE, deadline - time.monotonic())
             try:
+                with closing(Link(self.options.url, longest=left)) as probe:
+                    probe.connect()  # whoever takes connections there may never say a word
                 self.link.connect()
                 return warn_about_server(self.link, logger)
             except ServerRefused:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -514,6 +515,22 @@ def test_a_starting_worker_without_a_server_says_so_once_and_gives_up(
     said = worker.output()
     assert said.count("trying for") == 1
     assert "127.0.0.1:1" in said
+
+
+@pytest.mark.usefixtures("secret")
+def test_a_starting_worker_waits_no_longer_for_a_port_that_is_silent(
+    start_worker: Callable[..., WorkerProcess],
+) -> None:
+    """Something else listens there, takes the connection and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
+        worker = start_worker("test", "--death-timeout", "2", url=url)
+        silent.settimeout(60)
+        with silent.accept()[0]:
+            began = time.monotonic()
+            assert worker.wait(60) == 1
+    assert time.monotonic() - began < 10  # an answer has 15 s otherwise
+    assert worker.output().count("trying for") == 1
 
 
 def test_a_running_worker_outlives_its_server(
