@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from dask.utils import shorten_traceback
 
@@ -90,6 +90,12 @@ class Future:
             error = self._outcome[1]
             state = "read" if error is None else type(error).__name__
         return f"<Future {self.id} of queue {self._keys.queue}, {state}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"{self!r} cannot be pickled: this process holds it. Persist what a graph is to use, "
+            "and pass the collection; another process attaches to a detached job, by its id"
+        )
 
     @property
     def where(self) -> tuple[Pool, Keys]:

@@ -526,3 +526,11 @@ def test_jobs_are_rows(queue: Queue, workers: WorkerProcess, tmp_path: Path) -> 
         **first, "id": future.id, "state": "running", "n": 2, "finished": 0,
     }  # fmt: skip
     gate.touch()
+
+
+def test_a_future_cannot_be_an_argument(queue: Queue, workers: WorkerProcess) -> None:
+    """It says what can: its process holds the job."""
+    future = queue.compute(dask.delayed(inc)(1))
+    with pytest.raises(redisq.TaskNotSerializable, match="pass the collection"):
+        dask.delayed(inc)(future).compute(scheduler=queue.get)
+    assert future.result(30) == 2
