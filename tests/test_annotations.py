@@ -395,3 +395,14 @@ def test_a_seed_makes_random_numbers_that_do_not_depend_on_who_draws(
     )
     assert first[0] == second[0]
     assert first[1] != second[1], "what has no seed draws others each time"
+
+
+def test_a_delayed_method_of_the_global_generator_obeys_the_seed(
+    queue: Queue, workers: WorkerProcess
+) -> None:
+    """Python's and NumPy's; each task draws other numbers."""
+    calls = [dask.delayed(random.random)(), dask.delayed(random.random)()]
+    calls += [dask.delayed(np.random.rand)(), dask.delayed(np.random.rand)()]
+    drawn = dask.compute(*calls, scheduler=queue.get, seed=1)
+    assert len(set(drawn)) == 4
+    assert dask.compute(*calls, scheduler=queue.get, seed=1) == drawn

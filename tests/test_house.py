@@ -40,6 +40,7 @@ LAYERS: list[tuple[str, ...]] = [
         "combine",
         "policies",
         "seeding",
+        "generators",
         "signals",
         "retirement",
         "allowance",
