@@ -5,7 +5,7 @@ Source: section 1.3 of Dask's contract. An annotation goes before a keyword of t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -138,12 +138,14 @@ def check_priority(given: Any, whose: str = "") -> float:
 
 
 def seeds(
-    annotations: Mapping[str, Any], keys: list[Key], seed: int | None = None
+    annotations: Mapping[str, Any],
+    keys: list[Key],
+    seed: int | None,
+    numbers: Callable[[], Mapping[int, int]],
 ) -> dict[int, tuple[int, int]]:
     """Return task -> the seed that it was given, and its number; for tasks that have one.
 
-    See `dask_redisq.seeding` for what is made of them. By its number, not its key: that is a new
-    one each time for what `dask.delayed` and `dask.array.random` make.
+    See `dask_redisq.seeding` for what is made of them.
 
     Parameters
     ----------
@@ -151,8 +153,10 @@ def seeds(
         ``seed`` by key.
     keys : list
         The key of each task.
-    seed : int, optional
+    seed : int or None
         For tasks that are not annotated.
+    numbers : callable
+        Gives the number of each task; asked if there is a seed.
 
     Raises
     ------
@@ -162,11 +166,11 @@ def seeds(
     by_key = annotations.get("seed") or {}
     if not by_key and seed is None:
         return {}
-    found = {}
+    number, found = numbers(), {}
     for task, key in enumerate(keys):
         given = by_key.get(key, seed)
         if given is not None:
-            found[task] = (check_seed(given, f" of task {key!r}"), task)
+            found[task] = (check_seed(given, f" of task {key!r}"), number[task])
     return found
 
 

@@ -45,13 +45,17 @@ def unpack(data: bytes | memoryview) -> Any:
     return msgpack.unpackb(data, raw=True, strict_map_key=False)
 
 
-def dumps(thing: Any) -> bytes:
+def dumps(
+    thing: Any,
+    plain: Callable[..., bytes] = pickle.dumps,
+    cloud: Callable[..., bytes] = cloudpickle.dumps,
+) -> bytes:
     """Pickle `thing`, by `cloudpickle` where `pickle` cannot or would name ``__main__``."""
     try:
-        data = pickle.dumps(thing, protocol=PROTOCOL)
+        data = plain(thing, protocol=PROTOCOL)
     except Exception:
-        return bytes(cloudpickle.dumps(thing, protocol=PROTOCOL))
-    return bytes(cloudpickle.dumps(thing, protocol=PROTOCOL)) if b"__main__" in data else data
+        return bytes(cloud(thing, protocol=PROTOCOL))
+    return bytes(cloud(thing, protocol=PROTOCOL)) if b"__main__" in data else data
 
 
 loads = pickle.loads

@@ -26,6 +26,7 @@ from dask_redisq.graph import plan_graph
 from dask_redisq.job import Job
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
+from dask_redisq.numbering import number_tasks
 from dask_redisq.options import JobOptions, check_keywords, clamped, job_options
 from dask_redisq.persist import (
     KeptJob,
@@ -75,7 +76,8 @@ def plan_job(
     plan.restricted = restrictions(annotations, plan.keys, kwargs)
     if urgent:
         plan.priorities = {task: urgent[k] for task, k in enumerate(plan.keys) if k in urgent}
-    plan.seeds = seeds(annotations, plan.keys, kwargs.get("seed"))
+    seed = kwargs.get("seed")
+    plan.seeds = seeds(annotations, plan.keys, seed, lambda: number_tasks(plan, keys))
     plan.limits = limits(annotations, plan.keys, setting("timeout", kwargs.get("timeout")))
     return plan
 

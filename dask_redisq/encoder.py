@@ -17,6 +17,7 @@ import cloudpickle
 from dask_redisq.alike import Alike, may_be_part
 from dask_redisq.codec import LARGE, PROTOCOL, Block, dumps, pack
 from dask_redisq.errors import ValueTooLarge
+from dask_redisq.generators import ByName, CloudByName, cloud_dumps, plain_dumps
 from dask_redisq.versions import versions
 
 __all__ = ["BlockEncoder"]
@@ -62,7 +63,7 @@ class _Constants:
         if who not in self._known:
             try:
                 by_value = cloudpickle.list_registry_pickle_by_value()
-                data = cloudpickle.dumps(thing, protocol=PROTOCOL) if by_value else dumps(thing)
+                data = cloud_dumps(thing) if by_value else dumps(thing, plain_dumps, cloud_dumps)
                 if len(data) > LARGE and not _is_large_beside_buffers(thing):
                     data = b""
             except Exception:  # only as a part of what is around it, if at all
@@ -150,11 +151,11 @@ class _Around:
         return None
 
 
-class _PickleAround(_Around, pickle.Pickler):
+class _PickleAround(_Around, ByName):
     pass
 
 
-class _CloudPickleAround(_Around, cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
+class _CloudPickleAround(_Around, CloudByName):
     pass
 
 
@@ -209,7 +210,7 @@ class BlockEncoder:
         around = shared is not None
         if not self._by_cloudpickle:
             try:
-                kind = _PickleAround if around else pickle.Pickler
+                kind = _PickleAround if around else ByName
                 packed = self._pickle_by(kind, block, shared)
             except ValueTooLarge:
                 raise
@@ -221,7 +222,7 @@ class BlockEncoder:
                 if b"__main__" not in packed[0]:
                     return packed
                 self._by_cloudpickle = True
-        return self._pickle_by(_CloudPickleAround if around else cloudpickle.Pickler, block, shared)
+        return self._pickle_by(_CloudPickleAround if around else CloudByName, block, shared)
 
     def _pickle_by(
         self, kind: Any, block: Block, shared: dict[int, Any] | None

@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, NoReturn
@@ -33,7 +33,7 @@ from dask_redisq.task_warnings import issue_warnings
 from dask_redisq.trust import Seal
 from dask_redisq.verdict import is_dropped, why_gone
 
-__all__ = ["Future", "attach", "cancel_job"]
+__all__ = ["Future", "attach", "cancel_job", "job_id"]
 
 logger = logging.getLogger("dask_redisq")
 
@@ -229,6 +229,25 @@ class Future:
             warned = link.command("SMEMBERS", self._keys("warnings", job))
         issue_warnings(warned)
         return self._answer.value(reader.received), None, False
+
+
+def job_id(job: Any) -> str:
+    """Return the id of a job; given by itself, by a row about it, or by its future.
+
+    Raises
+    ------
+    TypeError
+        For anything else.
+    """
+    found = job.id if isinstance(job, Future) else job
+    if isinstance(job, Mapping):
+        found = job.get("id", job.get("job"))
+    if not isinstance(found, str):
+        raise TypeError(
+            "a job is named by its id, by a row of Queue.jobs, tasks or failed, or by the future "
+            f"that Queue.compute gave; not by {job!r}"
+        )
+    return found
 
 
 def attach(pool: Pool, keys: Keys, job: str) -> Future:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from dask_redisq import status
 from dask_redisq.errors import SecretError
 from dask_redisq.failed import failed_jobs, rerun
-from dask_redisq.future import Future, cancel_job
+from dask_redisq.future import Future, cancel_job, job_id
 from dask_redisq.keys import Keys
 from dask_redisq.pool import Pool
 from dask_redisq.secret import find_secret
@@ -39,32 +40,38 @@ class Jobs:
         with self.pool.lend() as link:
             return status.jobs(link, self.keys)
 
-    def tasks(self, job: str | None = None) -> list[dict[str, Any]]:
-        """Return one row per task that a slot has now: job, task, key, slot, worker, host.
+    def tasks(self, job: str | Mapping[str, Any] | Future | None = None) -> list[dict[str, Any]]:
+        """Return one row per task that a slot has now: job, user, task, key, since, slot ... pid.
 
         A slot takes several short tasks at a time, in the order of their numbers. Which one it
         has in hand, and which it has done, it says when it calls next: until then there is a row
         for each of them. What follows from these tasks it may run as well, and no row tells.
+        ``since`` is when it was given them, in seconds since 1970 by the server's clock.
+
+        ``worker``, ``host`` and ``pid`` are of the worker, whose process starts those of its slots:
+        their command lines have ``--slot`` with the id that is ``slot``. ``user`` submitted the
+        job.
 
         ``task`` is the number in its job, ``key`` that of the graph for jobs of `compute`; of
         others only the client knows, and it is None.
 
         Parameters
         ----------
-        job : str, optional
-            Of this job alone; see `jobs`.
+        job : str, row or Future, optional
+            Of this job alone, as for `cancel`.
 
         Examples
         --------
         >>> [(row["key"], row["worker"]) for row in queue.tasks()]  # doctest: +SKIP
         [(('sum', 0, 3), 'lab-3')]
         """
+        only = None if job is None else job_id(job)
         try:
             signer = find_secret(self.pool.url)
         except SecretError:  # who may look, and no more
             signer = None
         with self.pool.lend() as link:
-            return status.tasks(link, self.keys, signer, job)
+            return status.tasks(link, self.keys, signer, only)
 
     def failed(self) -> list[dict[str, Any]]:
         """Return one row per job that failed and is still there: why, and where.
@@ -85,7 +92,7 @@ class Jobs:
 
     # -- end, and begin again ------------------------------------------------------------
 
-    def cancel(self, job: str, reason: str | None = None) -> bool:
+    def cancel(self, job: str | Mapping[str, Any] | Future, reason: str | None = None) -> bool:
         """Cancel a job: its waiting tasks never start, a running one is ended after a second.
 
         Who waits for it gets `JobCancelled`, with the job, this process and the reason. To cancel
@@ -93,8 +100,8 @@ class Jobs:
 
         Parameters
         ----------
-        job : str
-            Its id; see `jobs`.
+        job : str, row or Future
+            Its id, a row of `jobs`, `tasks` or `failed`, or its future.
         reason : str, optional
             For those who wait.
 
@@ -108,13 +115,14 @@ class Jobs:
         >>> queue.cancel(future.id, reason="the input was wrong")  # doctest: +SKIP
         True
         """
+        name = job_id(job)
         with self.pool.lend() as link:
-            return cancel_job(link, self.keys, job, reason)
+            return cancel_job(link, self.keys, name, reason)
 
     #: The name that doRedis has for it.
     remove_job = cancel
 
-    def rerun(self, job: str) -> Future:
+    def rerun(self, job: str | Mapping[str, Any] | Future) -> Future:
         """Let a detached job that failed go on from where it failed.
 
         What is finished stays so; the task that failed runs again, with all that is left, and
@@ -125,8 +133,8 @@ class Jobs:
 
         Parameters
         ----------
-        job : str
-            Its id; see `failed`.
+        job : str, row or Future
+            Its id, or its row of `failed`, or its future.
 
         Returns
         -------
@@ -144,7 +152,7 @@ class Jobs:
 
         Examples
         --------
-        >>> queue.rerun(queue.failed()[0]["id"]).result()  # doctest: +SKIP
+        >>> queue.rerun(queue.failed()[0]).result()  # doctest: +SKIP
         1000000.0
         """
-        return rerun(self.pool, self.keys, job)
+        return rerun(self.pool, self.keys, job_id(job))

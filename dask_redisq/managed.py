@@ -179,6 +179,10 @@ class Managed:
 
         Waits until the workers left, or until those that do not answer are past their expiry; at
         most `timeout` seconds.
+
+        Of each job that was cancelled, by this or before, or whose results were forgotten or
+        expired, a small key stays, ``redisq:{QUEUE}:tomb:JOB``, for ten minutes from then: who
+        comes late is told what became of it.
         """
         with self.pool.lend() as link:
             remove_queue(link, self.keys, timeout)

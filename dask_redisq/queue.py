@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Self
 
 from dask.delayed import Delayed
@@ -9,7 +10,7 @@ from dask.utils import shorten_traceback
 
 from dask_redisq import client_lease
 from dask_redisq.compute import compute_graph, persist_graphs, scatter, submit
-from dask_redisq.future import Future, attach
+from dask_redisq.future import Future, attach, job_id
 from dask_redisq.jobs import Jobs
 from dask_redisq.keys import Keys, check_queue_name
 from dask_redisq.loops import Loops
@@ -246,13 +247,13 @@ class Queue(Loops, Jobs, Managed):
         """
         return scatter(self.pool, self.keys, thing, kwargs)
 
-    def attach(self, job: str) -> Future:
+    def attach(self, job: str | Mapping[str, Any] | Future) -> Future:
         """Return the future of a detached job, in whatever process; its id is in `jobs`.
 
         Parameters
         ----------
-        job : str
-            The id of the future that `compute` returned.
+        job : str, row or Future
+            The id of the future that `compute` returned, or what `cancel` takes as well.
 
         Raises
         ------
@@ -268,7 +269,7 @@ class Queue(Loops, Jobs, Managed):
         >>> redisq.Queue("jobs").attach(job).result()  # doctest: +SKIP
         1000000.0
         """
-        return attach(self.pool, self.keys, job)
+        return attach(self.pool, self.keys, job_id(job))
 
     # -- close ---------------------------------------------------------------------------
 

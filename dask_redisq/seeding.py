@@ -3,6 +3,10 @@
 Task or iteration i of a job with a seed draws from the stream that NumPy calls
 ``SeedSequence(seed, spawn_key=(i,))``: equal for any number of workers and any chunk size, and
 independent of those of its neighbours. doRedis has ``set.seed(i)``, which ignores the user's seed.
+
+Python and NumPy have the same generator, and begin it alike: one state for both would give the same
+numbers twice to a task that draws from both. So NumPy gets the first words of that stream, and
+Python those behind.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from typing import Any
 
 __all__ = ["check_seed", "restored", "seed_words", "seeded"]
 
-#: 32-bit words of state: as many as a SeedSequence has entropy to give.
+#: 32-bit words for each generator's state: as many as a SeedSequence has entropy to give.
 WORDS = 8
 _POOL, _MASK = 4, 0xFFFFFFFF
 
@@ -39,10 +43,10 @@ def seeded(seed: int, number: int) -> Iterator[None]:
     """
     with restored():
         words = seed_words(seed, number)
-        random.seed(sum(word << 32 * i for i, word in enumerate(words)))
+        random.seed(sum(word << 32 * i for i, word in enumerate(words[WORDS:])))
         numpy = _numpy()
         if numpy is not None:
-            numpy.random.seed(words)
+            numpy.random.seed(words[:WORDS])
         yield
 
 
@@ -70,7 +74,7 @@ def _numpy() -> Any:
 
 
 def seed_words(seed: int, number: int) -> list[int]:
-    """Return ``SeedSequence(seed, spawn_key=(number,)).generate_state(8)``, also without NumPy.
+    """Return ``SeedSequence(seed, spawn_key=(number,)).generate_state(16)``, also without NumPy.
 
     Workers with and without it are to draw the same.
 
@@ -87,7 +91,7 @@ def seed_words(seed: int, number: int) -> list[int]:
     numpy = _numpy()
     if numpy is not None:
         sequence = numpy.random.SeedSequence(seed, spawn_key=(number,))
-        return [int(word) for word in sequence.generate_state(WORDS)]
+        return [int(word) for word in sequence.generate_state(2 * WORDS)]
     return _seed_words(seed, number)
 
 
@@ -118,7 +122,7 @@ def _seed_words(seed: int, number: int) -> list[int]:
         for target in range(_POOL):
             pool[target] = mixed(pool[target], hashed(word))
     factor, words = 0x8B51F9DD, []
-    for i in range(WORDS):
+    for i in range(2 * WORDS):
         word = pool[i % _POOL] ^ factor
         factor = factor * 0x58F38DED & _MASK
         word = word * factor & _MASK

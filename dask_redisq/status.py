@@ -99,47 +99,59 @@ def tasks(
 ) -> list[dict[str, Any]]:
     """Return one row per leased task of a queue, or of one job; see `Queue.tasks`.
 
-    From the slots, of which there are few, and not from the jobs: four round trips, however much
+    From the slots, of which there are few, and not from the jobs: five round trips, however much
     there is to do.
     """
     slots = sorted(slot.decode() for slot in link.command("SMEMBERS", keys("slots")))
     for slot in slots:
-        link.send("HMGET", keys("slot", slot), "worker", "job")
+        link.send("HMGET", keys("slot", slot), "worker", "job", "since")
     held = [
-        (slot, worker, of.decode())
-        for slot, (worker, of) in zip(slots, link.receive_all(), strict=True)
+        (slot, worker, of.decode(), float(since) / 1000 if since else None)
+        for slot, (worker, of, since) in zip(slots, link.receive_all(), strict=True)
         if of is not None and job in (None, of.decode())
     ]
-    for slot, _, of in held:
+    for slot, _, of, _ in held:
         link.send("HGET", keys("leases", of), slot)
     leases = link.receive_all()
     about = _workers(link, keys)
-    graph_keys = _graph_keys(link, keys, signer, {of for *_, of in held})
+    jobs = {of for _, _, of, _ in held}
+    graph_keys, users = _graph_keys(link, keys, signer, jobs), _users(link, keys, jobs)
     rows = []
-    for (slot, worker, of), lease in zip(held, leases, strict=True):
-        name, host = about.get(worker, ("", ""))
+    for (slot, worker, of, since), lease in zip(held, leases, strict=True):
+        name, host, pid = about.get(worker, ("", "", 0))
         for task in unpack(lease)[1] if lease else ():  # it has ended meanwhile
             known = graph_keys[of]
             rows.append(
                 {
                     "job": of,
+                    "user": users[of],
                     "task": task,
                     "key": known[task] if task < len(known) else None,
+                    "since": since,
                     "slot": slot,
                     "worker": name,
                     "host": host,
+                    "pid": pid,
                 }
             )
     return sorted(rows, key=lambda row: (row["job"], row["task"]))
 
 
-def _workers(link: Link, keys: Keys) -> dict[bytes, tuple[str, str]]:
-    """Return the name and the host of each worker."""
+def _workers(link: Link, keys: Keys) -> dict[bytes, tuple[str, str, int]]:
+    """Return the name, the host and the process of each worker."""
     found = link.command("HGETALL", keys("workers"))
     about = {worker: unpack(info) for worker, info in zip(found[::2], found[1::2], strict=True)}
     return {
-        worker: (info[b"name"].decode(), info[b"host"].decode()) for worker, info in about.items()
+        worker: (info[b"name"].decode(), info[b"host"].decode(), info[b"pid"])
+        for worker, info in about.items()
     }
+
+
+def _users(link: Link, keys: Keys, jobs: Collection[str]) -> dict[str, str]:
+    """Return who submitted some jobs."""
+    for job in jobs:
+        link.send("HGET", keys("job", job), "by")
+    return {job: submitter(by)["user"] for job, by in zip(jobs, link.receive_all(), strict=True)}
 
 
 def _graph_keys(

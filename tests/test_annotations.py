@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import random
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -395,3 +398,52 @@ def test_a_seed_makes_random_numbers_that_do_not_depend_on_who_draws(
     )
     assert first[0] == second[0]
     assert first[1] != second[1], "what has no seed draws others each time"
+
+
+def test_a_delayed_method_of_the_global_generator_obeys_the_seed(
+    queue: Queue, workers: WorkerProcess
+) -> None:
+    """Python's and NumPy's; each task draws other numbers."""
+    calls = [dask.delayed(random.random)(), dask.delayed(random.random)()]
+    calls += [dask.delayed(np.random.rand)(), dask.delayed(np.random.rand)()]
+    drawn = dask.compute(*calls, scheduler=queue.get, seed=1)
+    assert len(set(drawn)) == 4
+    assert dask.compute(*calls, scheduler=queue.get, seed=1) == drawn
+
+
+#: Each task draws: of delayed calls, of blocks that Dask fuses, of more than `dask.order` sees.
+DRAWS = """
+import random, sys, uuid
+import dask, dask.array as da, numpy as np
+import dask_redisq as redisq
+
+def draw(*_, **__): return round(random.random(), 4)
+def tell(*args, **kwargs): return [draw(), *args, kwargs]
+def blocks():
+    name = f"x-{uuid.uuid4()}"
+    return da.ones((4, 4), chunks=2).map_blocks(lambda b: np.random.rand(*b.shape), name=name)
+
+call, queue = dask.delayed(tell), redisq.Queue("test", sys.argv[1])
+tree = call(call([call(), call()]), {"a": call(), "b": [call()]}, c=call(call()), d=call())
+x = blocks() - blocks() * blocks()
+for asked in [[call() for _ in range(5)], [tree, call()], [x], [x.sum(), tree, blocks()],
+              [call(call(), call()) for _ in range(50)]]:
+    values = dask.compute(*asked, scheduler=queue.get, seed=1)
+    print([v.tolist() if hasattr(v, "tolist") else v for v in values])
+"""
+
+
+def test_a_seed_draws_the_same_when_a_script_runs_again(
+    queue: Queue, workers: WorkerProcess, tmp_path: Path
+) -> None:
+    """Whatever names Dask makes, and in another process, whose sets have another order."""
+    (tmp_path / "draws.py").write_text(DRAWS)
+    runs = []
+    for hashes in "1", "2":
+        command = [sys.executable, str(tmp_path / "draws.py"), queue.url]
+        environ = os.environ | {"PYTHONHASHSEED": hashes}
+        runs.append(subprocess.check_output(command, env=environ, text=True, timeout=60))
+    assert runs[0] == runs[1]
+    assert runs[0].count("\n") == 5
+    first = ast.literal_eval(runs[0].splitlines()[0])
+    assert len({number for number, _ in first}) == 5

@@ -7,6 +7,7 @@ import gc
 import itertools
 import operator
 import os
+import random
 import threading
 import time
 from collections.abc import Iterator
@@ -50,6 +51,12 @@ def test_calls_run_on_workers(executor: redisq.Executor) -> None:
     assert executor.submit(sorted, [1, 3, 2], reverse=True).result(60) == [3, 2, 1]
     assert executor.submit(os.getpid).result(60) != os.getpid()
     assert executor.submit(lambda: None).result(60) is None
+
+
+def test_a_method_of_the_global_generator_draws_on_the_worker(executor: redisq.Executor) -> None:
+    """A copy of this process's would give each call the same number."""
+    calls = [executor.submit(random.random) for _ in range(20)]
+    assert len({call.result(60) for call in calls}) == 20
 
 
 def test_each_error_is_that_of_its_call(executor: redisq.Executor) -> None:

@@ -133,7 +133,7 @@ def test_scenario_8_random_numbers(
 ) -> None:
     """Equal for any number of workers and any chunk size; another seed gives others."""
     first = loops.foreach(draw, 5, seed=1)
-    assert len(set(first)) == 5
+    assert len(set(itertools.chain(*first))) == 10, "Python and NumPy draw from different streams"
     assert loops.foreach(draw, 5, seed=1, chunk_size=1) == first
     assert loops.foreach(draw, 5, seed=1, chunk_size=5) == first
     assert set(loops.foreach(draw, 5, seed=99)).isdisjoint(first)
@@ -144,6 +144,29 @@ def test_scenario_8_random_numbers(
     alike = loops.foreach(draw, 5, seed_worker=seed_55)
     assert len(set(alike)) == 1
     assert len(set(loops.foreach(draw, 20))) == 20
+
+
+@pytest.mark.parametrize(("method", "which"), [(random.random, 0), (np.random.rand, 1)])
+def test_a_body_that_is_a_method_of_the_global_generator_draws_on_the_worker(
+    loops: Queue, method: Callable[[], float], which: int
+) -> None:
+    """As a function that calls it does: by the seed, and without one other numbers each time."""
+    drawn = loops.times(6, method, seed=1, chunk_size=2)
+    assert drawn == [pair[which] for pair in loops.foreach(draw, 6, seed=1)]
+    fresh = loops.times(6, method, chunk_size=1) + loops.times(6, method, chunk_size=1)
+    assert len({*fresh, *drawn}) == 18
+
+
+def test_the_global_generator_beside_large_data_is_the_workers_too(loops: Queue) -> None:
+    """Data in a closure is sent apart, pickled by itself; a generator of one's own is data."""
+    data: dict[Any, Any] = {"draw": random.random, **{i: i for i in range(30_000)}}
+
+    def drawn(_: int) -> tuple[float, int]:
+        return data["draw"](), len(data)
+
+    first = loops.foreach(drawn, 4, seed=1)
+    assert first == [(x, 30_001) for x in loops.foreach(uniform, 4, seed=1)]
+    assert loops.times(1, random.Random(5).random, seed=1) == [random.Random(5).random()]
 
 
 def note_and_fail(i: int, log: str) -> int:

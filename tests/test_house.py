@@ -40,6 +40,7 @@ LAYERS: list[tuple[str, ...]] = [
         "combine",
         "policies",
         "seeding",
+        "generators",
         "signals",
         "retirement",
         "allowance",
@@ -50,7 +51,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("remote_error", "plan", "batch", "recount", "dask_input", "answer", "refusals"),
     ("shared_locks",),
     ("graph", "unshared"),
-    ("task_warnings",),
+    ("task_warnings", "numbering"),
     ("lease", "watch", "options", "callbacks", "labels"),
     ("verdict",),
     # one connection, and what is read and written over it

@@ -72,6 +72,39 @@ def test_running_tasks_are_listed_with_who_runs_them(
     assert queue.tasks() == []
 
 
+def test_a_task_tells_since_when_its_slot_has_it(
+    queue: Queue, workers: WorkerProcess, tmp_path: Path
+) -> None:
+    """By the server's clock, as `created` of its job; with the worker's process and the user."""
+    x, log, gate = gated(tmp_path)
+    before = queue.compute(dask.delayed(inc)(1), detach=True)
+    before.result(60)
+    time.sleep(0.2)
+    future = queue.compute(x, detach=True)
+    wait_until(lambda: pids(log))
+    (row,) = queue.tasks(future)
+    created = {job["id"]: job["created"] for job in queue.jobs()}
+    assert created[before.id] + 0.2 < created[future.id] <= row["since"] <= time.time() + 1
+    assert (row["pid"], row["user"]) == (workers.pid, getpass.getuser())
+    assert queue.tasks(row) == [row]
+    gate.touch()
+    future.result(60)
+
+
+def test_a_job_is_named_by_its_id_a_row_or_its_future(queue: Queue) -> None:
+    """R's removeJob takes a row of jobs(); what names none is refused, with what does."""
+    waiting = [queue.compute(dask.delayed(inc)(i), detach=True) for i in range(3)]
+    rows = {row["id"]: row for row in queue.jobs()}
+    assert queue.attach(rows[waiting[0].id]).id == waiting[0].id
+    assert queue.remove_job(rows[waiting[0].id])
+    assert queue.cancel(waiting[1])
+    assert queue.cancel(waiting[2].id)
+    assert queue.jobs() == []
+    for wrong in None, 7, [waiting[0].id], {"n": 1}:
+        with pytest.raises(TypeError, match=r"its id, by a row of Queue\.jobs"):
+            queue.cancel(wrong)  # type: ignore[arg-type]
+
+
 def inc_of(x: Any) -> Any:
     """Return what comes after a collection."""
     return dask.delayed(inc)(x)

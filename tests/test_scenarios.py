@@ -226,6 +226,9 @@ def test_scenario_30_jobs_and_tasks_are_told_whatever_their_names(
         (task,) = queue.tasks()
         assert (task["job"], task["key"], task["worker"]) == (future.id, "a_b.c * d", "lab_3.x * y")
         assert task["host"] == socket.gethostname()
+        assert task["user"] == getpass.getuser()
+        assert task["pid"] == queue.workers()[0]["pid"]
+        assert job["created"] - 0.01 < task["since"] < time.time() + 1
         gate.touch()
         wait_until(lambda: queue.jobs()[0]["state"] == "done")
         wait_until(lambda: not queue.tasks(), timeout=1)

@@ -15,7 +15,7 @@ from dask_redisq.seeding import _seed_words, check_seed, seed_words, seeded
 def test_a_worker_without_numpy_draws_the_same(seed: int, number: int) -> None:
     """By hand it is the very sequence of NumPy."""
     sequence = np.random.SeedSequence(seed, spawn_key=(number,))
-    assert _seed_words(seed, number) == [int(w) for w in sequence.generate_state(8)]
+    assert _seed_words(seed, number) == [int(w) for w in sequence.generate_state(16)]
     assert seed_words(seed, number) == _seed_words(seed, number)
 
 
@@ -38,6 +38,15 @@ def test_both_generators_begin_anew_and_go_on_after() -> None:
     assert drawn[0][0] != drawn[1][0]
     assert drawn[0][1] != drawn[1][1]
     assert draw() == expected
+
+
+def test_the_two_generators_draw_different_numbers() -> None:
+    """And NumPy those of the stream that is promised."""
+    with seeded(1, 0):
+        ours, theirs = random.random(), float(np.random.rand())  # noqa: NPY002
+    assert ours != theirs
+    words = np.random.SeedSequence(1, spawn_key=(0,)).generate_state(8)
+    assert theirs == np.random.RandomState(words).rand()
 
 
 @pytest.mark.parametrize("seed", [-1, 1.5, "1", True, None])

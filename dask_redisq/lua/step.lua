@@ -192,7 +192,7 @@ if state[3] and (state[6] and redis.call('HEXISTS', key.slot(slot), 'holds') == 
 end
 pass_on(spare) -- before the slot is idle itself: it has looked
 if found then
-  redis.call('HSET', key.slot(slot), 'job', found[1])
+  redis.call('HSET', key.slot(slot), 'job', found[1], 'since', now_ms())
 elseif arg.rest == '1' and not asked then
   local now = now_ms()
   for _, tag in ipairs(tags) do
