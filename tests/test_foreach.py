@@ -7,6 +7,7 @@ import gc
 import itertools
 import operator
 import os
+import pickle
 import random
 import re
 import sys
@@ -22,7 +23,10 @@ import pytest
 from conftest import WorkerProcess, wait_until
 
 import dask_redisq as redisq
+from dask_redisq.combine import Combiner
 from dask_redisq.link import Link
+from dask_redisq.loop import Loop
+from dask_redisq.parcel import STAYING
 from dask_redisq.queue import Queue
 
 
@@ -476,6 +480,35 @@ def test_what_worker_init_sets_is_there_for_all_iterations(loops: Queue) -> None
     numbers = (i for i in range(40))
     found = loops.foreach(names["use"], numbers, worker_init=names["init"], chunk_size=1)
     assert found == [9 + 100 * i for i in range(40)]
+
+
+def test_functions_that_a_process_let_go_are_set_up_again() -> None:
+    """It keeps those of the last loops; what was set for others is gone with them."""
+    names = script(
+        "import sys\n"
+        "def init():\n"
+        "    global MODEL\n"
+        "    MODEL = 9\n"
+        "    sys.modules['redisq_let_go'].append(1)\n"
+        "def use(i): return MODEL + SCALE * i\n"
+    )
+    inits: Any = []
+    sys.modules["redisq_let_go"] = inits
+
+    def parcel() -> Any:
+        fn, init = names["use"], names["init"]
+        return Loop(fn, [3], Combiner(), worker_init=init, export={"SCALE": 1}).body()
+
+    first = pickle.dumps(parcel())
+    for count in (1, 1 + STAYING + 1):
+        for _ in range(3):
+            assert pickle.loads(first)(0, 5) == 14
+        assert len(inits) == count
+        for _ in range(STAYING):
+            pickle.loads(pickle.dumps(parcel()))(0, 5)
+        gc.collect()
+    del sys.modules["redisq_let_go"]
+    assert "MODEL" not in names
 
 
 def test_exported_names_reach_all_that_the_body_calls(loops: Queue) -> None:
