@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from types import FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 from dask_redisq.remote_error import pack_error, unpack_error
 from dask_redisq.seeding import restored, seeded
 from dask_redisq.serving import name_of_slot
 
-__all__ = ["Body", "Caught", "Reduced", "Setup", "catching", "with_globals"]
+__all__ = ["Body", "Caught", "Reduced", "Setup", "Told", "catching", "forget_setup"]
 
 #: Tokens of the loops whose setup this process has done.
 _done: set[str] = set()
@@ -40,15 +40,27 @@ class Setup:
         """Do it, unless this process did; what it raises is the error of the job."""
         if self.token in _done:
             return
-        try:
+        with _of_the_job():
             for name in self.packages:
                 import_module(name)
             if self.worker_init is not None:
                 self.worker_init()
-        except BaseException as error:
-            error.redisq_setup = True  # type: ignore[attr-defined]  # it travels with the error
-            raise
         _done.add(self.token)
+
+
+@contextmanager
+def _of_the_job() -> Iterator[None]:
+    """Mark what is raised as an error of the job: not of an iteration, which may be left out."""
+    try:
+        yield
+    except BaseException as error:
+        error.__dict__["redisq_of_the_job"] = True  # it travels with the error
+        raise
+
+
+def forget_setup(token: str) -> None:
+    """Have a loop set up again, if it comes again: what the setup was done for is gone."""
+    _done.discard(token)
 
 
 @dataclass(frozen=True)
@@ -77,9 +89,7 @@ class Body:
     seed_worker : callable, optional
         Called with the iteration's number instead: doRedis's set.seed.worker.
     catch : bool
-        Whether an exception is a result.
-    export : dict of str to object, optional
-        Global names of `fn`, as `with_globals` set them; also those that only a text names.
+        Whether an exception is a result; so is the `SystemExit` of an iteration that gives up.
     """
 
     fn: Callable[..., Any]
@@ -87,12 +97,6 @@ class Body:
     seed: int | None = None
     seed_worker: Callable[[int], object] | None = None
     catch: bool = False
-    export: dict[str, Any] | None = None
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        if self.export:
-            self.fn.__globals__.update(self.export)
 
     def __call__(self, i: int, *args: Any) -> Any:
         """Run iteration `i`, from 0."""
@@ -102,7 +106,7 @@ class Body:
             return self._run(i, args)
         try:
             return self._run(i, args)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return Caught(pack_error(error, name_of_slot()))
 
     def _run(self, i: int, args: tuple[Any, ...]) -> Any:
@@ -116,9 +120,19 @@ class Body:
         return self.fn(*args)
 
 
+class Told(NamedTuple):
+    """A result, and what is to be told of it: iterations that raised, each with its exception."""
+
+    value: Any
+    faults: list[tuple[int, str]]
+
+
 @dataclass(frozen=True)
 class Reduced:
     """Iterations in a row whose results become one where they are made: doRedis's setReduce.
+
+    What `reduce` raises is the error of the loop, as that of a `combine` is: were it left out as
+    that of an iteration, good results would be lost with it, and nobody told.
 
     Attributes
     ----------
@@ -128,22 +142,31 @@ class Reduced:
         Called with the list of their results.
     leave_out : bool
         Whether those that raised are not in it; else their exceptions are.
+    tell : bool
+        Whether to tell which raised.
     """
 
     body: Body
     reduce: Callable[[list[Any]], Any]
     leave_out: bool = False
+    tell: bool = False
 
     def __call__(self, _: int, first: int, width: int, *args: Any) -> Any:
         """Run iterations from `first` on, each with `width` of the arguments."""
-        results = []
+        results, faults = [], []
         for i, start in enumerate(range(0, len(args), width), first):
             value = self.body(i, *args[start : start + width])
             if type(value) is not Caught:
                 results.append(value)
-            elif not self.leave_out:
-                results.append(value.error(repr(i)))
-        return self.reduce(results)
+                continue
+            error = value.error(repr(i))
+            if self.tell:
+                faults.append((i, repr(error)))
+            if not self.leave_out:
+                results.append(error)
+        with _of_the_job():
+            reduced = self.reduce(results)
+        return Told(reduced, faults) if faults else reduced
 
 
 def catching(setup: Setup | None, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
@@ -154,42 +177,3 @@ def catching(setup: Setup | None, fn: Callable[..., Any], /, *args: Any, **kwarg
         return fn(*args, **kwargs)
     except Exception as error:
         return Caught(pack_error(error, name_of_slot()))
-
-
-def with_globals(
-    fn: Callable[..., Any], export: dict[str, Any], noexport: tuple[str, ...]
-) -> Callable[..., Any]:
-    """Return `fn` with some global names set, and some that are not sent with it.
-
-    Source: ``.export`` and ``.noexport`` of R's foreach. Names that a function uses are found by
-    cloudpickle, as `getexports` does there; so these two are for what it cannot know: a name that
-    is used by way of a text, a large object that workers have of their own.
-
-    Parameters
-    ----------
-    fn : callable
-        The function of a loop.
-    export : dict of str to object
-        Name -> value, as the function sees them on the workers.
-    noexport : tuple of str
-        Names of its module that workers do not get.
-
-    Raises
-    ------
-    TypeError
-        If there are such names, and `fn` is no plain function.
-    """
-    if not export and not noexport:
-        return fn
-    if not isinstance(fn, FunctionType):
-        raise TypeError(f"export and noexport are for a function, and {fn!r} is none")
-    # Another object than the one that its module has under its name: so it travels by value,
-    # with the names that it uses.
-    left = {name: value for name, value in fn.__globals__.items() if name not in noexport}
-    new = FunctionType(
-        fn.__code__, {**left, **export}, fn.__name__, fn.__defaults__, fn.__closure__
-    )
-    new.__kwdefaults__ = fn.__kwdefaults__
-    new.__dict__.update(fn.__dict__)
-    new.__module__, new.__qualname__ = fn.__module__, fn.__qualname__
-    return new

@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from dask_redisq.events import JobEvents
 
-__all__ = ["CallLog", "in_short"]
+__all__ = ["CallLog", "heard", "in_short"]
 
 logger = logging.getLogger("dask_redisq.foreach")
 
 #: What lua/lib/events.lua has a word for; of iterations, and a slot.
 _LINES = {
-    b"died": "fault: iteration %s ended its process, slot %s",
-    b"timeout": "fault: iteration %s took longer than its timeout in slot %s",
-    b"raised": "fault: iteration %s raised in slot %s, and has retries left",
-    b"back": "resubmission: iterations %s, since slot %s is gone",
-    b"dropped": "drop: another result of iterations %s, from slot %s",
+    b"died": "fault: %s %s ended its process, slot %s",
+    b"timeout": "fault: %s %s took longer than its timeout in slot %s",
+    b"raised": "fault: %s %s raised in slot %s, and has retries left",
+    b"back": "resubmission: %ss %s, since slot %s is gone",
+    b"dropped": "drop: another result of %ss %s, from slot %s",
 }
 
 
 class CallLog(JobEvents):
-    """Logs the events of one job; its names are the iterations that its tasks are."""
+    """Logs the events of one job; its names are the numbers of the iterations that its tasks are.
+
+    Attributes
+    ----------
+    noun : str
+        What they are the numbers of; chunks, where results are reduced in those.
+    """
+
+    noun = "iteration"
 
     def submitted(self) -> None:
         """Log that the job was submitted."""
-        logger.info("submit: iterations %s, as job %s", in_short(self.names), self.job)
+        logger.info("submit: %ss %s, as job %s", self.noun, in_short(self.names), self.job)
 
     def read(self, received: Mapping[int, Any], *, anew: bool) -> None:  # noqa: ARG002 - as others
         """Log what happened since the last call.
@@ -43,10 +53,69 @@ class CallLog(JobEvents):
             there = self.link.command("LLEN", self.keys("events", self.job))
             self._read = min(self._read, there)
         for slot, worker, what, tasks in self._news():
-            line = "lease: iterations %s, to slot %s" if what is False else _LINES.get(what)
+            line = "lease: %ss %s, to slot %s" if what is False else _LINES.get(what)
             if line is not None and tasks:  # a result is no news: it is combined
                 names = in_short([self.names[task] for task in tasks])
-                logger.info(line, names, self._name_of(slot, worker))
+                logger.info(line, self.noun, names, self._name_of(slot, worker))
+
+
+class _Listening:
+    """Who wants the lines of loops on stderr, and how the log is without them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._many = 0
+        self._handler = logging.StreamHandler()
+        self._before = logging.NOTSET, True
+
+    def begin(self) -> bool:
+        """Have lines go to stderr, unless the log has them; tell whether there is an end to it."""
+        with self._lock:
+            if not self._many:
+                if not _drops_lines():
+                    return False
+                self._handler = logging.StreamHandler()
+                self._before = logger.level, logger.propagate
+                logger.addHandler(self._handler)
+                logger.setLevel(logging.INFO)
+                logger.propagate = False  # a handler further up may take them now, too
+            self._many += 1
+        return True
+
+    def end(self) -> None:
+        """Undo that, with the last one."""
+        with self._lock:
+            self._many -= 1
+            if not self._many:
+                logger.removeHandler(self._handler)
+                level, logger.propagate = self._before
+                logger.setLevel(level)
+
+
+_listening = _Listening()
+
+
+@contextmanager
+def heard() -> Iterator[None]:
+    """Have the lines of loops go to stderr, where the log would drop them: in a plain script."""
+    begun = _listening.begin()
+    try:
+        yield
+    finally:
+        if begun:
+            _listening.end()
+
+
+def _drops_lines() -> bool:
+    """Tell whether nobody would get a line: it is too unimportant, or there is no handler."""
+    if not logger.isEnabledFor(logging.INFO):
+        return True
+    some: logging.Logger | None = logger
+    while some is not None:
+        if any(handler.level <= logging.INFO for handler in some.handlers):
+            return False
+        some = some.parent if some.propagate else None
+    return True
 
 
 def in_short(numbers: Iterable[int]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Callable
-from typing import Any
+from typing import Any, SupportsFloat
 
 __all__ = ["NOTHING", "Combiner"]
 
@@ -39,10 +39,12 @@ class Combiner:
     init : object, optional
         Comes before all results.
     final : callable, optional
-        Called with the value, for another one.
+        Called with the value, for another one; with [] if there was no result.
 
     Raises
     ------
+    TypeError
+        For a `combine` or `final` that cannot be called, or a `maxcombine` that is no number.
     ValueError
         For an `init` without `combine`, or a `maxcombine` below 2.
 
@@ -64,6 +66,11 @@ class Combiner:
         init: Any = NOTHING,
         final: Callable[[Any], Any] | None = None,
     ) -> None:
+        for what, given in (("combine", combine), ("final", final)):
+            if given is not None and not callable(given):
+                raise TypeError(f"{what} is a function, not {given!r}")
+        if not isinstance(maxcombine, SupportsFloat):
+            raise TypeError(f"maxcombine is a number, not {maxcombine!r}")
         if combine is None and init is not NOTHING:
             raise ValueError("init comes before what combine is given: there is no combine")
         if maxcombine < 2:
@@ -118,14 +125,18 @@ class Combiner:
         self._combined = True
 
     def value(self) -> Any:
-        """Return the value, once all results were added; [] if there was none at all."""
-        if not self._parts and self._combine is not list:
-            return []
-        if self._collects:
-            found = self._combine(self._parts)
-        else:
-            # One result alone is the value. But any([3]) is True, and sum of one array its rows'.
-            if len(self._parts) > 1 or (self._lists and not self._combined):
-                self._fold()
-            (found,) = self._parts
+        """Return the value, once all results were added: what `final` makes of it.
+
+        It is [] if there was none at all; `final` is called in any case, as by R's foreach.
+        """
+        found = self._combine_rest() if self._parts else []
         return found if self._final is None else self._final(found)
+
+    def _combine_rest(self) -> Any:
+        if self._collects:
+            return self._combine(self._parts)
+        # One result alone is the value. But any([3]) is True, and sum of one array its rows'.
+        if len(self._parts) > 1 or (self._lists and not self._combined):
+            self._fold()
+        (found,) = self._parts
+        return found

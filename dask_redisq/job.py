@@ -136,7 +136,7 @@ class Job(Follower):
                 job = job.again(job.received)
                 logger.warning("%s: %d tasks go again, as job %s", why, len(job.plan), job.id)
                 continue
-            except Exception as error:
+            except (Exception, SystemExit) as error:  # a task's own, if there is a culprit
                 if not job.can_replace(error):
                     raise
                 failure = error
@@ -148,11 +148,11 @@ class Job(Follower):
             if not len(job.plan):
                 return values
 
-    def can_replace(self, _: Exception) -> bool:
+    def can_replace(self, _: BaseException) -> bool:
         """Tell whether something can take the place of the result of the task that failed."""
         return self.rerun is not None and self.raised
 
-    def replace(self, error: Exception) -> None:
+    def replace(self, error: BaseException) -> None:
         """Enter that; the rest is submitted again."""
         if self.rerun is None or self.culprit is None:
             raise error

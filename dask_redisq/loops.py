@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from inspect import signature
 from typing import Any
+
+from dask.utils import shorten_traceback
 
 from dask_redisq.amounts import whole
 from dask_redisq.calls import call_settings
 from dask_redisq.combine import NOTHING, Combiner
-from dask_redisq.foreach import Loop, names, run_loop
+from dask_redisq.foreach import run_loop
 from dask_redisq.keys import Keys
-from dask_redisq.options import check_keywords, job_options
+from dask_redisq.loop import Loop, check_callable, named, names
+from dask_redisq.options import job_options, refuse_keywords
 from dask_redisq.pool import Pool
 from dask_redisq.serving import in_slot, job_in_hand
 
@@ -41,7 +45,7 @@ class Loops:
         export: Mapping[str, Any] | None = None, noexport: Iterable[str] = (),
         seed: int | None = None, seed_worker: Callable[[int], object] | None = None,
         worker_init: Callable[[], object] | None = None, progress: bool | None = None,
-        verbose: bool = False, reduce: Callable[[list[Any]], Any] | None = None, **kwargs: Any,
+        verbose: bool = False, reduce: Callable[[list[Any]], Any] | None = NOTHING, **kwargs: Any,
     ) -> Any:  # fmt: skip
         """Call `fn` on the workers, once for each item of some iterables; combine the results.
 
@@ -59,7 +63,7 @@ class Loops:
             How results become the value: see `dask_redisq.combine.Combiner`.
         errorhandling, when, packages, export, noexport, seed, seed_worker, worker_init, progress,
         verbose, reduce
-            See `dask_redisq.foreach.Loop`. `chunk_size` iterations are reduced together.
+            See `dask_redisq.loop.Loop`. `chunk_size` iterations are reduced together.
         **kwargs
             Keywords of `get` that are of a job: `chunk_size`, `ft_interval`, `allowed_failures`,
             `timeout`, `retries`, `workers`, `get_task` and so on.
@@ -67,10 +71,12 @@ class Loops:
         Returns
         -------
         object
-            The list of the results, or what `combine` made of them; [] if there are none.
+            The list of the results, or what `combine` and `final` made of them; else [] for none.
 
         Raises
         ------
+        TypeError, ValueError
+            For an argument that is none, or a keyword that loops do not have; nothing was sent.
         BaseException
             What an iteration, `combine` or an iterable raised; `RedisqError` for the rest.
 
@@ -79,18 +85,17 @@ class Loops:
         >>> queue.foreach(pow, range(5), [2] * 5, combine=sum)  # doctest: +SKIP
         30
         """
-        check_keywords(kwargs)
-        combiner = Combiner(
-            combine, multicombine=multicombine, maxcombine=maxcombine, inorder=inorder, init=init,
-            final=final,
-        )  # fmt: skip
-        loop = Loop(
-            fn, iterables, combiner, when, errorhandling, self._default("packages", packages, ()),
-            self._default("export", export, {}), noexport, worker_init, seed, seed_worker,
-            bool(self._default("progress", progress, None)), verbose,
-            self._default("reduce", reduce, None),
-        )  # fmt: skip
-        return self._run(loop, kwargs)
+        with shorten_traceback():
+            refuse_keywords(kwargs, lambda: signature(self.foreach).parameters)
+            combiner = Combiner(
+                combine, multicombine=multicombine, maxcombine=maxcombine, inorder=inorder,
+                init=init, final=final,
+            )  # fmt: skip
+            reduce = self.defaults.get("reduce") if reduce is NOTHING else reduce
+            return self._run(Loop(
+                fn, iterables, combiner, when, errorhandling, packages, export, noexport,
+                worker_init, seed, seed_worker, progress, verbose, reduce,
+            ), kwargs)  # fmt: skip
 
     def times(self, n: int, fn: Callable[[], Any], **kwargs: Any) -> Any:
         """Call `fn` n times, without arguments, and combine the results: R's ``times(n) %dopar%``.
@@ -109,10 +114,13 @@ class Loops:
         >>> queue.times(3, list)  # doctest: +SKIP
         [[], [], []]
         """
-        n = whole("times, how often the body is called,", n, 0)
-        return self.foreach(_Times(fn), n, **kwargs)
+        with shorten_traceback():
+            check_callable("the body of a loop", fn)
+            n = whole("times, how often the body is called,", n, 0)
+            return self.foreach(_Times(fn), n, **kwargs)
 
     def _run(self, loop: Loop, kwargs: dict[str, Any]) -> Any:
+        loop.fill_in(self.defaults)
         words, options = call_settings(self.with_defaults(kwargs))
         if loop.reduce is not None and options.chunk_size > 0:
             # What is reduced together is one task; how many of those a lease has is another matter.
@@ -133,9 +141,6 @@ class Loops:
             if name in self.defaults:
                 words.setdefault(name, self.defaults[name])
         return words
-
-    def _default(self, name: str, given: Any, otherwise: Any) -> Any:
-        return self.defaults.get(name, otherwise) if given is None else given
 
     def set_chunk_size(self, value: int | None = 1) -> None:
         """Set the tasks per lease of this object's jobs, None for as many as their duration allows.
@@ -158,11 +163,14 @@ class Loops:
 
     def set_export(self, names: Mapping[str, Any] | None = None) -> None:
         """Set further global names of the functions of loops, name -> value: ``setExport``."""
-        self._set("export", None if names is None else dict(names))
+        self._set("export", None if names is None else named("export", names))
 
     def set_reduce(self, reduce: Callable[[list[Any]], Any] | None = None) -> None:
-        """Set what reduces the results of a chunk where they are made: ``setReduce``."""
-        self._set("reduce", reduce)
+        """Set what reduces the results of a chunk where they are made: ``setReduce``.
+
+        A loop with ``reduce=None`` goes without.
+        """
+        self._set("reduce", reduce, lambda: check_callable("reduce", reduce))
 
     def _set(self, name: str, value: Any, check: Callable[[], object] = lambda: None) -> None:
         if value is None:
@@ -177,6 +185,9 @@ class _Times:
 
     def __init__(self, fn: Callable[[], Any]) -> None:
         self.fn = fn
+
+    def __repr__(self) -> str:
+        return repr(self.fn)
 
     def __call__(self, _: int) -> Any:
         return self.fn()

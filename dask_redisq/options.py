@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import dask
@@ -14,7 +15,7 @@ from dask_redisq.annotations import check_retries
 from dask_redisq.serving import in_slot
 from dask_redisq.settings import setting
 
-__all__ = ["JobOptions", "check_keywords", "clamped", "job_options"]
+__all__ = ["JobOptions", "check_keywords", "clamped", "job_options", "refuse_keywords"]
 
 #: Keywords of `Queue.get`, in its own words and those of Dask's schedulers.
 KEYWORDS = frozenset(
@@ -35,6 +36,12 @@ OTHERS = frozenset(
 MOST_PRIORITY = 4096.0
 #: Seconds that the job of a task outlives it: it was killed, as its own job was cancelled, say.
 NESTED_LEASE = 5.0
+#: Those that loops have, besides their own: of a job, and of each of its tasks.
+OF_LOOPS = KEYWORDS - set(
+    """
+    allow_disk_shuffle cache callbacks order rerun_exceptions_locally seed
+    """.split()  # noqa: SIM905
+)
 _told: set[str] = set()
 
 
@@ -45,6 +52,25 @@ def check_keywords(kwargs: Iterable[str]) -> None:
         warnings.warn(
             f"dask-redisq does not know the keyword {word!r}, and ignores it", stacklevel=2
         )
+
+
+def refuse_keywords(kwargs: Iterable[str], own: Callable[[], Iterable[str]]) -> None:
+    """Raise a TypeError for a keyword that loops do not have.
+
+    Dask calls `get`, with keywords of any scheduler. A loop is called by its user, who has misspelt
+    a word: without it the result is another one.
+
+    Parameters
+    ----------
+    kwargs : iterable of str
+        What was given besides the loop's own.
+    own : callable
+        Returns those.
+    """
+    for word in sorted(set(kwargs) - OF_LOOPS):
+        near = get_close_matches(word, sorted(OF_LOOPS.union(own())), 1)
+        hint = f"did you mean {near[0]!r}?" if near else "items come without a name, foreach(f, xs)"
+        raise TypeError(f"a loop has no keyword {word!r}: {hint}")
 
 
 @dataclass(frozen=True)

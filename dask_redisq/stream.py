@@ -75,8 +75,8 @@ class CallJob(Job):
     deliver: Callable[[Arrived, int], None]
     watch: Callable[[CallJob], None]
     each: bool = False
-    #: Whether what happens to the calls is logged.
-    verbose: bool = False
+    #: What a call is named in the log, where what happens to it is told; empty: it is not.
+    verbose: str = ""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -103,17 +103,21 @@ class CallJob(Job):
 
     @cached_property
     def _events(self) -> CallLog | None:
-        return CallLog(self.link, self.keys, self.id, self.names) if self.verbose else None
+        if not self.verbose:
+            return None
+        log = CallLog(self.link, self.keys, self.id, self.names)
+        log.noun = self.verbose
+        return log
 
     def values(self) -> dict[Key, Any]:
         """Return nothing: all of it was handed over."""
         return {}
 
-    def can_replace(self, error: Exception) -> bool:
+    def can_replace(self, error: BaseException) -> bool:
         """Tell whether the failure is the result of a call, and not of what comes before all."""
-        return self.each and self.culprit is not None and not hasattr(error, "redisq_setup")
+        return self.each and self.culprit is not None and not hasattr(error, "redisq_of_the_job")
 
-    def replace(self, error: Exception) -> None:
+    def replace(self, error: BaseException) -> None:
         """Hand it over."""
         if self.culprit is None:
             raise error
@@ -157,7 +161,9 @@ class Stream:
         The settings of each job.
     signer : Signer
         Signs what is sent, and checks what comes.
-    each, verbose : bool, default False
+    each : bool, default False
+        See `CallJob`.
+    verbose : str, default ""
         See `CallJob`.
     """
 
@@ -169,7 +175,7 @@ class Stream:
         signer: Signer,
         *,
         each: bool = False,
-        verbose: bool = False,
+        verbose: str = "",
     ) -> None:
         self.pool = pool
         self.keys = keys

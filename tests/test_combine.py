@@ -97,6 +97,8 @@ def test_final_is_called_once_with_the_value() -> None:
     """As `.final`."""
     assert combined(LATE, operator.add, final=str.upper) == "ABCD"
     assert combined(LATE, final=len) == 4
+    assert combined({}, sum, final=len) == 0  # R's foreach calls it, too
+    assert combined({}, final=len) == 0
 
 
 def test_a_failing_combine_raises() -> None:
@@ -111,3 +113,7 @@ def test_wrong_arguments_are_told() -> None:
         Combiner(init=1)
     with pytest.raises(ValueError, match="at least 2"):
         Combiner(sum, maxcombine=1)
+    with pytest.raises(TypeError, match="maxcombine is a number"):
+        Combiner(sum, maxcombine="9")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="combine is a function"):
+        Combiner("sum")  # type: ignore[arg-type]

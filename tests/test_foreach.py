@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 import operator
 import os
+import pickle
 import random
+import re
 import sys
 import threading
 import time
@@ -20,7 +23,10 @@ import pytest
 from conftest import WorkerProcess, wait_until
 
 import dask_redisq as redisq
+from dask_redisq.combine import Combiner
 from dask_redisq.link import Link
+from dask_redisq.loop import Loop
+from dask_redisq.parcel import STAYING
 from dask_redisq.queue import Queue
 
 
@@ -312,9 +318,13 @@ def test_iterables_end_with_the_shortest(loops: Queue) -> None:
     assert loops.foreach(pow, [2, 3], (5, 1, 7)) == [32, 3]
     assert loops.foreach(abs) == []
     assert loops.foreach(abs, 0, combine=sum) == []
+    assert loops.foreach(abs, 0, combine=sum, final=len) == 0
     assert loops.times(3, list) == [[], [], []]
+    assert loops.foreach(abs, np.int64(3), reduce=list, chunk_size=2) == [[0, 1], [2]]
     with pytest.raises(ValueError, match="whole number"):
         loops.times(-1, list)
+    with pytest.raises(ValueError, match="a whole number of iterations, at least 0, not -3"):
+        loops.foreach(abs, -3)
 
 
 def with_process(results: list[int]) -> tuple[int, list[int]]:
@@ -344,8 +354,11 @@ def test_results_of_a_chunk_are_reduced_where_they_are_made(loops: Queue) -> Non
     assert len(loops.foreach(abs, 1000, reduce=sum)) == 67  # a 64th of them each
     loops.set_reduce(len)
     assert loops.foreach(abs, 5, chunk_size=4) == [4, 1]
+    assert loops.foreach(abs, 2, reduce=None) == [0, 1]  # in this call only
     loops.set_reduce(None)
     assert loops.foreach(abs, 2) == [0, 1]
+    with pytest.raises(TypeError, match="reduce is a function, not 5"):
+        loops.set_reduce(5)  # type: ignore[arg-type]
 
 
 def test_a_reduction_sees_errors_as_the_loop_handles_them(loops: Queue) -> None:
@@ -361,6 +374,45 @@ def test_a_reduction_sees_errors_as_the_loop_handles_them(loops: Queue) -> None:
         loops.foreach(raise_odd, 4, rows, **words)
     with pytest.raises(ValueError, match=r"\[(0, 1, 2|3)\] is odd"):
         loops.foreach(abs, 4, reduce=raise_all, chunk_size=3)
+
+
+def test_a_reduction_that_raises_ends_the_loop_however_errors_are_handled(loops: Queue) -> None:
+    """Its results were good: they are not lost without a word."""
+    for errorhandling in ("remove", "pass"):
+        for retries in (0, 1):
+            with pytest.raises(ValueError, match=r"\[4, 5, 6, 7\] is odd"):
+                loops.foreach(
+                    abs, 10, reduce=raise_with_4, chunk_size=4, errorhandling=errorhandling,
+                    retries=retries, retry_delay=0,
+                )  # fmt: skip
+    with pytest.raises(TypeError, match="unsupported operand"):  # it was given the exception
+        loops.foreach(raise_odd, 4, reduce=sum, chunk_size=2, errorhandling="pass")
+
+
+def raise_with_4(results: list[int]) -> int:
+    """Be a reduction that fails for some."""
+    if 4 in results:
+        raise_all(results)
+    return sum(results)
+
+
+def exits(i: int) -> int:
+    """Give up, for one of them."""
+    if i == 1:
+        sys.exit("bad file")
+    return i
+
+
+def test_an_iteration_that_calls_exit_is_one_that_raises(loops: Queue) -> None:
+    """Left out, passed on, or the end; also if it was tried again."""
+    for words in ({}, {"retries": 1, "retry_delay": 0}):
+        removed = loops.foreach(exits, 3, errorhandling="remove", **words)  # type: ignore[arg-type]
+        assert removed == [0, 2]
+        passed = loops.foreach(exits, 3, errorhandling="pass", **words)  # type: ignore[arg-type]
+        assert isinstance(passed[1], SystemExit)
+        assert passed[1].args == ("bad file",)
+    with pytest.raises(SystemExit, match="bad file"):
+        loops.foreach(exits, 3)
 
 
 def test_numbers_of_a_reduced_loop_are_of_its_iterations(loops: Queue) -> None:
@@ -412,6 +464,111 @@ def test_globals_are_exported_and_kept_back(loops: Queue) -> None:
         loops.foreach(abs, 1, export={"x": 1})
 
 
+def script(text: str) -> dict[str, Any]:
+    """Return the names of a script, whose functions travel by value."""
+    scope: dict[str, Any] = {"__name__": "__main__", "__builtins__": __builtins__}
+    exec(text, scope)  # noqa: S102
+    return scope
+
+
+SCRIPT = """
+SCALE, LARGE = 100, (x for x in "no pickle")
+
+def init():
+    global MODEL
+    MODEL = 9
+
+def use(i): return MODEL + SCALE * i
+def helper(i): return SCALE + i
+def calls(i): return helper(i)
+def fact(i): return SCALE if i == 0 else i * fact(i - 1)
+def nothing(): return SCALE
+def add(a, i): return a + SCALE + i
+def names(i): return "LARGE" in globals() and LARGE
+def total(results): return sum(results) + SCALE
+
+class Thing:
+    def method(self, i): return helper(i)
+    def __call__(self, i): return SCALE + i
+
+def decorated(fn):
+    def wrapper(*args): return fn(*args)
+    return wrapper
+"""
+
+
+def test_what_worker_init_sets_is_there_for_all_iterations(loops: Queue) -> None:
+    """Not only for those that came with it: a generator comes in many jobs."""
+    names = script(SCRIPT)
+    numbers = (i for i in range(40))
+    found = loops.foreach(names["use"], numbers, worker_init=names["init"], chunk_size=1)
+    assert found == [9 + 100 * i for i in range(40)]
+
+
+def test_functions_that_a_process_let_go_are_set_up_again() -> None:
+    """It keeps those of the last loops; what was set for others is gone with them."""
+    names = script(
+        "import sys\n"
+        "def init():\n"
+        "    global MODEL\n"
+        "    MODEL = 9\n"
+        "    sys.modules['redisq_let_go'].append(1)\n"
+        "def use(i): return MODEL + SCALE * i\n"
+    )
+    inits: Any = []
+    sys.modules["redisq_let_go"] = inits
+
+    def parcel() -> Any:
+        fn, init = names["use"], names["init"]
+        return Loop(fn, [3], Combiner(), worker_init=init, export={"SCALE": 1}).body()
+
+    first = pickle.dumps(parcel())
+    for count in (1, 1 + STAYING + 1):
+        for _ in range(3):
+            assert pickle.loads(first)(0, 5) == 14
+        assert len(inits) == count
+        for _ in range(STAYING):
+            pickle.loads(pickle.dumps(parcel()))(0, 5)
+        gc.collect()
+    del sys.modules["redisq_let_go"]
+    assert "MODEL" not in names
+
+
+def test_exported_names_reach_all_that_the_body_calls(loops: Queue) -> None:
+    """A helper, itself, what worker_init set, a reduction; and what is replaced does not travel."""
+    names = script(SCRIPT)
+    words: dict[str, Any] = {"export": {"SCALE": 2}}
+    assert loops.foreach(names["use"], 3, worker_init=names["init"], **words) == [9, 11, 13]
+    assert loops.foreach(names["calls"], 3, **words) == [2, 3, 4]
+    assert loops.foreach(names["fact"], 3, **words) == [2, 2, 4]
+    assert loops.foreach(abs, 3, reduce=names["total"], chunk_size=3, **words) == [5]
+    assert loops.foreach(names["names"], 1, export={"LARGE": 7}) == [7]
+    assert loops.foreach(names["names"], 1, noexport=["LARGE"]) == [False]
+    assert loops.foreach(calls_reads_globals, 1, export={"exported": 5, "by_text": 1}) == [(5, 2)]
+
+
+def calls_reads_globals(i: int) -> tuple[int, Any]:
+    """Call a neighbour, which would travel by its name."""
+    return reads_globals(i)
+
+
+def test_exported_names_are_for_whatever_is_a_function_inside(loops: Queue) -> None:
+    """Partials, methods, objects, what is decorated; a default passes over what is none."""
+    names = script(SCRIPT)
+    bodies = [
+        functools.partial(names["add"], 0), names["Thing"]().method, names["Thing"](),
+        names["decorated"](names["helper"]),
+    ]  # fmt: skip
+    for body in bodies:
+        assert loops.foreach(body, 2, export={"SCALE": 1}) == [1, 2]
+    assert loops.times(2, names["nothing"], export={"SCALE": 1}) == [1, 1]
+    loops.set_export({"SCALE": 1})
+    assert loops.times(2, names["nothing"]) == [1, 1]
+    assert loops.foreach(bodies[0], 2) == [1, 2]
+    assert loops.foreach(abs, 2) == [0, 1]
+    assert loops.times(2, list) == [[], []]
+
+
 def test_packages_are_imported_first(loops: Queue) -> None:
     """What is not there is the loop's error."""
     module = "colorsys"
@@ -454,6 +611,63 @@ def test_wrong_arguments_of_a_loop_are_told(loops: Queue) -> None:
         loops.foreach(abs, 1, chunk_size=0)
     with pytest.raises(TypeError, match=r"not iterable|must support iteration"):
         loops.foreach(abs, 1.5)
+
+
+def test_a_misspelt_keyword_of_a_loop_is_an_error_that_names_the_near_one(loops: Queue) -> None:
+    """Without it the result would be another one; `get` is called by Dask, with words of others."""
+    with pytest.raises(TypeError, match="no keyword 'combin': did you mean 'combine'"):
+        loops.foreach(abs, 3, combin=sum)
+    with pytest.raises(TypeError, match=r"no keyword 'x': items come without a name, foreach\("):
+        loops.foreach(abs, x=[1, 2])
+    for word in ("detach", "callbacks", "optimize_graph"):
+        with pytest.raises(TypeError, match=f"no keyword {word!r}"):
+            loops.times(3, list, **{word: True})
+    with pytest.warns(UserWarning, match="does not know the keyword 'combinn'"):
+        loops.get({"x": 1}, "x", combinn=sum)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ({"combine": "sum"}, "combine is a function, not 'sum'"),
+        ({"final": 3}, "final is a function, not 3"),
+        ({"when": 5}, "when is a function, not 5"),
+        ({"worker_init": 3}, "worker_init is a function, not 3"),
+        ({"seed_worker": 3}, "seed_worker is a function, not 3"),
+        ({"reduce": 3}, "reduce is a function, not 3"),
+        ({"maxcombine": "9"}, "maxcombine is a number, not '9'"),
+        ({"export": ["a"]}, "export is a dict of names and values, not"),
+        ({"noexport": None}, "noexport is a list of names, not None"),
+        ({"packages": [3]}, "packages is a list of names, not"),
+    ],
+)
+def test_an_argument_of_another_kind_is_told_by_its_name(
+    loops: Queue, words: dict[str, Any], told: str
+) -> None:
+    """At the door, not by a slot, nor once all has run."""
+    with pytest.raises(TypeError, match=re.escape(told)):
+        loops.foreach(abs, iter(()), **words)
+    if "export" in words:
+        with pytest.raises(TypeError, match=re.escape(told)):
+            loops.set_export(words["export"])
+
+
+def test_a_body_of_times_is_a_function(loops: Queue) -> None:
+    """As that of foreach."""
+    with pytest.raises(TypeError, match="the body of a loop is a function, not 5"):
+        loops.times(3, 5)  # type: ignore[arg-type]
+
+
+def test_the_traceback_of_a_loop_is_of_the_users_lines(loops: Queue) -> None:
+    """One line of ours at most, for the door; as that of `get`."""
+    with pytest.raises(ValueError, match="is odd") as of_foreach:
+        loops.foreach(raise_odd, 2)
+    with pytest.raises(ValueError, match="is odd") as of_times:
+        loops.times(1, functools.partial(raise_odd, 1))
+    for caught in (of_foreach, of_times):
+        files = [str(entry.path) for entry in caught.traceback]
+        assert sum("dask_redisq" in Path(file).parts for file in files) == 1
+        assert files[-1] == __file__
 
 
 def test_an_iterable_that_raises_cancels_what_was_sent(loops: Queue) -> None:

@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import WorkerProcess, wait_until
@@ -103,6 +104,49 @@ def test_an_iteration_that_raises_is_told(
     mark.unlink()
     assert queue.foreach(hang_once, [mark], retries=1, timeout=0.3, verbose=True) == [1]
     assert "fault: iteration 0 took longer than its timeout in slot one" in told()
+
+
+def raise_odd(i: int) -> int:
+    """Raise for odd numbers."""
+    if i % 2:
+        raise ValueError(i)
+    return i
+
+
+def test_a_reduced_loop_tells_of_its_chunks_and_of_who_is_left_out(
+    queue: Queue, workers: WorkerProcess, told: Callable[[], list[str]]
+) -> None:
+    """What is sent are chunks; what raises is an iteration, whose chunk has the rest."""
+    words: dict[str, Any] = {"reduce": list, "chunk_size": 4, "verbose": True}
+    assert queue.foreach(raise_odd, 6, errorhandling="remove", **words) == [[0, 2], [4]]
+    lines = told()
+    assert lines[0] == "submit: chunks 0-1, as job ID"
+    assert [line for line in lines if line.startswith("fault")] == [
+        "fault: iteration 1 raised ValueError(1)", "fault: iteration 3 raised ValueError(3)",
+        "fault: iteration 5 raised ValueError(5)",
+    ]  # fmt: skip
+    assert all("iteration" not in line for line in lines if line.startswith("lease"))
+
+
+def test_lines_go_to_stderr_where_the_log_would_drop_them(
+    queue: Queue, workers: WorkerProcess, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a plain script; for the time of the loop, and each line once."""
+    logger = logging.getLogger("dask_redisq.foreach")
+    before = logger.level, logger.propagate, list(logger.handlers)
+    assert queue.foreach(abs, 2, verbose=True) == [0, 1]
+    told = capsys.readouterr().err
+    assert told.startswith("submit: iterations 0-1, as job ")
+    assert told.count("submit") == 1
+    assert (logger.level, logger.propagate, logger.handlers) == before
+    logging.disable(logging.CRITICAL)
+    try:
+        queue.foreach(abs, 2, verbose=True)
+    finally:
+        logging.disable(logging.NOTSET)
+    assert capsys.readouterr().err == ""  # whoever asked for silence has it
+    queue.foreach(abs, 2)
+    assert capsys.readouterr().err == ""
 
 
 def raise_once(mark: Path) -> int:
