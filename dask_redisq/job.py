@@ -74,6 +74,9 @@ class Job(Follower):
         Computes the task of a key in this process, if one raised: for a debugger.
     """
 
+    #: Whether the others go on without tasks that cannot be sent.
+    unrelated = False
+
     def __init__(
         self,
         link: Link,
@@ -350,7 +353,7 @@ class Job(Follower):
 
     def _blame(self, first: int, tasks: list[Any], why: Exception) -> None:
         """Note which tasks of a block cannot be sent, and raise the error of the first of them."""
-        found = unsendable(tasks, why, lambda i: self._name(first + i))
+        found = unsendable(tasks, why, lambda i: self._name(first + i), every=self.unrelated)
         self.unsent = {first + i: error for i, error in found.items()}
         for error in self.unsent.values():
             raise error from error.__cause__

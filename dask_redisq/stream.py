@@ -80,7 +80,6 @@ class CallJob(Job):
     deliver: Callable[[Arrived, int], None]
     watch: Callable[[CallJob], None]
     each: bool = False
-    unrelated: bool = False
     #: Whether what happens to the calls is logged.
     verbose: bool = False
 

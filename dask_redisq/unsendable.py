@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dask_redisq.codec import dumps
+import cloudpickle
+
+from dask_redisq.codec import PROTOCOL, dumps
 from dask_redisq.errors import TaskNotSerializable, ValueTooLarge
 from dask_redisq.unshared import holds_open_file
 
@@ -13,11 +16,9 @@ __all__ = ["unsendable"]
 
 
 def unsendable(
-    tasks: Sequence[Any], why: Exception, name: Callable[[int], str]
+    tasks: Sequence[Any], why: Exception, name: Callable[[int], str], *, every: bool = False
 ) -> dict[int, Exception]:
-    """Return the error of each task of a block that is to blame; empty if none is by itself.
-
-    All of them, and not the first one: a caller who sends the rest would come here again for each.
+    """Return the error of a task of a block that is to blame; empty if none is by itself.
 
     Parameters
     ----------
@@ -27,6 +28,9 @@ def unsendable(
         What its encoding raised.
     name : callable
         What errors call the task at a place in the block.
+    every : bool, default False
+        Whether to look for all, and not for the first: who sends the rest would come again for
+        each of them.
     """
     if isinstance(why, ValueTooLarge):
         sizes = [_size(task) for task in tasks]
@@ -39,11 +43,27 @@ def unsendable(
     found: dict[int, Exception] = {}
     for i, task in enumerate(tasks):
         try:
-            dumps(task)
+            _try(task)
         except Exception as fault:
             found[i] = _unpicklable(task, fault, name(i))
             found[i].__cause__ = fault
+            if not every:
+                break
     return found
+
+
+def _try(task: Any) -> None:
+    """Pickle a task as the encoder does, but for its buffers, which never fail and may be large."""
+    try:
+        data = pickle.dumps(task, protocol=PROTOCOL, buffer_callback=_drop)
+    except Exception:
+        data = b"__main__"
+    if b"__main__" in data or cloudpickle.list_registry_pickle_by_value():
+        cloudpickle.dumps(task, protocol=PROTOCOL, buffer_callback=_drop)
+
+
+def _drop(_: pickle.PickleBuffer) -> bool:
+    return False
 
 
 def _size(task: Any) -> int:
