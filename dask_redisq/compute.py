@@ -28,15 +28,8 @@ from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.numbering import number_tasks
 from dask_redisq.options import JobOptions, check_keywords, clamped, job_options
-from dask_redisq.persist import (
-    KeptJob,
-    Part,
-    enter_parts,
-    fetch_parts,
-    find_part,
-    living_parts,
-    wait_for_parts,
-)
+from dask_redisq.part_names import enter_parts, find_part, living_parts
+from dask_redisq.persist import KeptJob, Part, Scattered, fetch_parts, wait_for_parts
 from dask_redisq.plan import Plan
 from dask_redisq.pool import Pool
 from dask_redisq.secret import find_secret
@@ -171,7 +164,7 @@ def _values(
     if len(plan):
         signer = find_secret(pool.url)  # refused before anything is sent
         with pool.lend(names) as link:
-            wait_for_parts(plan, link)
+            wait_for_parts(plan, link, names)
             job = Job(link, names, plan, options, signer, observer=observer, rerun=rerun)
             values.update(job.compute())
     return values
@@ -304,7 +297,7 @@ def scatter(pool: Pool, names: Keys, thing: Any, kwargs: dict[str, Any]) -> Dela
     with pool.lend(names) as link:
         part = Part(sender.send(link, plan, options)[1], key, plan.outputs[key])
     enter_parts(pool, names, {key: part})
-    return Delayed(key, {key: part})  # as a value that dask.delayed made, and persist kept
+    return Scattered(part)
 
 
 class _Sender:
@@ -345,7 +338,7 @@ class _Sender:
         self, link: Link, plan: Plan, options: JobOptions, answer: Answer | None = None
     ) -> tuple[str, Any]:
         """Submit a job; return its id, and what holds it if it is a kept one."""
-        wait_for_parts(plan, link)
+        wait_for_parts(plan, link, self.names)
         job = Job(link, self.names, plan, options, self.signer, answer)
         job.detach()
         if not plan.kept:

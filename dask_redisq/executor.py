@@ -21,7 +21,7 @@ from typing import Any
 from dask_redisq import client_lease
 from dask_redisq.amounts import whole
 from dask_redisq.body import Caught, Setup, catching
-from dask_redisq.calls import Call, call_settings, plan_calls
+from dask_redisq.calls import Call, CallPlan, call_settings, plan_calls
 from dask_redisq.options import check_keywords
 from dask_redisq.page import Wait
 from dask_redisq.queue import Queue
@@ -113,6 +113,8 @@ class Executor(BaseExecutor):
             After `shutdown`.
         """
         future: Future[Any] = Future()
+        if type(fn) is _Chunk:
+            args = tuple(args[0])  # scattered data is looked for among the arguments, and no deeper
         with self._lock:
             if self._shutdown:
                 raise RuntimeError("cannot schedule new futures after shutdown")
@@ -154,7 +156,7 @@ class Executor(BaseExecutor):
         if chunksize == 1:
             return super().map(fn, *iterables, timeout=timeout, **kwargs)
         chunks = _chunks(zip(*iterables, strict=False), chunksize)
-        found = super().map(_Chunk(fn), chunks, timeout=timeout, **kwargs)
+        found = super().map(_Chunk(fn, len(iterables)), chunks, timeout=timeout, **kwargs)
         return itertools.chain.from_iterable(found)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002
@@ -223,7 +225,8 @@ class Executor(BaseExecutor):
 
     def _free(self, slots: int) -> int:
         """Return how many calls to send now; 0 while more than half of those sent are to come."""
-        if self._cap is not None and self._cap < slots:
+        # Without a slot as well: any number of them may come while what was sent waits.
+        if self._cap is not None and (self._cap < slots or not slots):
             return self._cap - len(self._sent)
         room = max(self._room, 2 * slots)
         return room - len(self._sent) if 2 * len(self._sent) <= room else 0
@@ -262,15 +265,33 @@ class Executor(BaseExecutor):
 
     def _compute(self, work: _Work) -> None:
         pool, keys = self.queue.pool, self.queue.keys
-        plan = plan_calls(list(work.calls.values()), list(work.calls), self._words)
+        plan = self._plan(work.calls)
+        if not len(plan):
+            return
         signer = find_secret(pool.url)
         # All the time, and not where a task asks for a result: there are more ways to wait for one
         # than a future's own, `concurrent.futures.wait` say, or joblib's, which looks at a flag.
         with stand_in(pool.url, keys, Wait.FUTURES), pool.lend(keys) as link:
             job = CallJob(link, keys, plan, self._options, signer)
-            job.each, job.deliver = True, self._deliver
+            job.each = job.unrelated = True
+            job.deliver = self._deliver
             job.watch = partial(self._watch, work)
             job.compute()
+
+    def _plan(self, calls: dict[int, Call]) -> CallPlan:
+        """Return the plan of those calls that can be planned; the others have failed."""
+        try:
+            return plan_calls(list(calls.values()), list(calls), self._words)
+        except Exception:
+            sound: dict[int, Call] = {}
+            for number, call in calls.items():
+                try:
+                    plan_calls([call], [number], self._words)
+                except Exception as error:
+                    self._deliver([(number, Failed(error))], 0)
+                else:
+                    sound[number] = call
+            return plan_calls(list(sound.values()), list(sound), self._words)
 
     def _watch(self, work: _Work, job: CallJob) -> None:
         """Note which job some calls are; cancel it if it was on its way when all were aborted."""
@@ -313,15 +334,16 @@ class _Initializer:
 
 
 class _Chunk:
-    """Calls a function for each of some items."""
+    """Calls a function for each of some items, whose arguments come one after another."""
 
-    def __init__(self, fn: Callable[..., Any]) -> None:
+    def __init__(self, fn: Callable[..., Any], width: int) -> None:
         self.fn = fn
+        self.width = width
 
-    def __call__(self, items: list[tuple[Any, ...]]) -> list[Any]:
-        return [self.fn(*args) for args in items]
+    def __call__(self, *args: Any) -> list[Any]:
+        return [self.fn(*args[i : i + self.width]) for i in range(0, len(args), self.width)]
 
 
-def _chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    while chunk := list(itertools.islice(items, size)):
+def _chunks(items: Iterator[tuple[Any, ...]], size: int) -> Iterator[list[Any]]:
+    while chunk := list(itertools.chain.from_iterable(itertools.islice(items, size))):
         yield chunk

@@ -18,15 +18,9 @@ from dask.typing import Key
 
 from dask_redisq.answer import Answer, pack_names
 from dask_redisq.callbacks import Observer
-from dask_redisq.codec import dumps, pack
+from dask_redisq.codec import pack
 from dask_redisq.encoder import BlockEncoder
-from dask_redisq.errors import (
-    JobFailed,
-    JobLost,
-    RedisqError,
-    TaskNotSerializable,
-    ValueTooLarge,
-)
+from dask_redisq.errors import JobFailed, JobLost, RedisqError, ValueTooLarge
 from dask_redisq.follow import Dropped, Follower
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
@@ -37,7 +31,7 @@ from dask_redisq.server_check import most_bytes
 from dask_redisq.task_warnings import issue_warnings
 from dask_redisq.trust import BLOCK as A_BLOCK
 from dask_redisq.trust import UNSIGNED, Signer
-from dask_redisq.unshared import holds_open_file
+from dask_redisq.unsendable import unsendable
 from dask_redisq.versions import about_client, python_tag
 from dask_redisq.wishes import check_policy
 
@@ -80,6 +74,9 @@ class Job(Follower):
         Computes the task of a key in this process, if one raised: for a debugger.
     """
 
+    #: Whether the others go on without tasks that cannot be sent.
+    unrelated = False
+
     def __init__(
         self,
         link: Link,
@@ -101,6 +98,8 @@ class Job(Follower):
         self.rerun = rerun
         self.epoch = secrets.token_hex(8)
         self.restricted = plan.restricted
+        #: The tasks that cannot be sent, if that is why it failed, and the error of each.
+        self.unsent: dict[int, Exception] = {}
         #: Whether its client waits for it at once.
         self.waits = True
         self._lease = int(options.client_lease * 1000)
@@ -322,10 +321,9 @@ class Job(Follower):
             try:
                 payload, digests = encoder.encode(block)
                 self._check_size(payload)
-            except ValueTooLarge as why:
-                raise self._too_large(first, block.tasks, why) from None
             except Exception as why:
-                raise self._unpicklable(first, block.tasks, why) from why
+                self._blame(first, block.tasks, why)
+                raise  # none of them is to blame by itself
             self.link.send_call(
                 "put_block", self.keys, job=self.id, number=number, first=first,
                 count=len(block.tasks),
@@ -353,29 +351,12 @@ class Job(Follower):
         self._announced = True
         self._stage(self.keys("const", self.id, digest), data)
 
-    def _too_large(self, first: int, tasks: list[Any], why: ValueTooLarge) -> Exception:
-        """Return the error that names the largest task of a block."""
-        sizes = [len(dumps(task)) for task in tasks]
-        return ValueTooLarge(
-            f"{self._name(first + sizes.index(max(sizes)))} cannot be sent to a worker: what it is "
-            f"given takes {why}: pass it in smaller parts"
-        )
-
-    def _unpicklable(self, first: int, tasks: list[Any], why: Exception) -> Exception:
-        """Return the error that names which task of a block cannot be pickled."""
-        for i, task in enumerate(tasks):
-            try:
-                dumps(task)
-            except Exception as error:
-                hint = (
-                    ". xarray has the file open in this process, as for threads: write it under "
-                    "`with redisq.enable():`, then tasks open it; or write zarr"
-                )
-                return TaskNotSerializable(
-                    f"{self._name(first + i)} cannot be sent to a worker: its function or an "
-                    f"argument does not pickle: {error}{hint if holds_open_file(task) else ''}"
-                )
-        return why
+    def _blame(self, first: int, tasks: list[Any], why: Exception) -> None:
+        """Note which tasks of a block cannot be sent, and raise the error of the first of them."""
+        found = unsendable(tasks, why, lambda i: self._name(first + i), every=self.unrelated)
+        self.unsent = {first + i: error for i, error in found.items()}
+        for error in self.unsent.values():
+            raise error from error.__cause__
 
     # -- the end ----------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ Source: ``joblib.parallel.ParallelBackendBase``, and joblib's backend for distri
 from __future__ import annotations
 
 import pickle
+import zlib
 from collections.abc import Callable
 from concurrent.futures import Future
 from types import BuiltinFunctionType, FunctionType, ModuleType
@@ -17,11 +18,13 @@ from joblib.parallel import (
     AutoBatchingMixin,
     ParallelBackendBase,
     SequentialBackend,
+    get_active_backend,
     register_parallel_backend,
 )
 
 from dask_redisq.executor import Executor
 from dask_redisq.queue import Queue
+from dask_redisq.serving import in_slot
 
 __all__ = ["RedisqBackend", "register_redisq"]
 
@@ -29,6 +32,11 @@ __all__ = ["RedisqBackend", "register_redisq"]
 MOST_PACKED = 2**20
 #: Bytes from which an argument that comes again is sent once, and read from there.
 LARGE = 2**18
+#: Bytes up to which it is looked at each time whether its content is still the one that was sent:
+#: about 10 ms. joblib's own backends do so up to 1 MB.
+CHECKED = 2**24
+#: Slots that are taken for granted while there is none: few machines have more.
+EXPECTED = 16
 _ATOMS = frozenset((int, float, bool, complex, str, type(None), slice))
 
 
@@ -43,14 +51,25 @@ def register_redisq() -> None:
     ...     joblib.Parallel()(joblib.delayed(abs)(i) for i in (-1, 2))
     [1, 2]
     """
-    register_parallel_backend("redisq", RedisqBackend)
+    register_parallel_backend("redisq", _backend)
+
+
+def _backend(**kwargs: Any) -> Any:
+    """Return what "redisq" names: inside of a call on a worker the backend that holds there."""
+    # Who names a backend, inside of a call too, gets that one, and not the sequential one around
+    # the call; on a worker it would be as many calls more in the queue for each call.
+    active = get_active_backend()[0]
+    if in_slot() and isinstance(active, SequentialBackend):
+        return SequentialBackend(nesting_level=active.nesting_level)
+    return RedisqBackend(**kwargs)
 
 
 class RedisqBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]  # no types
     """A backend of joblib; see `register_redisq`.
 
-    Parallel calls inside of a call are sequential. `n_jobs` is a cap; -1, the default, means all
-    slots, and waits until there is one. With ``n_jobs=1`` joblib asks no backend.
+    Parallel calls inside of a call are sequential. `n_jobs` is how many calls run at a time, at
+    most; -1, the default, means all slots. Nothing runs in the caller: without a worker the calls
+    wait for one, for `no_workers_timeout` if that is set.
 
     Parameters
     ----------
@@ -84,8 +103,7 @@ class RedisqBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
         self._words = kwargs
         self._cap: int | None = None
         self._executor: Executor | None = None
-        #: id -> the argument, held so that its id is not used again, and what stands for it.
-        self._large: dict[int, tuple[Any, Any]] = {}
+        self._large: dict[int, _Large] = {}  # by id
 
     def __repr__(self) -> str:
         return f"<RedisqBackend on {self.queue!r}>"
@@ -94,16 +112,15 @@ class RedisqBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
         return SequentialBackend, ()  # on a worker
 
     def effective_n_jobs(self, n_jobs: int | None) -> int:
-        """Return how many calls run at a time; at least 2, or joblib would make them here."""
+        """Return how many calls to make ready for; at least 2, or joblib would make them here."""
         if n_jobs == 0:
             raise ValueError("n_jobs == 0 in Parallel has no meaning")
-        if n_jobs is None or n_jobs == 1:
-            return 1
+        if n_jobs is None:
+            return 1  # not of a `Parallel`, whose default is ours
         if n_jobs > 0:
-            return n_jobs
-        if not self.queue.stats()["slots"]:
-            self.queue.wait_for_workers(1)
-        return max(2, self.queue.stats()["slots"] + 1 + n_jobs)
+            return max(2, n_jobs)
+        slots = self.queue.stats()["slots"] or EXPECTED
+        return max(2, slots + 1 + n_jobs)
 
     def configure(
         self, n_jobs: int | None = 1, parallel: Any = None, **_backend_kwargs: Any
@@ -181,15 +198,19 @@ class RedisqBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
 
     def _scattered(self, arg: Any) -> Any:
         """Return what stands for a large argument, from the second time on that it comes."""
-        who = id(arg)
-        if who not in self._large:
-            self._large[who] = (arg, None)
+        known = self._large.get(id(arg))
+        if known is None:
+            self._large[id(arg)] = _Large(arg)
             return None
-        part = self._large[who][1]
-        if part is None:
-            part = self.queue.scatter(arg) if _size(arg) >= LARGE else False
-            self._large[who] = (arg, part)
-        return None if part is False else part
+        if known.part is None:
+            size = _size(arg)
+            known.part = False
+            if size >= LARGE:
+                known.sum = _checksum(arg) if size <= CHECKED else None
+                known.part = self.queue.scatter(arg)
+        elif known.sum is not None and known.sum != _checksum(arg):
+            known.part, known.sum = False, None  # who refills it does so again
+        return None if known.part is False else known.part
 
     def retrieve_result_callback(self, out: Future[Any]) -> Any:
         """Return the results of a batch, or raise what one of its calls raised."""
@@ -212,6 +233,25 @@ class RedisqBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
     def get_nested_backend(self) -> tuple[Any, int | None]:
         """Return what calls inside of a call use."""
         return SequentialBackend(nesting_level=(self.nesting_level or 0) + 1), None
+
+
+class _Large:
+    """An argument that came, held so that its id is not used again.
+
+    Attributes
+    ----------
+    part : Delayed or False, optional
+        What stands for it; False if nothing ever will.
+    sum : int, optional
+        Of its content when it was sent, if that is to be compared.
+    """
+
+    __slots__ = ("arg", "part", "sum")
+
+    def __init__(self, arg: Any) -> None:
+        self.arg = arg
+        self.part: Any = None
+        self.sum: int | None = None
 
 
 class _Mark:
@@ -290,3 +330,24 @@ def _size(arg: Any) -> int:
         return int(sizeof(arg))
     except Exception:  # of an object that does not like to be looked at
         return 0
+
+
+def _checksum(arg: Any) -> int:
+    """Return a number for the content of an argument; another content has another one."""
+    buffers: list[pickle.PickleBuffer] = []
+    try:
+        found = zlib.crc32(pickle.dumps(arg, protocol=5, buffer_callback=buffers.append))
+    except Exception:
+        buffers.clear()
+        try:
+            found = zlib.crc32(cloudpickle.dumps(arg, protocol=5, buffer_callback=buffers.append))
+        except Exception:  # who sends it tells
+            return 0
+    for buffer in buffers:
+        with buffer.raw() as view:
+            found = zlib.crc32(view, found)
+    return found
+
+
+# Not only by who asks: on a worker a call may name the backend, and has not asked there.
+register_redisq()

@@ -1,30 +1,30 @@
 """Persisted collections: their values stay on the workers and the server, by key, for later graphs.
 
 Dask calls `Queue.persist` since 2026.1 (section 1.4 of Dask's contract). What a persisted
-collection holds in place of its values are parts: each names a task of a kept job. Later graphs
-reach a scheduler with the keys alone, so a table tells which part has which name; it forgets those
-that nobody holds.
+collection holds in place of its values are parts: each names a task of a kept job. How later graphs
+find them is told in `part_names`.
 """
 
 from __future__ import annotations
 
 import os
 import time
-import weakref
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
+from dask.delayed import Delayed
 from dask.typing import Key
 from dask.utils import shorten_traceback
 
 from dask_redisq.client_lease import Hold
+from dask_redisq.errors import JobLost, RedisqError
 from dask_redisq.future import cancel_job
 from dask_redisq.kept import LOOK, KeptReader
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.options import JobOptions
+from dask_redisq.passwords import redact
 from dask_redisq.plan import Plan
 from dask_redisq.pool import Pool
 from dask_redisq.task_warnings import issue_warnings
@@ -33,16 +33,13 @@ from dask_redisq.trust import Signer
 __all__ = [
     "KeptJob",
     "Part",
-    "enter_parts",
+    "Scattered",
+    "by_job",
+    "elsewhere",
     "fetch_parts",
-    "find_part",
     "futures_of",
-    "living_parts",
     "wait_for_parts",
 ]
-
-#: Names of freed values that are remembered, for each queue.
-MOST_FREED = 10_000
 
 
 class KeptJob:
@@ -178,8 +175,10 @@ class Part:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            f"{self!r} cannot be pickled: this process holds it. Pass the collection to a graph, "
-            "or compute it"
+            f"{self!r} cannot be pickled: this process holds it. Give what was scattered or "
+            "persisted to a task as an argument of its own, foreach(f, items, "
+            "itertools.repeat(ref)), executor.submit(f, ref) or dask.delayed(f)(ref), and not "
+            "inside of a list, a closure, a partial or export=; or compute it first"
         )
 
     @property
@@ -242,114 +241,51 @@ class Part:
             return cancel_job(link, self.kept.keys, self.job, reason)
 
 
-class _Table:
-    """Which parts have which name; the newest that is still there is found by it.
+class Scattered(Delayed):
+    """What stands for an object that `Queue.scatter` sent.
 
-    Two collections of one name may be persisted one after the other: when the later one is garbage
-    the earlier one is still somebody's.
+    Dask's own schedulers know nothing of parts: computed by itself it is read from where it is.
     """
 
-    def __init__(self) -> None:
-        self._parts: dict[Key, list[weakref.ref[Part]]] = {}
-        self._freed: OrderedDict[Key, None] = OrderedDict()
+    __slots__ = ()
 
-    def __len__(self) -> int:
-        return len(self._parts)
+    def __init__(self, part: Part) -> None:
+        # As what dask.delayed made, and persist kept.
+        super().__init__(part.key, {part.key: part})  # type: ignore[no-untyped-call]
 
-    def __repr__(self) -> str:
-        return f"<_Table of {len(self._parts)} names>"
-
-    def enter(self, key: Key, part: Part) -> None:
-        """Let `part` be found by `key` until it is garbage."""
-        if self.find(key) is part:
-            return
-
-        def forget(gone: weakref.ref[Part]) -> None:
-            left = [ref for ref in self._parts.get(key, ()) if ref is not gone]
-            if left:
-                self._parts[key] = left
-            else:
-                self._parts.pop(key, None)
-                self._freed[key] = None
-                if len(self._freed) > MOST_FREED:
-                    self._freed.popitem(last=False)
-
-        self._freed.pop(key, None)
-        ref = weakref.ref(part, forget)  # first: it may start the collector, which calls forget
-        self._parts.setdefault(key, []).append(ref)
-
-    def find(self, key: Key) -> Part | None:
-        """Return the newest part that is there."""
-        for ref in reversed(self._parts.get(key, ())):
-            part = ref()
-            if part is not None:
-                return part
-        return None
-
-    def was_freed(self, key: Key) -> bool:
-        """Tell whether there was a part of that name; only the latest are remembered."""
-        return key in self._freed
+    def compute(self, **_: Any) -> Any:
+        """Return the object, whatever the scheduler."""
+        return self.__dask_graph__()[self.key].result()
 
 
-_tables: dict[tuple[str, str], _Table] = {}
-
-
-def enter_parts(pool: Pool, keys: Keys, parts: Mapping[Key, Part]) -> None:
-    """Let later graphs on this queue find parts by these names."""
-    table = _tables.setdefault((pool.url, keys.queue), _Table())
-    for key, part in parts.items():
-        table.enter(key, part)
-
-
-def find_part(pool: Pool, keys: Keys) -> Callable[[Key], Part | None]:
-    """Return a function that finds the part with a name.
-
-    It raises a `KeyError` for one that was freed: its graph has outlived the collection.
-    """
-
-    def find(key: Key) -> Part | None:
-        if not _tables:  # or a missing key would start a private server
-            return None
-        table = _tables.get((pool.url, keys.queue))
-        if table is None:
-            return None
-        part = table.find(key)
-        if part is None and table.was_freed(key):
-            raise KeyError(
-                f"{key!r} was persisted by this process, and was freed, since no collection that "
-                "holds it is left: keep a reference to the persisted collection"
-            )
-        return part
-
-    return find
-
-
-def living_parts(pool: Pool, keys: Keys, names: Iterable[Key]) -> dict[Key, Part]:
-    """Return those parts with some names that are, or will be, values; not what failed or is gone.
-
-    Another computation under one of these names could give another value, which would then be the
-    value of both collections: they are told apart by their names alone.
-    """
-    table = _tables.get((pool.url, keys.queue)) if _tables else None
-    if not table:
-        return {}
-    found = {name: part for name in names if (part := table.find(name)) is not None}
-    dead = {kept.id for kept, _ in _by_job(found.values()) if not kept.lives()}
-    return {name: part for name, part in found.items() if part.job not in dead}
-
-
-def wait_for_parts(plan: Plan, link: Link) -> None:
+def wait_for_parts(plan: Plan, link: Link, keys: Keys) -> None:
     """Wait until what tasks of a plan read of kept jobs is there; raise what ended them otherwise.
 
     Those who wait are here, in the client: a task never waits for another one.
+
+    Parameters
+    ----------
+    plan : Plan
+        Of tasks that are not yet submitted.
+    link : Link
+        To the server of their queue.
+    keys : Keys
+        Their queue: workers read nothing of another one.
     """
     if not plan.outer:
         return
     used = {value.number for some in plan.outer.values() for value in some}
-    for kept, tasks in _by_job(plan.parts[number] for number in sorted(used, reverse=True)):
-        with kept.follow(link) as reader:
-            for _ in reader.finished(tasks):
-                pass
+    for kept, tasks in by_job(plan.parts[number] for number in sorted(used, reverse=True)):
+        if kept.keys.queue != keys.queue:
+            raise elsewhere("a persisted or scattered value", kept, keys)
+        try:
+            with kept.follow(link) as reader:
+                for _ in reader.finished(tasks):
+                    pass
+        except JobLost:
+            if kept.pool.url == link.url:  # else there may be two names of one server
+                raise
+            raise elsewhere("a persisted or scattered value", kept, keys, link.url) from None
         if not kept.options.pure:
             plan.outer = {
                 task: tuple(
@@ -359,17 +295,29 @@ def wait_for_parts(plan: Plan, link: Link) -> None:
             }
 
 
+def elsewhere(what: str, kept: KeptJob, keys: Keys, url: str = "") -> RedisqError:
+    """Return the error for a value of another queue; with `url` for one of another server."""
+    there, here = f"queue {kept.keys.queue!r}", f"queue {keys.queue!r}"
+    if url:
+        there, here = f"{there} on {redact(kept.pool.url)}", f"{here} on {redact(url)}"
+    return RedisqError(
+        f"{what} is on {there}, and workers of {here} cannot read it: scatter or persist it there "
+        "as well, or compute on the queue where it is"
+    )
+
+
 def fetch_parts(parts: Mapping[Key, Part], link: Link) -> dict[Key, Any]:
     """Return key -> value for requested keys that parts are the values of."""
     values: dict[tuple[str, int], Any] = {}
-    for kept, tasks in _by_job(parts.values()):
+    for kept, tasks in by_job(parts.values()):
         with kept.follow(link) as reader:
             found = reader.read(tasks)
         values |= {(kept.id, task): value for task, value in found.items()}
     return {key: values[part.job, part.task] for key, part in parts.items()}
 
 
-def _by_job(parts: Iterable[Part]) -> list[tuple[KeptJob, list[int]]]:
+def by_job(parts: Iterable[Part]) -> list[tuple[KeptJob, list[int]]]:
+    """Return kept jobs, each with the numbers of those of its tasks that some parts are."""
     jobs: dict[str, tuple[KeptJob, dict[int, None]]] = {}
     for part in parts:
         jobs.setdefault(part.job, (part.kept, {}))[1][part.task] = None

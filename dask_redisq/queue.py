@@ -17,6 +17,7 @@ from dask_redisq.loops import Loops
 from dask_redisq.managed import Managed
 from dask_redisq.passwords import redact
 from dask_redisq.pool import Pool
+from dask_redisq.serving import served_url
 from dask_redisq.settings import setting
 from dask_redisq.unnamed import server_url
 
@@ -49,6 +50,10 @@ class Queue(Loops, Jobs, Managed):
     (3,)
 
     Without the ``with`` block its connections are closed by `close`, or when it is garbage.
+
+    It can be pickled, in the body of a loop say: a slot that unpickles it has the queue of this
+    name on the slot's own server, any other process the one of its settings. No URL travels, and
+    none of the defaults (`set_chunk_size` and so on).
     """
 
     def __init__(self, name: str | None = None, url: str | None = None) -> None:
@@ -63,6 +68,18 @@ class Queue(Loops, Jobs, Managed):
     def __repr__(self) -> str:
         where = redact(self._url or setting("url") or "the private server")
         return f"<Queue {self.name} on {where}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _queue_here, (type(self), self.name)
+
+    def __copy__(self) -> Self:
+        return self  # and not what `__reduce__` gives, which may be on another server
+
+    def __deepcopy__(self, _: object) -> Self:
+        return self
+
+    def __dask_tokenize__(self) -> tuple[str, str, str | None]:
+        return ("redisq-queue", self.name, self._url)
 
     @property
     def url(self) -> str:
@@ -296,3 +313,8 @@ class Queue(Loops, Jobs, Managed):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _queue_here(kind: type[Queue], name: str) -> Queue:
+    """Return a queue as the process that unpickles it has it."""
+    return kind(name, served_url() or None)

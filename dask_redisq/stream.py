@@ -7,6 +7,7 @@ its way, and what the one before it gave is combined. What is under way is bound
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 from collections import deque
@@ -20,6 +21,7 @@ from dask.typing import Key
 
 from dask_redisq.call_log import CallLog
 from dask_redisq.calls import CallPlan
+from dask_redisq.codec import KeptValue
 from dask_redisq.errors import ServerUnavailable
 from dask_redisq.job import Job
 from dask_redisq.keys import Keys
@@ -67,6 +69,9 @@ class CallJob(Job):
         Called as ``deliver(results, size)``, with about the bytes that these had on the server.
     each : bool
         Whether a failure is the result of its call, and the others go on; else it is the job's.
+    unrelated : bool
+        Whether the calls have nothing to do with each other, so that this holds for one that cannot
+        be sent, too. In a loop that is mostly its body, and no iteration would be left.
     watch : callable
         Called with each job once it is submitted: it may be lost, and another takes its place.
     """
@@ -86,7 +91,7 @@ class CallJob(Job):
         """Return a new job for the calls that `received` lacks; see `Job.again`."""
         job = super().again(received)
         job.deliver, job.each, job.watch = self.deliver, self.each, self.watch
-        job.verbose = self.verbose
+        job.unrelated, job.verbose = self.unrelated, self.verbose
         return job
 
     def submit(self) -> str:
@@ -94,7 +99,12 @@ class CallJob(Job):
 
         Then tell: who closed the stream meanwhile found no job to cancel.
         """
-        wait_for_parts(self.plan, self.link)
+        try:
+            wait_for_parts(self.plan, self.link, self.keys)
+        except Exception as error:
+            if self.unrelated and not isinstance(error, ServerUnavailable):
+                self.unsent = self._without_parts()
+            raise
         state = super().submit()
         if self._events is not None:
             self._events.submitted()
@@ -115,14 +125,34 @@ class CallJob(Job):
 
     def can_replace(self, error: BaseException) -> bool:
         """Tell whether the failure is the result of a call, and not of what comes before all."""
+        if self.unsent:
+            return self.unrelated
         return self.each and self.culprit is not None and not hasattr(error, "redisq_of_the_job")
 
     def replace(self, error: BaseException) -> None:
         """Hand it over."""
-        if self.culprit is None:
-            raise error
-        self.received[self.culprit] = Failed(error)
+        failures: dict[int, BaseException] = dict(self.unsent)
+        if not failures:
+            if self.culprit is None:
+                raise error
+            failures = {self.culprit: error}
+        for task, failure in failures.items():
+            self.received[task] = Failed(failure)
         self._hand_over(0)
+
+    def _without_parts(self) -> dict[int, Exception]:
+        """Return the calls that use what failed or is gone, with what became of it."""
+        users: dict[tuple[KeptValue, ...], list[int]] = {}
+        for task, some in self.plan.outer.items():
+            users.setdefault(some, []).append(task)
+        found: dict[int, Exception] = {}
+        for some, tasks in users.items():
+            one = dataclasses.replace(self.plan, outer={tasks[0]: some})
+            try:
+                wait_for_parts(one, self.link, self.keys)
+            except Exception as error:
+                found |= dict.fromkeys(tasks, error)
+        return found
 
     def _read_items(self, items: list[Any]) -> bool:
         complete, first, size = True, 0, 0

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future as CallFuture
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
+from dask_redisq.future import Future
+from dask_redisq.keys import Keys
 from dask_redisq.page import Wait
 from dask_redisq.persist import KeptJob, Part
+from dask_redisq.pool import Pool
 from dask_redisq.serving import stand_in
 
 __all__ = ["Waited", "as_completed", "wait"]
@@ -36,7 +40,8 @@ def as_completed(futures: Iterable[Any], timeout: float | None = None) -> Iterat
     Parameters
     ----------
     futures : iterable of Future or Part
-        Of `Queue.compute`, or `futures_of` persisted collections; mixed, if need be.
+        Of `Queue.compute` or an `Executor`, or `futures_of` persisted collections; mixed, if need
+        be.
     timeout : float, optional
         Seconds, over all of them; by default for ever.
 
@@ -44,6 +49,8 @@ def as_completed(futures: Iterable[Any], timeout: float | None = None) -> Iterat
     ------
     TimeoutError
         If some are not done in time.
+    TypeError
+        For what is no future.
 
     Examples
     --------
@@ -54,9 +61,23 @@ def as_completed(futures: Iterable[Any], timeout: float | None = None) -> Iterat
     deadline = None if timeout is None else time.monotonic() + timeout
     left, pause = list(dict.fromkeys(futures)), SOON
     with ExitStack() as stack:
-        for pool, keys in {future.where for future in left}:
+        for pool, keys in _places(left):
             stack.enter_context(stand_in(pool.url, keys, Wait.FUTURES))
         yield from _as_completed(left, pause, deadline, timeout)
+
+
+def _places(futures: Iterable[Any]) -> set[tuple[Pool, Keys]]:
+    """Return the servers and queues that are waited for; calls of an `Executor` see to theirs."""
+    found = set()
+    for future in futures:
+        if isinstance(future, Future | Part):
+            found.add(future.where)
+        elif not isinstance(future, CallFuture):
+            raise TypeError(
+                "as_completed and wait are for futures: of Queue.compute, of an Executor, or "
+                f"redisq.futures_of(x) for a persisted x. {future!r} is none"
+            )
+    return found
 
 
 def _as_completed(
@@ -119,11 +140,17 @@ def wait(
             done.add(future)
             if return_when == "FIRST_COMPLETED":
                 break
-            if return_when == "FIRST_EXCEPTION" and future.exception() is not None:
+            if return_when == "FIRST_EXCEPTION" and _failed(future):
                 break
     except TimeoutError:
         pass
     return Waited(done, whole - done)
+
+
+def _failed(future: Any) -> bool:
+    if isinstance(future, CallFuture) and future.cancelled():
+        return False  # as in concurrent.futures
+    return future.exception() is not None
 
 
 def _done(futures: list[Any]) -> dict[Any, None]:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dask
 import dask.array as da
 import pytest
 from conftest import wait_until
@@ -223,3 +224,92 @@ def test_scattered_data_is_an_argument(executor: redisq.Executor) -> None:
     data = executor.queue.scatter([3, 1, 2])
     assert executor.submit(len, data).result(60) == 3
     assert executor.submit(sorted, data, key=operator.neg).result(60) == [3, 2, 1]
+    assert list(executor.map(pow, [data] * 0, [2], chunksize=2)) == []
+
+
+def item(table: list[int], i: int) -> int:
+    """Return an item of scattered data."""
+    return table[i]
+
+
+def test_scattered_data_is_an_argument_of_chunks(executor: redisq.Executor) -> None:
+    """What stands for it is not hidden in the list of a chunk, of which the last one is shorter."""
+    data = executor.queue.scatter([3, 1, 2])
+    assert list(executor.map(item, [data] * 3, range(3), chunksize=2)) == [3, 1, 2]
+
+
+def test_a_call_that_cannot_be_sent_fails_alone(cluster: redisq.LocalCluster) -> None:
+    """Those that are sent with it have their results, and each other one has its own error."""
+    executor = _Together("test", cluster.url)
+    lock = threading.Lock()
+    broken = dask.delayed(operator.truediv)(1, 0).persist(scheduler=executor.queue.get)
+    calls = [
+        executor.submit(abs, -1),
+        executor.submit(id, lock),
+        executor.submit(abs, -2),
+        executor.submit(id, lock),
+        executor.submit(len, dask.delayed(list)()),
+        executor.submit(abs, broken),
+        executor.submit(seven, 7),
+        executor.submit(abs, -3),
+    ]
+    _Together.gate.set()
+    assert [calls[i].result(60) for i in (0, 2, 7)] == [1, 2, 3]
+    for i, kind in [
+        (1, redisq.TaskNotSerializable),
+        (3, redisq.TaskNotSerializable),
+        (4, TypeError),
+        (5, ZeroDivisionError),
+        (6, LookupError),
+    ]:
+        with pytest.raises(kind):
+            calls[i].result(60)
+    executor.shutdown()
+    executor.queue.close()
+
+
+class _Together(redisq.Executor):
+    """Sends nothing until `gate` opens, then all of it."""
+
+    gate = threading.Event()
+
+    def _feed(self) -> None:
+        assert self.gate.wait(60)
+        self._room = 100
+        super()._feed()
+
+
+def test_no_more_calls_are_sent_than_max_workers_while_there_is_no_slot(
+    cluster: redisq.LocalCluster,
+) -> None:
+    """Any number of slots may come, and would take what was sent."""
+    with redisq.Queue("nobody", cluster.url) as queue:
+        executor = redisq.Executor(queue, max_workers=1)
+        futures = [executor.submit(abs, -i) for i in range(4)]
+        wait_until(lambda: queue.stats()["ready"] > 0)
+        assert [future.running() for future in futures] == [True, False, False, False]
+        executor.abort()
+        executor.shutdown()
+
+
+def test_futures_of_calls_come_as_they_are_done(executor: redisq.Executor, tmp_path: Path) -> None:
+    """Next to those of the queue; what is no future is told."""
+    call = executor.submit(abs, -1)
+    whole = executor.queue.compute(dask.delayed(abs)(-2))
+    found = {future.result() for future in redisq.as_completed([call, whole], timeout=60)}
+    assert found == {1, 2}
+    failed, later = executor.submit(seven, 7), executor.submit(wait_file, tmp_path / "gate")
+    first = redisq.wait([failed, later], timeout=60, return_when="FIRST_EXCEPTION")
+    assert first.done == {failed}
+    (tmp_path / "gate").touch()
+    assert redisq.wait([failed, later], timeout=60).not_done == set()
+    assert later.result() is None
+    for not_one in (5, dask.delayed(abs)(-1)):
+        with pytest.raises(TypeError, match="futures"):
+            redisq.wait([not_one])
+
+
+def wait_file(path: Path) -> None:
+    """Return once a file is there."""
+    while not path.exists():
+        time.sleep(0.005)

@@ -51,7 +51,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("remote_error", "plan", "batch", "recount", "dask_input", "answer", "refusals"),
     ("shared_locks",),
     ("graph", "unshared"),
-    ("task_warnings", "numbering"),
+    ("task_warnings", "numbering", "unsendable"),
     ("lease", "watch", "options", "callbacks", "labels"),
     ("verdict",),
     # one connection, and what is read and written over it
@@ -72,6 +72,7 @@ LAYERS: list[tuple[str, ...]] = [
     # the doors
     ("future", "worker"),
     ("persist", "failed"),
+    ("part_names",),
     ("compute", "waiting", "calls", "body", "loop_progress"),
     ("stream", "on_slots", "parcel"),
     ("loop",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -134,6 +136,80 @@ def test_calls_inside_of_a_call_are_sequential(backend: None) -> None:
         assert set(inside) <= {me}
 
 
+def named(i: int) -> tuple[int, list[int], list[int]]:
+    """Return this process, and those of calls inside of this one that name the backend."""
+    inside = Parallel(n_jobs=2, backend="redisq")(delayed(here)(j) for j in range(i))
+    with parallel_config(backend="redisq", queue="test", n_jobs=2):
+        return os.getpid(), inside, Parallel()(delayed(here)(j) for j in range(i))
+
+
+def test_a_call_that_names_the_backend_is_sequential_inside(backend: None) -> None:
+    """A library may do so; of plain calls and of others."""
+    for fn in (named, functools.partial(named)):
+        for me, inside, again in Parallel()(delayed(fn)(i) for i in range(4)):
+            assert set(inside) | set(again) <= {me}
+
+
+def test_a_task_of_a_loop_that_asks_for_the_backend_has_it(
+    backend: None, cluster: redisq.LocalCluster
+) -> None:
+    """It is no call of joblib's: others may help it."""
+
+    def many() -> bool:
+        import dask_redisq.joblib  # noqa: F401 - it makes the name known
+
+        with parallel_config(backend="redisq", queue=queue):
+            return os.getpid() not in Parallel()(delayed(here)(j) for j in range(4))
+
+    with Queue("test", cluster.url) as queue:
+        assert queue.times(1, many) == [True]
+
+
+def test_one_job_at_a_time_runs_on_the_workers(backend: None, tmp_path: Path) -> None:
+    """`n_jobs` is a cap, and no reason to run in the caller."""
+
+    def at_once() -> tuple[int, int]:
+        mine = tmp_path / str(time.monotonic_ns())
+        mine.touch()
+        time.sleep(0.05)
+        found = len(list(tmp_path.iterdir()))
+        mine.unlink()
+        return found, os.getpid()
+
+    found = Parallel(n_jobs=1, batch_size=1)(delayed(at_once)() for _ in range(6))
+    assert {many for many, _ in found} == {1}
+    assert os.getpid() not in {pid for _, pid in found}
+    with Parallel(n_jobs=1) as parallel:
+        assert parallel(delayed(here)() for _ in range(1)) != [os.getpid()]
+
+
+def test_without_a_worker_calls_are_there_for_one(
+    queue: Queue, start_worker: Callable[..., WorkerProcess]
+) -> None:
+    """One that comes for a burst finds them."""
+    found: list[Any] = []
+
+    def compute() -> None:
+        with parallel_config(backend="redisq", queue="test", url=queue.url):
+            found.append(Parallel(n_jobs=-1)(delayed(here)(i) for i in range(3)))
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    wait_until(lambda: queue.stats()["ready"] > 0)
+    start_worker("test", "--nworkers", "1", "--burst")
+    thread.join(60)
+    assert len(found[0]) == 3
+
+
+def test_without_a_worker_it_gives_up_when_that_is_asked_for(queue: Queue) -> None:
+    """`no_workers_timeout` holds, as for all else."""
+    with (
+        parallel_config(backend="redisq", queue="test", url=queue.url, no_workers_timeout=0),
+        pytest.raises(redisq.NoWorkersError),
+    ):
+        Parallel(n_jobs=-1)(delayed(here)(i) for i in range(3))
+
+
 def test_without_a_worker_it_waits_for_one(
     queue: Queue, start_worker: Callable[..., WorkerProcess]
 ) -> None:
@@ -156,8 +232,10 @@ def test_without_a_worker_it_waits_for_one(
 
 
 def test_n_jobs_is_how_many_run_at_a_time(backend: None, cluster: redisq.LocalCluster) -> None:
-    """All slots for -1; joblib makes calls itself where the answer is 1."""
+    """All slots for -1, and some if there is none."""
     assert effective_n_jobs(-1) == 2
+    with parallel_config(backend="redisq", queue="nobody", url=cluster.url):
+        assert effective_n_jobs(-1) > 2
     assert effective_n_jobs(5) == 5
     with pytest.raises(ValueError, match="no meaning"):
         effective_n_jobs(0)
@@ -172,6 +250,30 @@ def test_a_large_argument_travels_once(backend: None, cluster: redisq.LocalClust
         taken = _received(queue) - before
     assert sums == [2.0**21 + i for i in range(60)]
     assert taken < 5 * table.nbytes
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [("array", 1_000), ("array", 100_000), ("array", 1_000_000), ("list", 100_000)],
+)
+def test_an_argument_that_is_refilled_is_what_it_was_when_it_was_drawn(
+    backend: None, kind: str, size: int
+) -> None:
+    """Each second one is seen, since joblib draws two at a time here; whatever the size."""
+    buffer: Any = np.zeros(size) if kind == "array" else [0] * size
+
+    def filled() -> Iterator[Any]:
+        for i in range(8):
+            buffer[0] = i
+            yield buffer
+
+    calls = (delayed(_first)(data) for data in filled())
+    found = Parallel(n_jobs=2, batch_size=1, pre_dispatch=1)(calls)
+    assert found == [0, 2, 2, 4, 4, 6, 6, 7]
+
+
+def _first(data: Any) -> int:
+    return int(data[0])
 
 
 def _shifted(table: Any, i: int) -> float:

@@ -24,7 +24,7 @@ from dask.utils_test import inc
 from test_detach import job_keys, run_python
 
 import dask_redisq as redisq
-from dask_redisq import client_lease, persist
+from dask_redisq import client_lease, part_names, persist
 from dask_redisq.codec import unpack
 from dask_redisq.link import Link
 from dask_redisq.queue import Queue
@@ -278,8 +278,8 @@ def test_names_of_freed_values_are_remembered_up_to_a_number(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Those that were freed last; one that is persisted again is no longer freed."""
-    monkeypatch.setattr(persist, "MOST_FREED", 3)
-    table = persist._Table()
+    monkeypatch.setattr(part_names, "MOST_FREED", 3)
+    table = part_names._Table()
     for key in "abcdea":
         part = persist.Part(cast("Any", None), key, 0)
         table.enter(key, part)

@@ -1,11 +1,15 @@
-"""The connections of a queue: held between calls, and closed when its user says so."""
+"""A queue's connections, held between calls and closed when its user says so; and its pickle."""
 
 from __future__ import annotations
 
+import copy
+import pickle
 from threading import Thread
 
+import dask
 import pytest
-from conftest import wait_until
+from conftest import WorkerProcess, wait_until
+from dask.base import tokenize
 
 import dask_redisq as redisq
 from dask_redisq.codec import pack
@@ -61,3 +65,38 @@ def test_a_call_under_way_outlives_the_close_and_its_connection_does_not(
     link.call("register", keys, worker="w", info=info, expiry=60_000, slot="s", seq=1, tags=b"")
     waiting.join()
     wait_until(lambda: not held & clients(link))
+
+
+def test_a_queue_in_the_body_of_a_loop_is_that_of_the_slot(
+    queue: Queue, workers: WorkerProcess
+) -> None:
+    """On the slot's own server, whatever the settings are there; in methods, too."""
+    assert queue.foreach(lambda i: sum(queue.foreach(abs, i)), 4) == [0, 0, 1, 3]
+    assert queue.foreach(_Holder(queue).total, 3) == [0, 1, 6]
+    assert queue.foreach(lambda _: queue.url, 1) == [queue.url]
+
+
+class _Holder:
+    def __init__(self, queue: Queue) -> None:
+        self.q = queue
+
+    def total(self, i: int) -> int:
+        """Return the sum of a loop."""
+        found: int = self.q.foreach(lambda j: j * i, i + 1, combine=sum)
+        return found
+
+
+def test_the_pickle_of_a_queue_is_its_name(queue: Queue) -> None:
+    """Neither URL nor password travels; who reads it has the server of its own settings."""
+    mine = Queue("jobs", "redis://:sesame@away:6380/0")
+    mine.set_chunk_size(7)
+    data = pickle.dumps(mine)
+    assert b"sesame" not in data
+    assert b"away" not in data
+    with dask.config.set({"redisq.url": queue.url}):
+        other = pickle.loads(data)
+        assert (other.name, other.url, other.defaults) == ("jobs", queue.url, {})
+    assert copy.copy(mine) is mine
+    assert copy.deepcopy([mine])[0] is mine
+    assert tokenize(mine) == tokenize(Queue("jobs", "redis://:sesame@away:6380/0"))
+    assert tokenize(mine) != tokenize(Queue("jobs", queue.url))

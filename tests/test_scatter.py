@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import operator
 from typing import Any
 
 import dask
@@ -11,8 +13,10 @@ import numpy as np
 import pytest
 from conftest import WorkerProcess, wait_until
 
+import dask_redisq as redisq
 from dask_redisq.link import Link
 from dask_redisq.queue import Queue
+from dask_redisq.server import PrivateServer
 
 
 def sent_by(link: Link) -> int:
@@ -71,3 +75,60 @@ def test_a_delayed_value_that_is_nowhere_is_no_argument_of_a_loop(
     with dask.config.set(scheduler=queue.get):
         kept = dask.delayed(list)("abc").persist()
     assert queue.foreach(len, [kept]) == [3]
+
+
+def test_scattered_data_gives_its_value(queue: Queue, workers: WorkerProcess) -> None:
+    """Whatever the scheduler: those of Dask know nothing of where it is."""
+    data = queue.scatter([1, 2, 3])
+    assert data.compute() == [1, 2, 3]
+    assert data.compute(scheduler="sync") == [1, 2, 3]
+
+
+def test_scattered_data_inside_of_something_says_how_it_is_passed(
+    queue: Queue, workers: WorkerProcess
+) -> None:
+    """Of a closure, a tuple, a dict, a partial, an exported name."""
+    data: Any = queue.scatter([1, 2, 3])
+    told = r"argument of its own, foreach\(f, items, itertools.repeat\(ref\)\)"
+    cases: list[tuple[Any, Any]] = [
+        (lambda i: data[i], range(3)),
+        (len, [(data, 1)]),
+        (len, [{"a": data}]),
+        (functools.partial(operator.getitem, data), range(3)),
+    ]
+    for fn, items in cases:
+        with pytest.raises(redisq.TaskNotSerializable, match=told):
+            queue.foreach(fn, items)
+    with pytest.raises(redisq.TaskNotSerializable, match=told):
+        queue.foreach(lambda i: TABLE[i], 3, export={"TABLE": data})
+
+
+TABLE: list[int] = []
+
+
+def test_scattered_data_of_another_queue_says_where_it_is(
+    queue: Queue, workers: WorkerProcess
+) -> None:
+    """It is not lost, and need not be persisted again; nobody waits for workers."""
+    data = queue.scatter([1, 2, 3])
+    told = "is on queue 'test', and workers of queue 'other' cannot read it"
+    with redisq.Queue("other", queue.url) as other:
+        with pytest.raises(redisq.RedisqError, match=told):
+            other.foreach(len, [data])
+        with pytest.raises(redisq.RedisqError, match=told):
+            dask.delayed(len)(data).compute(scheduler=other.get)
+        with redisq.Executor(other) as executor, pytest.raises(redisq.RedisqError, match=told):
+            executor.submit(len, data).result(60)
+        assert other.jobs() == []
+
+
+def test_scattered_data_of_another_server_says_where_it_is(
+    queue: Queue, workers: WorkerProcess, only_server: PrivateServer
+) -> None:
+    """There may be a queue of the same name."""
+    data = queue.scatter([1, 2, 3])
+    with (
+        redisq.Queue("test", only_server.url) as other,
+        pytest.raises(redisq.RedisqError, match=f"is on queue 'test' on {queue.url}, and workers"),
+    ):
+        other.foreach(len, [data])
