@@ -22,7 +22,7 @@ from dask_redisq.link import Link
 from dask_redisq.page import Wait
 from dask_redisq.queue import Queue
 from dask_redisq.scheduler import default_queue
-from dask_redisq.serving import stand_in
+from dask_redisq.serving import own_slot, stand_in
 from dask_redisq.settings import setting
 from dask_redisq.shared_locks import locks_made_by
 
@@ -60,7 +60,8 @@ class Semaphore:
         Where its keys are; by default the queue of the settings.
     expiry : float, default 60
         Seconds after which a place is free again whose holder died. Who lives renews it, from a
-        thread: C code that keeps the GIL for longer than this loses it.
+        thread: C code that keeps the GIL for longer than this loses it. What a task held on a
+        queue of its worker is free at once when that worker sees the task's process end.
 
     Attributes
     ----------
@@ -167,6 +168,7 @@ class Semaphore:
             answer = link.call(
                 "acquire", keys, name=self.name, token=token,
                 places=self.max_leases, expiry=int(self.expiry * 1000),
+                slot=own_slot(link.url, keys),
             )  # fmt: skip
             fence, again = unpack(answer)
             left = min(again / 1000, RECHECK, deadline - time.monotonic())

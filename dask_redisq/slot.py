@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
     dask.config.set({"scheduler": "threads", "redisq.queue": options.queue[0]})
     link = Link(os.environ["DASK_REDISQ__URL"], patience=None)
     page = Page(options.page)
-    serve(os.environ["DASK_REDISQ__URL"], options.queue, page, options.where)
+    serve(os.environ["DASK_REDISQ__URL"], options.queue, page, options.where, options.slot)
     tags, signer = SlotTags(options.tag, _first_tag(options.tag)), find_secret()
     carry(tags)
     keep = int(memory() * setting("kept-memory") / options.slots)
