@@ -14,6 +14,7 @@ __all__ = [
     "LockLost",
     "NoServerError",
     "NoWorkersError",
+    "PreloadFailed",
     "RedisqError",
     "SecretError",
     "ServerFull",
@@ -36,6 +37,13 @@ class NoServerError(RedisqError):
 
 class BadURL(RedisqError, ValueError):
     """What was given as a server's URL is not one. It is a `ValueError` too."""
+
+
+class PreloadFailed(RedisqError):
+    """What a worker's slots import or run first raised, before any of them was ready.
+
+    It would again in each slot that is started, so the worker ends.
+    """
 
 
 class ServerUnavailable(RedisqError, ConnectionError):

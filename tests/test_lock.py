@@ -371,7 +371,7 @@ def test_a_late_copy_of_a_call_takes_no_lock(queue: Queue, link: Link, keys: Key
 
 def test_a_release_whose_reply_was_lost_is_no_loss(link: Link, keys: Keys) -> None:
     """The second call is answered like the first; so is one of a lock that is lost."""
-    words = {"name": "x", "places": 1, "expiry": 60_000}
+    words = {"name": "x", "places": 1, "expiry": 60_000, "slot": ""}
     link.call("acquire", keys, token="d" * 16, **words)
     for token, answer in (("d", 1), ("e", 0)):
         for _ in range(2):
