@@ -32,7 +32,7 @@ class RedisqError(Exception):
 
 
 class NoServerError(RedisqError):
-    """There is no Redis URL, and no server binary to start a private one."""
+    """There is no Redis URL, and no server binary for a private one; or it could be of several."""
 
 
 class BadURL(RedisqError, ValueError):
