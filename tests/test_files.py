@@ -309,6 +309,20 @@ def test_a_line_that_a_task_left_open_is_ended_before_the_next_task(
         assert [line for line in lines if re.fullmatch(told, line)], told
 
 
+def test_a_file_that_is_no_python_is_refused_here(queue: Queue, link: Link, tmp_path: Path) -> None:
+    """Each task that imports it would fail; what is no module is nobody's business."""
+    path, data = tmp_path / "broken.py", tmp_path / "broken.txt"
+    for file in (path, data):
+        file.write_text("x = 1\ndef f(:\n")
+    with pytest.raises(SyntaxError) as caught:
+        queue.upload_file(path)
+    assert (caught.value.filename, caught.value.lineno) == (str(path), 2)
+    assert "was not uploaded" in caught.value.__notes__[0]
+    assert link.command("HKEYS", queue.keys("files")) == []
+    queue.upload_file(data)
+    assert link.command("HKEYS", queue.keys("files")) == [b"broken.txt"]
+
+
 def test_what_cannot_be_uploaded_is_an_error_here(queue: Queue, link: Link, tmp_path: Path) -> None:
     """A file that is not there; one that the server would hang up on."""
     with pytest.raises(OSError, match="missing"):
