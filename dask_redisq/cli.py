@@ -74,7 +74,7 @@ _SEEN_BY_ALL = (
     metavar="MODULE",
     multiple=True,
     help="What each slot imports before its first task: a module, or a file, and after a colon a "
-    "function that it calls; may repeat.",
+    "function that it calls; may repeat. The worker ends if that raises at the start.",
 )
 @click.option(
     "--alive-expiry",

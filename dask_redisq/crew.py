@@ -129,6 +129,9 @@ class Crew:
         self.allowance = None if most is None else Allowance(most)
         self.places = [_Place() for _ in range(options.nworkers)]
         self._surplus_at = 0.0
+        self._was_ready = False
+        #: What the preload of a slot raised while none had ever been ready: all would go that way.
+        self.misfit = ""
         #: Where its slots put uploaded files; made with the first of them.
         self.files = str(Path(tempfile.gettempdir()) / f"dask-redisq-{secrets.token_hex(8)}")
 
@@ -212,7 +215,9 @@ class Crew:
             held = child.page.read().seq > 0
             self.registration.remove_slot(self.keys, child)
             orderly = child.killed or (child.process.returncode == 0 and not held)
-            if not orderly:
+            if why := child.page.given_up():
+                self._note_misfit(child, why)
+            elif not orderly:
                 logger.warning(
                     "slot %s ended: %s", child.slot, how_it_ended(child.process.returncode)
                 )
@@ -221,7 +226,15 @@ class Crew:
             place.start_at = (
                 now + min(MOST_PAUSE, 0.1 * 2**place.deaths) if place.deaths > 1 else now
             )
+            self._was_ready = self._was_ready or _is_ready(child)
             child.close()
+
+    def _note_misfit(self, child: SlotProcess, why: str) -> None:
+        """Note that a slot ended since its preload raised, or say so if that once went well."""
+        if self._was_ready or any(map(_is_ready, self)):
+            logger.warning("slot %s ended: %s", child.slot, why)
+        elif not self.misfit:
+            self.misfit = why
 
     def stop(self) -> None:
         """Ask all slots, once, to end after the task in hand."""
@@ -275,7 +288,7 @@ class Crew:
         """Return what the slots do now, and how much they did."""
         return Activity(
             any(child.page.read().seq > 0 for child in self),
-            any(child.page.last_answered(i) for child in self for i in range(len(child.queues))),
+            any(map(_is_ready, self)),
             {child.slot: child.page.leases() for child in self},
             None if self.allowance is None else self.allowance.left,
         )
@@ -343,3 +356,8 @@ class Crew:
             child.ask_at = now + ASK_AGAIN
             return
         child.given = cursor.seq
+
+
+def _is_ready(child: SlotProcess) -> bool:
+    """Tell whether a slot has come so far that it called the server."""
+    return any(child.page.last_answered(i) for i in range(len(child.queues)))

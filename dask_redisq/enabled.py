@@ -7,6 +7,8 @@ from typing import Any, Self
 
 import dask
 
+from dask_redisq.local import LocalCluster
+from dask_redisq.meant import queue_of
 from dask_redisq.queue import Queue
 from dask_redisq.scheduler import default_queue, get
 from dask_redisq.xarray_locks import patch
@@ -64,7 +66,7 @@ def _queue_of(scheduler: Any) -> Queue | None:
     return owner if isinstance(owner, Queue) else None
 
 
-def enable(queue: str | None = None, url: str | None = None) -> Enabled:
+def enable(queue: str | Queue | LocalCluster | None = None, url: str | None = None) -> Enabled:
     """Make dask-redisq the scheduler of this process: doRedis's registerDoRedis.
 
     Sets ``scheduler``, and ``dataframe.shuffle.method`` to tasks, which is the one that is right on
@@ -74,7 +76,13 @@ def enable(queue: str | None = None, url: str | None = None) -> Enabled:
     Parameters
     ----------
     queue, url : str, optional
-        Instead of the settings ``redisq.queue`` and ``redisq.url``.
+        Instead of the settings ``redisq.queue`` and ``redisq.url``. A `Queue` or `LocalCluster` is
+        both.
+
+    Raises
+    ------
+    TypeError
+        If a server is named twice.
 
     Returns
     -------
@@ -90,4 +98,8 @@ def enable(queue: str | None = None, url: str | None = None) -> Enabled:
     ...     print(dask.config.get("dataframe.shuffle.method"))
     tasks
     """
+    if isinstance(queue, Queue | LocalCluster):
+        if url is not None:
+            raise TypeError(f"url= goes with the name of a queue: {queue!r} has its server")
+        return Enabled(queue_of(queue).get)
     return Enabled(get if queue is None and url is None else Queue(queue, url).get)

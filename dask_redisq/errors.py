@@ -14,6 +14,7 @@ __all__ = [
     "LockLost",
     "NoServerError",
     "NoWorkersError",
+    "PreloadFailed",
     "RedisqError",
     "SecretError",
     "ServerFull",
@@ -31,11 +32,18 @@ class RedisqError(Exception):
 
 
 class NoServerError(RedisqError):
-    """There is no Redis URL, and no server binary to start a private one."""
+    """There is no Redis URL, and no server binary for a private one; or it could be of several."""
 
 
 class BadURL(RedisqError, ValueError):
     """What was given as a server's URL is not one. It is a `ValueError` too."""
+
+
+class PreloadFailed(RedisqError):
+    """What a worker's slots import or run first raised, before any of them was ready.
+
+    It would again in each slot that is started, so the worker ends.
+    """
 
 
 class ServerUnavailable(RedisqError, ConnectionError):

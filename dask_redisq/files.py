@@ -36,15 +36,28 @@ def upload(link: Link, keys: Keys, path: Path, signer: Signer) -> None:
     ------
     ValueTooLarge
         If no value of the server may be that long.
+    SyntaxError
+        If it is a Python file that no slot could import.
     """
-    payload = pack([path.name, path.read_bytes()])
+    content = path.read_bytes()
+    payload = pack([path.name, content])
     data = signer.seal(keys.queue, FILES).sign(FILE, b"", 0, payload)
     if len(data) > (most := most_bytes(link, len(data))):
         raise ValueTooLarge(
             f"{path} takes {len(data):,} bytes, and the server holds {most:,} in one"
         )
+    if path.suffix == ".py":
+        _check_source(path, content)
     seconds, micros = map(int, link.command("TIME"))
     link.call("upload", keys, name=path.name, data=data, at=1_000_000 * seconds + micros)
+
+
+def _check_source(path: Path, content: bytes) -> None:
+    try:
+        compile(content, path, "exec", dont_inherit=True)
+    except (SyntaxError, ValueError) as error:  # ValueError: Python 3.11's word for a null byte
+        error.add_note(f"dask-redisq: {path} was not uploaded")
+        raise
 
 
 class SlotFiles:

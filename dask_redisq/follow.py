@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
-from types import MappingProxyType
 from typing import Any
 
 from dask.typing import Key
@@ -92,8 +91,8 @@ class Follower:
     raised = False
     #: Whether the server has entered us as waiting for news.
     entered = False
-    #: Task -> where it may run; of other readers' graphs that is not known.
-    restricted: Mapping[int, tuple[str, ...]] = MappingProxyType({})
+    #: Task -> where it may run; None: it did not submit the job, and does not know.
+    restricted: Mapping[int, tuple[str, ...]] | None = None
 
     def __init__(
         self,
@@ -159,7 +158,11 @@ class Follower:
 
     def lateness(self) -> str:
         """Say what is missing, to who waits no longer."""
-        return f"job {self.id} has no answer yet: {self._progress} tasks are done"
+        done = f": {self._progress} tasks are done" if self._progress >= 0 else ""
+        problem = None
+        if time.monotonic() - self._born > LOOK:  # not for who asks with a timeout of 0, in a loop
+            problem = self._lookout.problem(self._progress if self._progress >= 0 else None)
+        return f"job {self.id} has no answer yet{done}" + (f"; {problem}" if problem else "")
 
     def ask(self) -> bool:
         """Ask once, and read what came; tell whether all outputs are here.

@@ -115,7 +115,7 @@ class KeptReader(Follower):
                 pause, heard = PAUSE / 50, now
                 continue
             if deadline is not None and now >= deadline:
-                raise TimeoutError(f"job {self.id} has no answer yet")
+                raise TimeoutError(self.lateness())
             time.sleep(pause if deadline is None else max(0.0, min(pause, deadline - now)))
             pause = min(1.5 * pause, PAUSE)
             monitor.run(time.monotonic())

@@ -38,8 +38,9 @@ PATTERNS: dict[str, tuple[str, str]] = {
     "wake": ("wake:%s", "list: a token wakes this slot"),
     "lock": (
         "lock:%s",
-        "hash: token -> msgpack [until (ms), fence]; last fence; tokens that are gone",
+        "hash: token -> msgpack [until (ms), fence, slot]; last fence; tokens that are gone",
     ),
+    "places": ("places:%s", "hash: token -> lock, of the places that a task of this slot holds"),
     "freed": ("freed:%s", "list: a token wakes one that waits for this lock"),
     "tomb": ("tomb:%s", "string with expiry: msgpack [state, reason] of a job that is gone"),
     # one job: truth

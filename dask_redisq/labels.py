@@ -13,6 +13,8 @@ __all__ = ["Labelled"]
 class Labelled:
     """A stream that begins each line with the task in hand, if there is one.
 
+    What the next task writes begins a line of its own, though the last one left its line open.
+
     Parameters
     ----------
     stream : TextIO
@@ -25,11 +27,19 @@ class Labelled:
         self._stream: TextIO = stream
         self._page = page
         self._begins = True
+        #: The task that the line is of.
+        self._task: tuple[bytes, int, int] | None = None
 
     def write(self, text: str) -> int:
         """Write `text`, as a text file does."""
         cursor = self._page.read()
-        if text and cursor.seq and cursor.begun >= 0:
+        runs = cursor.seq and cursor.begun >= 0
+        task = (cursor.job, cursor.seq, cursor.begun) if runs else None
+        if text and task != self._task:
+            if not self._begins:
+                self._stream.write("\n")
+            self._begins, self._task = True, task
+        if text and task is not None:
             label = f"[job {cursor.job.decode()} task {cursor.begun}] "
             lines = text.splitlines(keepends=True)
             marked = [label + line for line in lines[1:]]

@@ -27,7 +27,7 @@ from dask_redisq.queue import Queue
 from dask_redisq.server import PrivateServer
 from dask_redisq.settings import setting
 
-__all__ = ["LocalCluster", "LocalWorker", "defaults", "start_local_workers"]
+__all__ = ["LocalCluster", "LocalWorker", "defaults", "running_clusters", "start_local_workers"]
 
 #: Seconds that the workers of a `LocalCluster` may take to register.
 START_TIMEOUT = 60.0
@@ -250,6 +250,12 @@ class LocalCluster:
         except BaseException:
             self.close()
             raise
+        _made.append(weakref.ref(self, _made.remove))
+
+    @property
+    def as_queue(self) -> Queue:
+        """Its queue, for all that a `Queue` can do; it keeps the cluster alive."""
+        return self._client
 
     @property
     def get(self) -> Callable[..., Any]:
@@ -260,6 +266,11 @@ class LocalCluster:
     def running(self) -> bool:
         """Whether it is not closed, and its server has not ended."""
         return self._finalizer.alive and self._server.running
+
+    @property
+    def is_of_parent(self) -> bool:
+        """Whether this is a forked child: it cannot tell if it runs, and did not let go of it."""
+        return self._finalizer.alive and self._client.owner != os.getpid()
 
     @property
     def n_workers(self) -> int:
@@ -351,6 +362,16 @@ def _end(links: list[Link], workers: list[LocalWorker], server: PrivateServer) -
     for worker in workers:
         worker.close(GRACE)
     server.close()
+
+
+#: Those that were made; a list, whose single steps are safe from other threads.
+_made: list[weakref.ref[LocalCluster]] = []
+
+
+def running_clusters() -> list[LocalCluster]:
+    """Return the clusters that run, oldest first: of this process, or of who forked it."""
+    found = [cluster for cluster in (ref() for ref in tuple(_made)) if cluster is not None]
+    return [cluster for cluster in found if cluster.running or cluster.is_of_parent]
 
 
 #: The clusters that this process uses where no server is named, by queue: see `embedded`.

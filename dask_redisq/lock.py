@@ -11,18 +11,20 @@ import math
 import secrets
 import threading
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from dask_redisq.amounts import seconds, whole
 from dask_redisq.codec import unpack
-from dask_redisq.errors import LockLost, ServerUnavailable
+from dask_redisq.errors import LockLost, NoServerError, ServerUnavailable
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
+from dask_redisq.local import LocalCluster
+from dask_redisq.meant import cluster_meant, queue_meant, queue_of
 from dask_redisq.page import Wait
 from dask_redisq.queue import Queue
-from dask_redisq.scheduler import default_queue
-from dask_redisq.serving import stand_in
+from dask_redisq.serving import own_slot, stand_in
 from dask_redisq.settings import setting
 from dask_redisq.shared_locks import locks_made_by
 
@@ -56,11 +58,13 @@ class Semaphore:
         How many may hold it at a time.
     name : str, optional
         By which all find it; by default one that nobody else has.
-    queue : str or Queue, optional
-        Where its keys are; by default the queue of the settings.
+    queue : str, Queue or LocalCluster, optional
+        Where its keys are; by default the queue of the settings. Without ``redisq.url`` it is on
+        the server of the `LocalCluster` that runs in this process, as for the tasks there.
     expiry : float, default 60
         Seconds after which a place is free again whose holder died. Who lives renews it, from a
-        thread: C code that keeps the GIL for longer than this loses it.
+        thread: C code that keeps the GIL for longer than this loses it. What a task held on a
+        queue of its worker is free at once when that worker sees the task's process end.
 
     Attributes
     ----------
@@ -73,6 +77,8 @@ class Semaphore:
     ------
     ValueError
         If nobody could hold it, or only for less than a second.
+    NoServerError
+        When it is to be taken, and no server is named, but several clusters run in this process.
 
     See Also
     --------
@@ -89,27 +95,38 @@ class Semaphore:
         self,
         max_leases: int = 1,
         name: str | None = None,
-        queue: str | Queue | None = None,
+        queue: str | Queue | LocalCluster | None = None,
         expiry: float = 60.0,
     ) -> None:
         self.max_leases = whole("max_leases, how many may hold it,", max_leases, 1)
         self.name = secrets.token_hex(16) if name is None else name
         self.expiry = seconds("expiry", expiry, 1)
         self._held: list[_Place] = []
-        self._queue = queue if isinstance(queue, Queue) else None
-        self._queue_name = queue.name if isinstance(queue, Queue) else setting("queue", queue)
+        self._queue = queue_of(queue) if isinstance(queue, Queue | LocalCluster) else None
+        self._queue_name = setting("queue", queue) if self._queue is None else self._queue.name
+        #: Whether it stays that name, whatever cluster runs when this is first used, or sent.
+        self._settled = queue is not None
 
     def __repr__(self) -> str:
         held = f", held with fence {self.fence}" if self._held else ""
         return f"<{type(self).__name__} {self.name} of queue {self._queue_name}{held}>"
 
     def __getstate__(self) -> dict[str, Any]:
+        with suppress(NoServerError):  # it is only here that it could be several
+            self._settle()
         kept = "max_leases", "name", "expiry", "_queue_name"
         return {word: getattr(self, word) for word in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._queue, self._held = None, []
+        self._queue, self._held, self._settled = None, [], True
+
+    def _settle(self) -> None:
+        """Take the queue of the one cluster that runs here: it is the default of its tasks."""
+        if not self._settled:
+            cluster = cluster_meant()
+            self._queue_name = self._queue_name if cluster is None else cluster.queue
+            self._settled = True
 
     @property
     def fence(self) -> int:
@@ -167,6 +184,7 @@ class Semaphore:
             answer = link.call(
                 "acquire", keys, name=self.name, token=token,
                 places=self.max_leases, expiry=int(self.expiry * 1000),
+                slot=own_slot(link.url, keys),
             )  # fmt: skip
             fence, again = unpack(answer)
             left = min(again / 1000, RECHECK, deadline - time.monotonic())
@@ -214,7 +232,8 @@ class Semaphore:
 
     def _find_queue(self) -> Queue:
         if self._queue is None:
-            self._queue = default_queue(self._queue_name)
+            self._settle()
+            self._queue = queue_meant(self._queue_name)
         return self._queue
 
     def __enter__(self) -> Self:
@@ -247,7 +266,10 @@ class Lock(Semaphore):
     """
 
     def __init__(
-        self, name: str | None = None, queue: str | Queue | None = None, expiry: float = 60.0
+        self,
+        name: str | None = None,
+        queue: str | Queue | LocalCluster | None = None,
+        expiry: float = 60.0,
     ) -> None:
         super().__init__(1, name, queue, expiry)
 

@@ -13,7 +13,7 @@ from dask_redisq.annotations import RESOURCE, SOFT
 from dask_redisq.errors import NoWorkersError
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
-from dask_redisq.registry import able_workers, is_suspended
+from dask_redisq.registry import able_workers, is_suspended, read_restrictions
 from dask_redisq.versions import python_tag
 
 __all__ = ["Lookout"]
@@ -42,8 +42,9 @@ class Lookout:
         The job's id.
     limit : float or None
         Seconds without an able worker after which it gives up; None for never.
-    restricted : Mapping of int to tuple of str
-        Task -> where it may run; see `dask_redisq.annotations`.
+    restricted : Mapping of int to tuple of str, optional
+        Task -> where it may run; see `dask_redisq.annotations`. None: who looks did not submit
+        the job, and asks the server when it is late.
     now : float
         The time, as for all that follows by `time.monotonic`.
     """
@@ -54,14 +55,15 @@ class Lookout:
         keys: Keys,
         job: str,
         limit: float | None,
-        restricted: Mapping[int, tuple[str, ...]],
+        restricted: Mapping[int, tuple[str, ...]] | None,
         now: float,
     ) -> None:
         self.link = link
         self.keys = keys
         self.job = job
         self.limit = limit
-        self.needs = {task: tags for task, tags in restricted.items() if _is_hard(tags)}
+        self.needs = _hard_ones(restricted or {})
+        self._known = restricted is not None
         #: When the first look at a quiet job is due, in seconds without progress.
         self.patience = QUIET if limit is None else min(QUIET, limit)
         self._said = False
@@ -95,14 +97,23 @@ class Lookout:
         if quiet < self.patience or (self._looked is not None and now < self._looked + AGAIN):
             return
         self._looked = now
-        if is_suspended(self.link, self.keys):
-            if self._goes_on(progress):
-                return
-            problem: str | None = f"queue {self.keys.queue!r} is suspended, until Queue.resume()"
-        else:
-            problem = self._lack()
+        knew = self._known
+        problem = self.problem(progress)
+        if self._known and not knew and self.needs:
+            self._next = now + QUIET
         if problem is not None:
             self._tell(problem, quiet)
+
+    def problem(self, progress: int | None = None) -> str | None:
+        """Return why nobody runs what is left of the job; None if somebody may, or does."""
+        if is_suspended(self.link, self.keys):
+            if self._goes_on(progress):
+                return None
+            return f"queue {self.keys.queue!r} is suspended, until Queue.resume()"
+        if not self._known:
+            self._known = True
+            self.needs = _hard_ones(read_restrictions(self.link, self.keys, self.job))
+        return self._lack()
 
     def look_beside(self, now: float) -> None:
         """Look if it is time, though the job makes progress, at the tasks that not all may run.
@@ -152,6 +163,10 @@ class Lookout:
             return True
         finished = self.link.command("HGET", self.keys("job", self.job), "finished")
         return progress is None or int(finished or 0) != progress
+
+
+def _hard_ones(restricted: Mapping[int, tuple[str, ...]]) -> dict[int, tuple[str, ...]]:
+    return {task: tags for task, tags in restricted.items() if _is_hard(tags)}
 
 
 def _is_hard(tags: tuple[str, ...]) -> bool:

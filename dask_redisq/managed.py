@@ -76,6 +76,8 @@ class Managed:
         ------
         OSError
             If it cannot be read.
+        SyntaxError
+            If it is no Python: nothing was sent.
 
         Examples
         --------

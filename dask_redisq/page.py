@@ -31,6 +31,9 @@ _LEASES_AT = 1104
 #: The first and the last of the tasks that are being read, and 1 more, so that 0 is none.
 _READ = struct.Struct("<qq")
 _READ_AT = 1112
+#: Why the slot gave up before it was ready: how long that is, and the text.
+_WHY = struct.Struct("<I")
+_WHY_AT = 1128
 _UNANSWERED, _GRANTED, _REFUSED = 0, 1, 2
 #: Queues that one worker may serve.
 MOST_QUEUES = (_TOLD_AT - _CALLS_AT) // 8
@@ -184,6 +187,20 @@ class Page:
         """Return the number of the last call on a queue that was answered."""
         seq: int = struct.unpack_from("<q", self._memory, _CALLS_AT + 8 * queue)[0]
         return seq
+
+    def give_up(self, why: str) -> None:
+        """Write why the slot ends before it is ready; of a long text the end."""
+        data, room = why.encode(errors="backslashreplace"), _SIZE - _WHY_AT - _WHY.size
+        if len(data) > room:
+            data = b"[...] " + data[6 - room :]
+        at = _WHY_AT + _WHY.size
+        self._memory[at : at + len(data)] = data
+        _WHY.pack_into(self._memory, _WHY_AT, len(data))
+
+    def given_up(self) -> str:
+        """Return that; empty if it did not."""
+        length, at = _WHY.unpack_from(self._memory, _WHY_AT)[0], _WHY_AT + _WHY.size
+        return self._memory[at : at + length].decode(errors="replace")
 
     def stop(self, job: bytes, seq: int) -> None:
         """Ask the slot to begin no further task of `job` in its leases up to number `seq`."""

@@ -5,10 +5,34 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import traceback
+from collections.abc import Iterable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, TracebackType
 
-__all__ = ["preload"]
+from dask_redisq.frames import skip_our_frames
+
+__all__ = ["preload", "preload_all"]
+
+
+def preload_all(names: Iterable[str]) -> str:
+    """Do `preload` for each, up to the first that raises; return what it raised, empty if none."""
+    for name in names:
+        try:
+            preload(name)
+        except BaseException as error:  # a module may call exit
+            trace = _skip_import(error.__traceback__)
+            told = "".join(traceback.format_exception(type(error), error, trace)).rstrip()
+            return f"preload {name} raised\n{told}"
+    return ""
+
+
+def _skip_import(trace: TracebackType | None) -> TracebackType | None:
+    """Return a traceback from where the user's code begins, if there is any."""
+    trace = skip_our_frames(trace)
+    while trace is not None and "importlib" in trace.tb_frame.f_code.co_filename:
+        trace = trace.tb_next
+    return trace
 
 
 def preload(what: str) -> None:
@@ -24,7 +48,7 @@ def preload(what: str) -> None:
     Raises
     ------
     Exception
-        Whatever it raises: the slot ends, and its worker's log says why.
+        Whatever it raises.
     """
     name, _, function = what.partition(":")
     module = _load(Path(name)) if name.endswith(".py") else importlib.import_module(name)

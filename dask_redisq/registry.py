@@ -13,7 +13,8 @@ from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 
 __all__ = [
-    "able_workers", "has_work", "is_suspended", "list_workers", "live_slots", "wait_for_slots",
+    "able_workers", "has_work", "is_suspended", "list_workers", "live_slots", "read_restrictions",
+    "wait_for_slots",
 ]  # fmt: skip
 
 
@@ -84,6 +85,21 @@ def wait_for_slots(link: Link, keys: Keys, n: int, timeout: float | None) -> Non
                 f"queue {keys.queue!r} has {slots} slots after {timeout:g} s, not {n}"
             )
         time.sleep(0.01)
+
+
+def read_restrictions(link: Link, keys: Keys, job: str) -> dict[int, tuple[str, ...]]:
+    """Return task -> where it may run, of those tasks of a job that not all slots may run."""
+    marks = link.command("GET", keys("restrict", job)) or b""
+    numbers = sorted(set(marks) - {0})
+    if not numbers:
+        return {}
+    packed = link.command("HMGET", keys("job", job), *[f"hard:{number}" for number in numbers])
+    found = {
+        number: tuple(tag.decode() for tag in unpack(tags))
+        for number, tags in zip(numbers, packed, strict=True)
+        if tags is not None
+    }
+    return {task: found[number] for task, number in enumerate(marks) if number in found}
 
 
 def able_workers(

@@ -23,6 +23,7 @@ __all__ = [
     "in_slot",
     "job_in_hand",
     "name_of_slot",
+    "own_slot",
     "serve",
     "served_url",
     "serves",
@@ -36,15 +37,19 @@ _served: set[tuple[str, str]] = set()
 _page: Page | None = None
 _supervisor = 0
 _where = ""
+#: The slot's start id, and its process: what a task forks is not seen to end.
+_slot, _process = "", 0
 _lock = threading.Lock()
 #: How many calls in this process wait now.
 _waiting = 0
 
 
-def serve(url: str, queues: Iterable[str], page: Page | None = None, where: str = "") -> None:
+def serve(
+    url: str, queues: Iterable[str], page: Page | None = None, where: str = "", slot: str = ""
+) -> None:
     """Note that this process is a slot of `queues` on the server at `url`, of worker `where`."""
-    global _page, _supervisor, _where  # noqa: PLW0603
-    _where = where
+    global _page, _supervisor, _where, _slot, _process  # noqa: PLW0603
+    _where, _slot, _process = where, slot, os.getpid()
     _supervisor = os.getppid()  # now: a process that a task forks has another parent
     _served.update((url, queue) for queue in queues)
     _page = page
@@ -68,6 +73,11 @@ def name_of_slot() -> str:
 def serves(url: str, keys: Keys) -> bool:
     """Tell whether tasks of a queue run in this process."""
     return (url, keys.queue) in _served
+
+
+def own_slot(url: str, keys: Keys) -> str:
+    """Return the start id of the slot of a queue that this very process is; empty if it is none."""
+    return _slot if serves(url, keys) and os.getpid() == _process else ""
 
 
 def job_in_hand(url: str, keys: Keys) -> str:

@@ -22,7 +22,7 @@ from dask_redisq.host import memory
 from dask_redisq.labels import Labelled
 from dask_redisq.link import Link
 from dask_redisq.page import Page
-from dask_redisq.preload import preload
+from dask_redisq.preload import preload_all
 from dask_redisq.secret import find_secret
 from dask_redisq.serving import serve
 from dask_redisq.settings import setting
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
     dask.config.set({"scheduler": "threads", "redisq.queue": options.queue[0]})
     link = Link(os.environ["DASK_REDISQ__URL"], patience=None)
     page = Page(options.page)
-    serve(os.environ["DASK_REDISQ__URL"], options.queue, page, options.where)
+    serve(os.environ["DASK_REDISQ__URL"], options.queue, page, options.where, options.slot)
     tags, signer = SlotTags(options.tag, _first_tag(options.tag)), find_secret()
     carry(tags)
     keep = int(memory() * setting("kept-memory") / options.slots)
@@ -98,8 +98,9 @@ def main(argv: list[str] | None = None) -> None:
     # First: what is preloaded may set logging up, with the streams as they are then.
     labelled: list[Any] = [Labelled(stream, page) for stream in (sys.stdout, sys.stderr)]
     sys.stdout, sys.stderr = labelled
-    for name in options.preload:
-        preload(name)
+    if why := preload_all(options.preload):
+        page.give_up(why)  # its supervisor says so, once for all its slots if need be
+        sys.exit(1)
     slot.warnings.open()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, slot.stop)

@@ -19,7 +19,7 @@ from contextlib import closing
 from dask_redisq.annotations import RESOURCE
 from dask_redisq.control import ControlWords, Word
 from dask_redisq.crew import Crew, WorkerOptions
-from dask_redisq.errors import ServerRefused, ServerUnavailable
+from dask_redisq.errors import PreloadFailed, ServerRefused, ServerUnavailable
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.monitor import Monitor
@@ -93,6 +93,8 @@ class Supervisor:
         ------
         ServerUnavailable
             If a starting worker found no server in time, or is refused.
+        PreloadFailed
+            If what the first slots preload raises.
         """
         if platform.system() == "Windows":
             raise OSError("dask-redisq workers need a POSIX system")
@@ -119,11 +121,17 @@ class Supervisor:
             )
             while self._turn(signals):
                 pass
+            self.crew.kill()  # of one that no slot fits some may still be on their way
             self.registration.leave(self.keys)
         except ServerUnavailable as error:
             logger.warning("left without a word to the server: %s", error)
         finally:
             self.crew.close()
+        if self.crew.misfit:
+            raise PreloadFailed(
+                f"worker {self.options.name} ends, since none of its slots was ready when "
+                f"{self.crew.misfit}"
+            )
 
     def _find_server(self) -> None:
         """Connect; a starting worker that finds no server says so once and gives up in time."""
@@ -156,6 +164,8 @@ class Supervisor:
         """Do what is due, then wait for something to happen; false when all is over."""
         now = time.monotonic()
         self.crew.reap(now)
+        if self.crew.misfit:
+            return False
         if not self.stopping:
             self._retire(now)
         if self.stopping:
@@ -242,7 +252,7 @@ def supervise(options: WorkerOptions) -> int:
     """Run a worker in this process until it is stopped; return its exit code."""
     try:
         Supervisor(options).run()
-    except ServerRefused as error:
+    except (ServerRefused, PreloadFailed) as error:
         logger.error("%s", error)  # noqa: TRY400 - a traceback says no more
         return 1
     except ServerUnavailable as error:

@@ -58,7 +58,8 @@ def run_worker(
     Raises
     ------
     RedisqError, ValueError
-        No server is named, or answers; there is no secret and one is needed; a wrong option.
+        No server is named, or answers; there is no secret and one is needed; a wrong option; what
+        is to be preloaded raises.
 
     Examples
     --------

@@ -398,6 +398,24 @@ def test_a_tag_that_nobody_carries_is_spoken_of(served: Queue) -> None:
         served.get({"x": (inc, 1)}, "x", workers="gpu", no_workers_timeout=1)
 
 
+def test_who_waits_for_a_future_in_vain_is_told_that_nobody_is_able(served: Queue) -> None:
+    """By what the server has: who attached has no graph. Nor is it told for nothing."""
+    x = dask.delayed(inc)(1)
+    told = r"no answer yet(: 0 tasks are done)?; no worker of queue 'test' .*\['nobody'\]"
+    plain = served.compute(x, workers=["nobody"])
+    detached = served.compute(x, workers=["nobody"], detach=True)
+    kept = served.persist(x, workers=["nobody"])
+    for future in (plain, served.attach(detached.id), redisq.futures_of(kept)[0]):
+        with pytest.raises(TimeoutError, match=told):
+            future.result(timeout=0.5)
+    detached.forget()
+    with pytest.raises(redisq.NoWorkersError, match=r"after 1 s: .*\['nobody'\]"):
+        served.compute(x, workers=["nobody"], no_workers_timeout=1).result(timeout=60)
+    slow = served.compute(dask.delayed(time.sleep)(3))
+    with pytest.raises(TimeoutError, match=r"no answer yet: 0 tasks are done$"):
+        slow.result(timeout=0.5)
+
+
 def nap(i: int, *_: Any) -> int:
     """Make some progress, in a twentieth of a second."""
     time.sleep(0.05)

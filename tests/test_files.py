@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import zipfile
 from collections.abc import Callable
@@ -196,6 +197,37 @@ def test_what_is_preloaded_runs_in_each_slot_first(
     assert set(found) == {"yes"}
 
 
+def test_a_worker_whose_preload_raises_ends_and_says_why_once(
+    queue: Queue, start_worker: Callable[..., WorkerProcess]
+) -> None:
+    """Not once for each of its slots, again and again."""
+    worker = start_worker("test", "--nworkers", "2", "--preload", "no_such_module_of_mine")
+    assert worker.wait(60) == 1
+    assert worker.output().count("preload no_such_module_of_mine raised") == 1
+    assert worker.output().count("No module named 'no_such_module_of_mine'") == 1
+    assert "frozen importlib" not in worker.output()
+    assert queue.workers() == []
+
+
+def test_a_worker_whose_preload_raises_later_goes_on(
+    queue: Queue, start_worker: Callable[..., WorkerProcess], tmp_path: Path
+) -> None:
+    """Once a slot was ready, it may be so again; the log has the place."""
+    bad, path = tmp_path / "bad", tmp_path / "sometimes.py"
+    path.write_text(
+        f"import os\nif os.path.exists({str(bad)!r}):\n    raise ValueError('not now')\n"
+    )
+    worker = start_worker("test", "--nworkers", "1", "--preload", str(path))
+    queue.wait_for_workers(1, timeout=90)
+    assert dask.compute(dask.delayed(inc)(1), scheduler=queue.get) == (2,)
+    bad.touch()
+    worker.slots()[0].kill()
+    wait_until(lambda: "ValueError: not now" in worker.output(), 60)
+    assert f'File "{path}", line 3' in worker.output()
+    bad.unlink()
+    assert dask.compute(dask.delayed(inc)(2), scheduler=queue.get) == (3,)
+
+
 def test_restarted_workers_import_anew(
     queue: Queue, start_worker: Callable[..., WorkerProcess], tmp_path: Path
 ) -> None:
@@ -253,6 +285,42 @@ def test_what_a_task_prints_and_logs_is_in_the_log_with_job_and_task(
     wait_until(lambda: all(f"{label}{line}\n" in log.read_text() for line in lines))
     wait_until(lambda: f"{label}unfinished" in log.read_text())
     assert dask.compute(dask.delayed(inc)(1), scheduler=queue.get) == (2,)
+
+
+def leave_open(n: int) -> int:
+    """Leave a line of each stream open."""
+    print(f"open {n}", end="")  # noqa: T201
+    sys.stderr.write(f"open too {n}")
+    return n
+
+
+def test_a_line_that_a_task_left_open_is_ended_before_the_next_task(
+    queue: Queue, start_worker: Callable[..., WorkerProcess], tmp_path: Path
+) -> None:
+    """Of stdout and stderr each; else the next one's words would be taken for its own."""
+    log = tmp_path / "log"
+    start_worker("test", "--nworkers", "1", "--log-file", str(log))
+    queue.wait_for_workers(1, timeout=90)
+    assert queue.get({"x": (leave_open, 5), "y": (chatter, "x")}, "y") == 5
+    first, second = (rf"\[job \w+ task {number}\] " for number in (0, 1))
+    wait_until(lambda: "unfinished" in log.read_text(), 30)
+    lines = log.read_text().splitlines()
+    for told in (first + "open 5", first + "open too 5", second + "printed 5"):
+        assert [line for line in lines if re.fullmatch(told, line)], told
+
+
+def test_a_file_that_is_no_python_is_refused_here(queue: Queue, link: Link, tmp_path: Path) -> None:
+    """Each task that imports it would fail; what is no module is nobody's business."""
+    path, data = tmp_path / "broken.py", tmp_path / "broken.txt"
+    for file in (path, data):
+        file.write_text("x = 1\ndef f(:\n")
+    with pytest.raises(SyntaxError) as caught:
+        queue.upload_file(path)
+    assert (caught.value.filename, caught.value.lineno) == (str(path), 2)
+    assert "was not uploaded" in caught.value.__notes__[0]
+    assert link.command("HKEYS", queue.keys("files")) == []
+    queue.upload_file(data)
+    assert link.command("HKEYS", queue.keys("files")) == [b"broken.txt"]
 
 
 def test_what_cannot_be_uploaded_is_an_error_here(queue: Queue, link: Link, tmp_path: Path) -> None:

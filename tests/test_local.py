@@ -6,6 +6,7 @@ import gc
 import json
 import logging
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ import pytest
 from conftest import is_gone, slots_of, wait_until
 from test_faults import Background
 
-from dask_redisq import LocalCluster, Queue, start_local_workers
+from dask_redisq import LocalCluster, Lock, Queue, Semaphore, enable, start_local_workers
 from dask_redisq import local as local_module
 from dask_redisq.embedded import default_cluster
 from dask_redisq.errors import NoServerError, RedisqError
@@ -285,6 +286,64 @@ def test_a_cluster_computes_at_once(cluster: LocalCluster) -> None:
     assert cluster.get.__name__ == "get"
     assert cluster.queue == "shared"
     assert repr(cluster) == f"<LocalCluster shared {cluster.url} slots=2>"
+
+
+def hold(name: str, gate: Path) -> bool:
+    """Hold a lock that is made here until the gate is there."""
+    with Lock(name):
+        (gate.parent / "held").touch()
+        wait_until(gate.exists)
+    return True
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_a_lock_of_this_process_is_that_of_the_tasks_of_its_cluster(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, early: bool
+) -> None:
+    """Without a URL it started a server of its own, and excluded nobody."""
+    monkeypatch.setattr(local_module, "_made", [])  # without that of the other tests
+    before = Lock("inside") if early else None
+    gate = tmp_path / "gate"
+    with LocalCluster(1, queue="mine") as cluster:
+        queue = Queue(cluster.queue, cluster.url)
+        future = queue.compute(dask.delayed(hold)("inside", gate))
+        wait_until((tmp_path / "held").exists)
+        lock = before or Lock("inside")
+        copy = pickle.loads(pickle.dumps(lock))
+        assert not lock.acquire(blocking=False)
+        assert not Lock("inside", cluster).acquire(blocking=False)
+        assert not copy.acquire(blocking=False)
+        with Lock("inside", "other"):
+            pass
+        gate.touch()
+        assert future.result(60)
+        assert lock.acquire(timeout=60)
+        assert not Semaphore(1, "inside", queue=cluster).acquire(blocking=False)
+        lock.release()
+    assert not defaults
+
+
+def test_of_several_clusters_a_lock_wants_to_know_which(
+    cluster: LocalCluster,
+) -> None:
+    """By an object, or a name that only one of them has."""
+    with LocalCluster(0, queue="mine") as mine:
+        with pytest.raises(NoServerError, match="could be of any of them"):
+            Lock("x").acquire()
+        with Lock("x", mine), Lock("x", cluster):
+            assert not Lock("x", "mine").acquire(blocking=False)
+        assert pickle.loads(pickle.dumps(Lock("x"))).name == "x"
+        with dask.config.set({"redisq.url": cluster.url}), Lock("x", "shared"):
+            assert not Lock("x", cluster).acquire(blocking=False)
+
+
+def test_enable_takes_a_cluster_or_a_queue(cluster: LocalCluster) -> None:
+    """Which has a server: one that is named besides is one too many."""
+    for owner in (cluster, Queue(cluster.queue, cluster.url)):
+        with enable(owner):
+            assert dask.delayed(os.getpid)().compute() != os.getpid()
+        with pytest.raises(TypeError, match="has its server"):
+            enable(owner, cluster.url)
 
 
 def test_a_cluster_has_a_slot_per_core(monkeypatch: pytest.MonkeyPatch) -> None:

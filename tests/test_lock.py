@@ -7,7 +7,7 @@ import pickle
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dask
 import dask.array as da
@@ -22,6 +22,9 @@ from dask_redisq.codec import unpack
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.queue import Queue
+
+if TYPE_CHECKING:
+    from driver import Engine
 
 
 def count_up(lock: redisq.Lock, counter: Path, fences: Path) -> None:
@@ -186,12 +189,94 @@ def test_the_place_of_a_holder_that_died_is_free_after_its_expiry(
     queue: Queue, link: Link, keys: Keys
 ) -> None:
     """It is called as by a process that was killed: nobody renews, nobody releases."""
-    words = {"name": "x", "places": 1, "token": "d" * 16}
+    words = {"name": "x", "places": 1, "token": "d" * 16, "slot": ""}
     link.call("acquire", keys, expiry=300, **words)
     lock = redisq.Lock("x", queue)
     assert not lock.acquire(blocking=False)
     assert lock.acquire(timeout=5)
     lock.release()
+
+
+def fail_later(seen: Path) -> None:
+    """Raise once somebody holds the lock."""
+    wait_until(seen.exists)
+    raise ZeroDivisionError
+
+
+def hold_for_ever(lock: redisq.Lock, place: redisq.Semaphore, seen: Path, fence: Path) -> None:
+    """Hold both until the process is killed."""
+    with lock, place:
+        fence.write_text(str(lock.fence))
+        seen.touch()
+        time.sleep(3600)
+
+
+def hold_and_exit(lock: redisq.Lock, fence: Path) -> bool:
+    """End the process the first time, while it holds the lock; tell whether it may go on."""
+    with lock:
+        if not fence.exists():
+            fence.write_text(str(lock.fence))
+            os._exit(3)
+    return True
+
+
+def test_what_a_killed_slot_held_of_locks_is_free(
+    queue: Queue, workers: WorkerProcess, tmp_path: Path
+) -> None:
+    """A sibling failed, so it is killed a second later; the expiry is not waited for."""
+    lock = redisq.Lock("file", queue, expiry=3600)
+    place = redisq.Semaphore(2, "places", queue, expiry=3600)
+    seen, fence = tmp_path / "seen", tmp_path / "fence"
+    dsk = {"fails": (fail_later, seen), "holds": (hold_for_ever, lock, place, seen, fence)}
+    with pytest.raises(ZeroDivisionError):
+        queue.get(dsk, list(dsk), chunk_size=1)
+    for one in (lock, place, place):
+        assert one.acquire(timeout=40)
+    assert lock.fence > int(fence.read_text())
+    for one in (lock, place, place):
+        one.release()
+
+
+def test_a_task_that_ends_its_process_leaves_no_lock_behind(
+    queue: Queue, workers: WorkerProcess, tmp_path: Path
+) -> None:
+    """It runs again, and takes the same lock."""
+    lock, fence = redisq.Lock("file", queue, expiry=3600), tmp_path / "fence"
+    assert queue.compute(dask.delayed(hold_and_exit)(lock, fence)).result(timeout=80)
+    assert lock.acquire(blocking=False)
+    assert lock.fence > int(fence.read_text())
+    lock.release()
+
+
+def test_a_call_for_a_lock_that_comes_after_the_end_of_its_slot_takes_nothing(
+    queue: Queue, link: Link, keys: Keys, engine: Engine
+) -> None:
+    """It was under way when the slot was killed: nobody would give that back."""
+    slot, other = engine.slot("one"), engine.slot("two")
+    words = {"name": "x", "places": 1, "expiry": 60_000}
+    taken = unpack(link.call("acquire", keys, token="d" * 16, slot=slot.id, **words))
+    assert taken[0] > 0
+    assert link.call("hold", keys, name="x", token="d" * 16, expiry=60_000) == 1
+    engine.unregister(slot)
+    assert link.call("hold", keys, name="x", token="d" * 16, expiry=60_000) == 0
+    assert unpack(link.call("acquire", keys, token="e" * 16, slot=slot.id, **words))[0] == 0
+    late = unpack(link.call("acquire", keys, token="f" * 16, slot=other.id, **words))
+    assert late[0] > taken[0]
+    engine.unregister(slot)  # a late copy of that frees nobody else's
+    assert not redisq.Lock("x", queue).acquire(blocking=False)
+    assert link.call("release", keys, name="x", token="f" * 16) == 1
+    assert link.command("EXISTS", keys("places", slot.id), keys("places", other.id)) == 0
+
+
+def test_the_place_of_a_whole_worker_that_is_missed_stays_until_its_expiry(
+    queue: Queue, link: Link, keys: Keys, engine: Engine
+) -> None:
+    """It may be cut off only, and go on with what the lock guards."""
+    slot = engine.slot("one")
+    words = {"name": "x", "places": 1, "expiry": 60_000, "token": "d" * 16}
+    assert unpack(link.call("acquire", keys, slot=slot.id, **words))[0] > 0
+    engine.leave(slot.worker)
+    assert not redisq.Lock("x", queue).acquire(blocking=False)
 
 
 def test_a_holder_that_lives_keeps_it_beyond_its_expiry(
@@ -270,7 +355,7 @@ def test_a_holder_that_lost_it_is_told_at_the_release(queue: Queue, link: Link, 
 
 def test_a_late_copy_of_a_call_takes_no_lock(queue: Queue, link: Link, keys: Keys) -> None:
     """It comes after the release: nobody would give it back."""
-    words = {"name": "x", "places": 1, "token": "d" * 16, "expiry": 60_000}
+    words = {"name": "x", "places": 1, "token": "d" * 16, "expiry": 60_000, "slot": ""}
     link.call("acquire", keys, **words)
     link.call("release", keys, name="x", token="d" * 16)
     link.call("acquire", keys, **words)
@@ -286,7 +371,7 @@ def test_a_late_copy_of_a_call_takes_no_lock(queue: Queue, link: Link, keys: Key
 
 def test_a_release_whose_reply_was_lost_is_no_loss(link: Link, keys: Keys) -> None:
     """The second call is answered like the first; so is one of a lock that is lost."""
-    words = {"name": "x", "places": 1, "expiry": 60_000}
+    words = {"name": "x", "places": 1, "expiry": 60_000, "slot": ""}
     link.call("acquire", keys, token="d" * 16, **words)
     for token, answer in (("d", 1), ("e", 0)):
         for _ in range(2):

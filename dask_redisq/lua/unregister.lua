@@ -1,5 +1,5 @@
 -- Unregister a slot, or a whole worker: their leases go back, a death is charged to one task.
--- keys: workers alive worker_slots slots slot control leases job finished deaths alone
+-- keys: workers alive worker_slots slots slot control leases job finished deaths alone places
 -- args: worker slot seq begun position kind record retries
 -- returns: 'ok'
 --@include full
@@ -7,6 +7,7 @@
 --@include ending
 --@include numbers
 --@include retry
+--@include places
 --
 -- `slot` = '' unregisters the worker with all its slots. `begun` is the task that was running
 -- (-1: none) in lease `seq`, `position` how far down the lease the slot was; what lies
@@ -14,6 +15,9 @@
 -- killed), or '' for an end that is nobody's fault; `record` = msgpack of how it was. Only the task
 -- that was running is charged, at most once: the registration that this removes is what makes a
 -- replay do nothing. `retries`: what that task was given itself, or -1.
+--
+-- A slot by its name is one that its supervisor waited for: what it held of locks is free, whoever may have
+-- unregistered it before. Those of a whole worker, which others may only miss, stay until their expiry.
 if arg.slot == '' then
   local tokens = 0
   for _, slot in ipairs(redis.call('SMEMBERS', key.worker_slots(arg.worker))) do
@@ -23,6 +27,10 @@ if arg.slot == '' then
   redis.call('HDEL', key.workers(), arg.worker)
   redis.call('DEL', key.alive(arg.worker), key.worker_slots(arg.worker), key.control(arg.worker))
   return 'ok'
+end
+if redis.call('EXISTS', key.places(arg.slot)) == 1 then
+  write_when_full()
+  free_places(arg.slot)
 end
 if redis.call('SISMEMBER', key.slots(), arg.slot) == 0 then return 'ok' end
 

@@ -187,7 +187,7 @@ def tasks_warn(engine: Engine) -> None:
 
 def a_lock_is_passed_on(engine: Engine) -> None:
     """One holds it and renews it, another asks in vain; then it is given back, and the other has it."""
-    words = {"name": "target", "places": 1, "expiry": 60_000}
+    words = {"name": "target", "places": 1, "expiry": 60_000, "slot": ""}
     first, _ = unpack(engine.call("acquire", token="a" * 16, **words))
     assert engine.call("hold", name="target", token="a" * 16, expiry=60_000) == 1
     assert unpack(engine.call("acquire", token="b" * 16, **words))[0] == 0
@@ -195,6 +195,20 @@ def a_lock_is_passed_on(engine: Engine) -> None:
     assert unpack(engine.call("acquire", token="b" * 16, **words))[0] > first
     assert engine.call("hold", name="target", token="a" * 16, expiry=60_000) == 0
     assert engine.call("release", name="target", token="b" * 16) == 1
+
+
+def a_slot_dies_that_holds_a_lock(engine: Engine) -> None:
+    """W1 holds it and dies, and W2 has it; W2 is not seen to end."""
+    w1, w2 = engine.slot("one"), engine.slot("two")
+    words = {"name": "target", "places": 1, "expiry": 60_000}
+    first, _ = unpack(engine.call("acquire", token="a" * 16, slot=w1.id, **words))
+    assert engine.call("hold", name="target", token="a" * 16, expiry=60_000) == 1
+    engine.unregister(w1)
+    assert unpack(engine.call("acquire", token="b" * 16, slot=w2.id, **words))[0] > first
+    assert engine.call("release", name="target", token="a" * 16) == 0
+    assert engine.call("hold", name="target", token="b" * 16, expiry=60_000) == 1
+    engine.leave(w2.worker)
+    assert unpack(engine.call("acquire", token="c" * 16, slot="", **words))[0] == 0
 
 
 def the_graph_is_gone(engine: Engine) -> None:
@@ -276,6 +290,7 @@ FLOWS: list[Callable[[Engine], None]] = [
     tasks_warn,
     a_kept_job_is_used,
     a_lock_is_passed_on,
+    a_slot_dies_that_holds_a_lock,
     a_failed_job_is_run_again,
     a_queue_is_suspended,
     a_policy_is_asked,

@@ -1,0 +1,57 @@
+"""Which queue is meant: by what has one, or where no server is named and a cluster runs here."""
+
+from __future__ import annotations
+
+from dask_redisq.errors import NoServerError
+from dask_redisq.local import LocalCluster, running_clusters
+from dask_redisq.queue import Queue
+from dask_redisq.scheduler import default_queue
+from dask_redisq.settings import setting
+
+__all__ = ["cluster_meant", "queue_meant", "queue_of"]
+
+
+def queue_of(owner: Queue | LocalCluster) -> Queue:
+    """Return the queue itself, or that of a cluster."""
+    return owner if isinstance(owner, Queue) else owner.as_queue
+
+
+def cluster_meant(name: str | None = None) -> LocalCluster | None:
+    """Return the cluster on whose server a queue is meant to be; None if there is none.
+
+    None, too, if ``redisq.url`` is set, which goes before; so it is in slots.
+
+    Parameters
+    ----------
+    name : str, optional
+        The queue. A cluster of that name goes before others.
+
+    Raises
+    ------
+    NoServerError
+        If it could be several.
+    """
+    if setting("url"):
+        return None
+    running = running_clusters()
+    found = [cluster for cluster in running if cluster.queue == name] or running
+    if len(found) > 1:
+        raise NoServerError(
+            f"{len(found)} clusters run in this process, and it could be of any of them: say of "
+            f"which, as queue=cluster or queue=Queue(...), or set redisq.url. They are {found}"
+        )
+    return found[0] if found else None
+
+
+def queue_meant(name: str) -> Queue:
+    """Return the queue of that name where no server is named: of a cluster here, else as ever.
+
+    Raises
+    ------
+    NoServerError
+        If it could be several.
+    """
+    cluster = cluster_meant(name)
+    if cluster is None:
+        return default_queue(name)
+    return cluster.as_queue if cluster.queue == name else default_queue(name, cluster.url)
