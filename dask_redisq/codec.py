@@ -12,10 +12,10 @@ import pickle
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import cloudpickle
 import msgpack
 
 from dask_redisq.marks import marked
+from dask_redisq.pickler import dumps as dumps_by_value
 
 __all__ = [
     "LARGE",
@@ -50,8 +50,8 @@ def dumps(thing: Any) -> bytes:
     try:
         data = pickle.dumps(thing, protocol=PROTOCOL)
     except Exception:
-        return bytes(cloudpickle.dumps(thing, protocol=PROTOCOL))
-    return bytes(cloudpickle.dumps(thing, protocol=PROTOCOL)) if b"__main__" in data else data
+        return dumps_by_value(thing, PROTOCOL)
+    return dumps_by_value(thing, PROTOCOL) if b"__main__" in data else data
 
 
 loads = pickle.loads

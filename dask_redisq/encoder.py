@@ -17,6 +17,8 @@ import cloudpickle
 from dask_redisq.alike import Alike, may_be_part
 from dask_redisq.codec import LARGE, PROTOCOL, Block, dumps, pack
 from dask_redisq.errors import ValueTooLarge
+from dask_redisq.pickler import Pickler
+from dask_redisq.pickler import dumps as dumps_by_value
 from dask_redisq.versions import versions
 
 __all__ = ["BlockEncoder"]
@@ -62,7 +64,7 @@ class _Constants:
         if who not in self._known:
             try:
                 by_value = cloudpickle.list_registry_pickle_by_value()
-                data = cloudpickle.dumps(thing, protocol=PROTOCOL) if by_value else dumps(thing)
+                data = dumps_by_value(thing, PROTOCOL) if by_value else dumps(thing)
                 if len(data) > LARGE and not _is_large_beside_buffers(thing):
                     data = b""
             except Exception:  # only as a part of what is around it, if at all
@@ -95,8 +97,8 @@ def _is_large_beside_buffers(thing: Any) -> bool:
 
     Ten lists of one array, and of something small of their own, would be stored with it ten times.
     """
-    rest = cloudpickle.dumps(
-        thing, protocol=PROTOCOL, buffer_callback=lambda buffer: buffer.raw().nbytes < LARGE
+    rest = dumps_by_value(
+        thing, PROTOCOL, buffer_callback=lambda buffer: buffer.raw().nbytes < LARGE
     )
     return len(rest) > LARGE
 
@@ -154,7 +156,7 @@ class _PickleAround(_Around, pickle.Pickler):
     pass
 
 
-class _CloudPickleAround(_Around, cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
+class _CloudPickleAround(_Around, Pickler):
     pass
 
 
@@ -221,7 +223,7 @@ class BlockEncoder:
                 if b"__main__" not in packed[0]:
                     return packed
                 self._by_cloudpickle = True
-        return self._pickle_by(_CloudPickleAround if around else cloudpickle.Pickler, block, shared)
+        return self._pickle_by(_CloudPickleAround if around else Pickler, block, shared)
 
     def _pickle_by(
         self, kind: Any, block: Block, shared: dict[int, Any] | None

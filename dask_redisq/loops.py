@@ -10,6 +10,7 @@ from dask_redisq.amounts import whole
 from dask_redisq.calls import call_settings
 from dask_redisq.combine import NOTHING, Combiner
 from dask_redisq.foreach import Loop, names, run_loop
+from dask_redisq.frames import ShortTraceback
 from dask_redisq.keys import Keys
 from dask_redisq.options import check_keywords, job_options
 from dask_redisq.pool import Pool
@@ -90,7 +91,8 @@ class Loops:
             bool(self._default("progress", progress, None)), verbose,
             self._default("reduce", reduce, None),
         )  # fmt: skip
-        return self._run(loop, kwargs)
+        with ShortTraceback():
+            return self._run(loop, kwargs)
 
     def times(self, n: int, fn: Callable[[], Any], **kwargs: Any) -> Any:
         """Call `fn` n times, without arguments, and combine the results: R's ``times(n) %dopar%``.
