@@ -12,10 +12,10 @@ import pickle
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import cloudpickle
 import msgpack
 
 from dask_redisq.marks import marked
+from dask_redisq.pickler import dumps_by_value
 
 __all__ = [
     "LARGE",
@@ -45,17 +45,13 @@ def unpack(data: bytes | memoryview) -> Any:
     return msgpack.unpackb(data, raw=True, strict_map_key=False)
 
 
-def dumps(
-    thing: Any,
-    plain: Callable[..., bytes] = pickle.dumps,
-    cloud: Callable[..., bytes] = cloudpickle.dumps,
-) -> bytes:
-    """Pickle `thing`, by `cloudpickle` where `pickle` cannot or would name ``__main__``."""
+def dumps(thing: Any, plain: Callable[[Any, int], bytes] = pickle.dumps) -> bytes:
+    """Pickle `thing`, by value where `plain` cannot or would name ``__main__``."""
     try:
-        data = plain(thing, protocol=PROTOCOL)
+        data = plain(thing, PROTOCOL)
     except Exception:
-        return bytes(cloud(thing, protocol=PROTOCOL))
-    return bytes(cloud(thing, protocol=PROTOCOL)) if b"__main__" in data else data
+        return dumps_by_value(thing, PROTOCOL)
+    return dumps_by_value(thing, PROTOCOL) if b"__main__" in data else data
 
 
 loads = pickle.loads

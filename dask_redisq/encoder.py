@@ -17,7 +17,7 @@ import cloudpickle
 from dask_redisq.alike import Alike, may_be_part
 from dask_redisq.codec import LARGE, PROTOCOL, Block, dumps, pack
 from dask_redisq.errors import ValueTooLarge
-from dask_redisq.generators import ByName, CloudByName, cloud_dumps, plain_dumps
+from dask_redisq.pickler import Pickler, PlainPickler, dumps_by_value, dumps_plain
 from dask_redisq.versions import versions
 
 __all__ = ["BlockEncoder"]
@@ -63,7 +63,7 @@ class _Constants:
         if who not in self._known:
             try:
                 by_value = cloudpickle.list_registry_pickle_by_value()
-                data = cloud_dumps(thing) if by_value else dumps(thing, plain_dumps, cloud_dumps)
+                data = dumps_by_value(thing, PROTOCOL) if by_value else dumps(thing, dumps_plain)
                 if len(data) > LARGE and not _is_large_beside_buffers(thing):
                     data = b""
             except Exception:  # only as a part of what is around it, if at all
@@ -96,8 +96,8 @@ def _is_large_beside_buffers(thing: Any) -> bool:
 
     Ten lists of one array, and of something small of their own, would be stored with it ten times.
     """
-    rest = cloudpickle.dumps(
-        thing, protocol=PROTOCOL, buffer_callback=lambda buffer: buffer.raw().nbytes < LARGE
+    rest = dumps_by_value(
+        thing, PROTOCOL, buffer_callback=lambda buffer: buffer.raw().nbytes < LARGE
     )
     return len(rest) > LARGE
 
@@ -151,11 +151,11 @@ class _Around:
         return None
 
 
-class _PickleAround(_Around, ByName):
+class _PickleAround(_Around, PlainPickler):
     pass
 
 
-class _CloudPickleAround(_Around, CloudByName):
+class _CloudPickleAround(_Around, Pickler):
     pass
 
 
@@ -210,7 +210,7 @@ class BlockEncoder:
         around = shared is not None
         if not self._by_cloudpickle:
             try:
-                kind = _PickleAround if around else ByName
+                kind = _PickleAround if around else PlainPickler
                 packed = self._pickle_by(kind, block, shared)
             except ValueTooLarge:
                 raise
@@ -222,7 +222,7 @@ class BlockEncoder:
                 if b"__main__" not in packed[0]:
                     return packed
                 self._by_cloudpickle = True
-        return self._pickle_by(_CloudPickleAround if around else CloudByName, block, shared)
+        return self._pickle_by(_CloudPickleAround if around else Pickler, block, shared)
 
     def _pickle_by(
         self, kind: Any, block: Block, shared: dict[int, Any] | None

@@ -12,12 +12,10 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, NoReturn
 
-from dask.utils import shorten_traceback
-
 from dask_redisq.answer import Answer
 from dask_redisq.errors import JobLost, RedisqError
 from dask_redisq.follow import Follower
-from dask_redisq.frames import without_our_frames
+from dask_redisq.frames import ShortTraceback, without_our_frames
 from dask_redisq.job import AGAIN
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
@@ -125,16 +123,17 @@ class Future:
         JobCancelled, JobLost, RedisqError
             What went wrong otherwise.
         """
-        with shorten_traceback():
+        with ShortTraceback():
             value, error = self._look(timeout)
         if error is None:
             return value
         try:
-            # From the traceback as it came: each raise would put its frames before the last ones.
-            raise BaseException.with_traceback(error, self._trace)
+            raise error
         finally:
-            # The traceback holds this frame, which would hold the error and all that it holds.
-            del self, error
+            # What goes on from here has the traceback as it came: each raise puts its frames before
+            # the last ones, and this frame tells nobody anything.
+            BaseException.with_traceback(error, self._trace)
+            del self, error  # a traceback may hold this frame, which would hold them
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return what `result` would raise, None if it would not; waits as that does.
@@ -144,7 +143,7 @@ class Future:
         TimeoutError
             If the job has not ended in time.
         """
-        with shorten_traceback():
+        with ShortTraceback():
             return self._look(timeout)[1]
 
     def done(self) -> bool:

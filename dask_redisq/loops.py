@@ -7,12 +7,11 @@ from dataclasses import replace
 from inspect import signature
 from typing import Any
 
-from dask.utils import shorten_traceback
-
 from dask_redisq.amounts import whole
 from dask_redisq.calls import call_settings
 from dask_redisq.combine import NOTHING, Combiner
 from dask_redisq.foreach import run_loop
+from dask_redisq.frames import ShortTraceback
 from dask_redisq.keys import Keys
 from dask_redisq.loop import Loop, check_callable, named, names
 from dask_redisq.options import job_options, refuse_keywords
@@ -85,7 +84,7 @@ class Loops:
         >>> queue.foreach(pow, range(5), [2] * 5, combine=sum)  # doctest: +SKIP
         30
         """
-        with shorten_traceback():
+        with ShortTraceback():
             refuse_keywords(kwargs, lambda: signature(self.foreach).parameters)
             combiner = Combiner(
                 combine, multicombine=multicombine, maxcombine=maxcombine, inorder=inorder,
@@ -114,7 +113,7 @@ class Loops:
         >>> queue.times(3, list)  # doctest: +SKIP
         [[], [], []]
         """
-        with shorten_traceback():
+        with ShortTraceback():
             check_callable("the body of a loop", fn)
             n = whole("times, how often the body is called,", n, 0)
             return self.foreach(_Times(fn), n, **kwargs)

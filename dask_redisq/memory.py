@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -13,6 +14,7 @@ from dask_redisq.codec import Block, KeptValue, PackedBlock, loads, pack, unpack
 from dask_redisq.errors import BadSignature, JobLost
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
+from dask_redisq.open_files import holds_files
 from dask_redisq.record import read_record
 from dask_redisq.trust import BLOCK, UNSIGNED, VALUE, Seal, Signer
 from dask_redisq.versions import differences
@@ -185,6 +187,10 @@ class SlotMemory:
         """Turn to `job` and return what is known of it."""
         self.values.turn_to(job, epoch)
         if job not in self._jobs:
+            if holds_files():
+                # A file that is opened a second time shows what it was when it was opened first.
+                self._jobs.clear()
+                gc.collect()
             self._make_room()
             self._jobs[job] = JobMemory(self._link, keys, job, self._signer.seal(keys.queue, job))
         self._jobs.move_to_end(job)
@@ -308,7 +314,12 @@ class SlotMemory:
         return (value,)
 
     def tidy(self, keys: Keys, now: float) -> None:
-        """Forget values of kept jobs that are gone; an idle slot calls this."""
+        """Forget values of kept jobs that are gone, and close files; an idle slot calls this."""
+        if holds_files():
+            # Nobody could write into one. What is needed again is read again.
+            for memory in self._jobs.values():
+                memory.blocks.clear()
+            gc.collect()  # those of netCDF4 are in cycles
         names = [name for name in self.kept.names() if name[0] == keys.queue]
         if not names or now < self._tidy_at.get(keys.queue, 0.0):
             return

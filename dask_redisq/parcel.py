@@ -23,6 +23,7 @@ import cloudpickle
 
 from dask_redisq.body import forget_setup
 from dask_redisq.codec import LARGE, PROTOCOL, loads
+from dask_redisq.pickler import Pickler
 
 __all__ = ["Parcel", "functions_in"]
 
@@ -115,7 +116,7 @@ def _read(token: str, data: bytes, *buffers: Any) -> Any:
     return found
 
 
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
+class _Pickler(Pickler):
     """Leaves some global names out of functions, and sends those that use them by value."""
 
     def settle(self, functions: tuple[Callable[..., Any], ...], names: set[str]) -> None:

@@ -15,10 +15,10 @@ from typing import Any, NoReturn
 
 from dask.delayed import Delayed
 from dask.typing import Key
-from dask.utils import shorten_traceback
 
 from dask_redisq.client_lease import Hold
 from dask_redisq.errors import JobLost, RedisqError
+from dask_redisq.frames import ShortTraceback
 from dask_redisq.future import cancel_job
 from dask_redisq.kept import LOOK, KeptReader
 from dask_redisq.keys import Keys
@@ -210,7 +210,7 @@ class Part:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         with (
-            shorten_traceback(),
+            ShortTraceback(),
             self.kept.pool.lend() as link,
             self.kept.follow(link) as reader,
         ):
@@ -219,7 +219,7 @@ class Part:
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return what `result` would raise, None if it would not; waits as that does."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        with shorten_traceback(), self.kept.pool.lend() as link:
+        with ShortTraceback(), self.kept.pool.lend() as link:
             reader: KeptReader | None = None
             try:
                 with self.kept.follow(link) as reader:

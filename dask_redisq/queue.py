@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from dask.delayed import Delayed
-from dask.utils import shorten_traceback
 
 from dask_redisq import client_lease
 from dask_redisq.compute import compute_graph, persist_graphs, scatter, submit
+from dask_redisq.frames import ShortTraceback
 from dask_redisq.future import Future, attach, job_id
 from dask_redisq.jobs import Jobs
 from dask_redisq.keys import Keys, check_queue_name
@@ -146,7 +146,7 @@ class Queue(Loops, Jobs, Managed):
         RedisqError
             What went wrong otherwise: see `dask_redisq.errors`.
         """
-        with shorten_traceback():
+        with ShortTraceback():
             return compute_graph(self.pool, self.keys, dsk, keys, self.with_defaults(kwargs))
 
     def compute(

@@ -6,6 +6,7 @@ import threading
 from typing import Any
 
 from dask_redisq.forks import in_forked_child
+from dask_redisq.frames import ShortTraceback
 from dask_redisq.queue import Queue
 from dask_redisq.settings import setting
 from dask_redisq.unnamed import server_url
@@ -51,9 +52,9 @@ def get(dsk: Any, keys: Any, **kwargs: Any) -> Any:
     >>> redisq.get({"x": (sum, [1, 2])}, "x")  # doctest: +SKIP
     3
     """
-    return default_queue(kwargs.pop("queue", None), kwargs.pop("url", None)).get(
-        dsk, keys, **kwargs
-    )
+    with ShortTraceback():
+        queue = default_queue(kwargs.pop("queue", None), kwargs.pop("url", None))
+        return queue.get(dsk, keys, **kwargs)
 
 
 def _persist(collections: Any, **kwargs: Any) -> Any:

@@ -10,6 +10,7 @@ import cloudpickle
 
 from dask_redisq.codec import PROTOCOL, dumps
 from dask_redisq.errors import TaskNotSerializable, ValueTooLarge
+from dask_redisq.pickler import dumps_by_value, dumps_plain
 from dask_redisq.unshared import holds_open_file
 
 __all__ = ["unsendable"]
@@ -55,11 +56,11 @@ def unsendable(
 def _try(task: Any) -> None:
     """Pickle a task as the encoder does, but for its buffers, which never fail and may be large."""
     try:
-        data = pickle.dumps(task, protocol=PROTOCOL, buffer_callback=_drop)
+        data = dumps_plain(task, PROTOCOL, buffer_callback=_drop)
     except Exception:
         data = b"__main__"
     if b"__main__" in data or cloudpickle.list_registry_pickle_by_value():
-        cloudpickle.dumps(task, protocol=PROTOCOL, buffer_callback=_drop)
+        dumps_by_value(task, PROTOCOL, buffer_callback=_drop)
 
 
 def _drop(_: pickle.PickleBuffer) -> bool:
@@ -75,8 +76,8 @@ def _size(task: Any) -> int:
 
 def _unpicklable(task: Any, fault: Exception, name: str) -> TaskNotSerializable:
     hint = (
-        ". xarray has the file open in this process, as for threads: write it under "
-        "`with redisq.enable():`, then tasks open it; or write zarr"
+        ". xarray has the file open in this process, as for threads: call to_netcdf with the "
+        "scheduler set for all, as by `with redisq.enable():`, then tasks open it; or write zarr"
     )
     return TaskNotSerializable(
         f"{name} cannot be sent to a worker: its function or an argument does not pickle: "

@@ -30,6 +30,8 @@ _WRAPPED = ("store", "_store", "_mutable_mapping", "fs", "sync_fs")
 #: Wrappers in each other that are looked into.
 _DEEP = 8
 _IN_MEMORY = {"MemoryStore", "MemoryFileSystem"}
+#: Attributes that tell others the address of an array: CuPy's, PyTorch's.
+_ADDRESSES = ("__array_interface__", "__cuda_array_interface__", "__dlpack__")
 
 
 def share_or_refuse(plan: Plan, *, one_disk: bool = False, copies: bool = False) -> None:
@@ -140,6 +142,13 @@ def _memory(target: Any) -> str:
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(target, numpy.ndarray):
         return "a NumPy array"
+    if any(hasattr(type(target), word) for word in _ADDRESSES):
+        return "an array in memory"
+    xarray = sys.modules.get("xarray")
+    kinds = tuple(k for n in ("DataArray", "Variable") if (k := getattr(xarray, n, None)))
+    if isinstance(target, kinds):
+        # Also if it was read from a file: what is assigned changes the copy, and never the file.
+        return f"xarray's {type(target).__name__}"
     inner = target
     for _ in range(_DEEP):
         inner = next((x for w in _WRAPPED if (x := getattr(inner, w, None)) is not None), None)

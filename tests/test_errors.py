@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import os
+import re
 import time
 import traceback
 import warnings
@@ -13,10 +15,12 @@ import dask
 import pytest
 from conftest import WorkerProcess, wait_until
 
-import dask_redisq
+import dask_redisq as redisq
+from dask_redisq import frames as our_frames
+from dask_redisq.frames import frames_from_json, frames_to_json
 from dask_redisq.queue import Queue
 
-OURS = str(Path(dask_redisq.__file__).parent)
+OURS = str(Path(redisq.__file__).parent)
 
 
 class Refused(Exception):
@@ -117,7 +121,100 @@ def test_the_traceback_has_the_lines_of_the_user_and_none_of_ours(
     with pytest.raises(Refused) as caught:
         queue.get({"x": (refuse,)}, "x")
     frames = traceback.extract_tb(caught.value.__traceback__)
-    assert [f.name for f in frames if f.filename.startswith(OURS)] == ["get"]
+    assert not [f for f in frames if f.filename.startswith(OURS)]
+
+
+def divide(by: int) -> Any:
+    """Raise in the middle of a line, and of a call of several lines."""
+    return (
+        "é",
+        sum(
+            [
+                1 / by,
+            ]
+        ),
+    )
+
+
+def test_a_traceback_marks_the_columns_of_the_user(queue: Queue, workers: WorkerProcess) -> None:
+    """As Python does at home."""
+    with pytest.raises(ZeroDivisionError) as home:
+        divide(0)
+    with pytest.raises(ZeroDivisionError) as away:
+        queue.get({"x": (divide, 0)}, "x")
+    shown = traceback.format_tb(away.value.__traceback__)[-1]
+    assert "^" in shown
+    assert shown == traceback.format_tb(home.value.__traceback__)[-1]
+
+
+def test_a_traceback_marks_no_columns_that_nobody_knows() -> None:
+    """Python can be told to keep none."""
+    code = compile("def f():\n    return 1 / 0\n", __file__, "exec")
+    space: dict[str, Any] = {}
+    exec(code, space)  # noqa: S102 - a function that is to lose its columns
+    space["f"].__code__ = space["f"].__code__.replace(co_linetable=b"")
+    with pytest.raises(ZeroDivisionError) as home:
+        space["f"]()
+    found = frames_from_json(frames_to_json(home.value.__traceback__))
+    assert "^" not in traceback.format_tb(found)[-1]
+
+
+def test_a_traceback_shows_the_source_of_a_script(
+    queue: Queue, workers: WorkerProcess, tmp_path: Path
+) -> None:
+    """Functions of ``__main__`` travel by value, and know where they were written."""
+    script = tmp_path / "script.py"
+    script.write_text("def model(x):\n    def scale():\n        return 1 / x\n    return scale()\n")
+    space: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(script.read_text(), str(script), "exec"), space)  # noqa: S102 - as a script
+    with pytest.raises(ZeroDivisionError) as home:
+        space["model"](0)
+    calls: list[Any] = [
+        dask.delayed(space["model"])(0).compute,
+        lambda scheduler: Queue.foreach(queue, space["model"], [0]),
+    ]
+    for call in calls:
+        with pytest.raises(ZeroDivisionError) as away:
+            call(scheduler=queue.get)
+        shown = traceback.format_tb(away.value.__traceback__)[-2:]
+        assert str(script) in shown[-1]
+        assert shown == traceback.format_tb(home.value.__traceback__)[-2:]
+
+
+class Unreadable:
+    """Raises as it is read, in what is not Python's."""
+
+    def __reduce__(self) -> Any:
+        return operator.truediv, (1, 0)
+
+
+def test_no_frame_of_ours_is_shown_where_the_user_has_none(
+    queue: Queue, workers: WorkerProcess
+) -> None:
+    """A function in C, an argument or a result that cannot be read."""
+    calls = {"called": (operator.truediv, 1, 0), "given": (id, Unreadable()), "made": (Unreadable,)}
+    for name, call in calls.items():
+        lazy = dask.delayed(call[0])(*call[1:])
+        part = redisq.futures_of(lazy.persist(scheduler=queue.get))[0]
+        ways: list[Any] = [
+            lambda lazy=lazy: dask.compute(lazy, scheduler=queue.get),
+            lambda lazy=lazy: redisq.get(
+                dict(lazy.dask), lazy.key, url=queue.url, queue=queue.name
+            ),
+            queue.compute(lazy).result,
+            part.result,
+        ]
+        for way in ways:
+            with pytest.raises(ZeroDivisionError) as caught:
+                way()
+            frames = traceback.extract_tb(caught.value.__traceback__)
+            assert not [f for f in frames if f.filename.startswith(OURS)], (name, frames)
+
+
+def test_frames_of_ours_are_known_by_names_that_they_have() -> None:
+    """The functions after which what is the user's begins."""
+    for file, name in our_frames._BORDERS:
+        assert re.search(rf"def {name}\(", (Path(OURS) / file).read_text())
 
 
 def test_warnings_of_tasks_are_issued_by_the_client(queue: Queue, workers: WorkerProcess) -> None:
@@ -178,7 +275,7 @@ def test_warnings_of_persisted_tasks_are_issued_once(
     x, y = dask.persist(
         dask.delayed(warn)(2), dask.delayed(warn_later)(gate), scheduler=queue.get, chunk_size=1
     )
-    (early,), (late,) = dask_redisq.futures_of(x), dask_redisq.futures_of(y)
+    (early,), (late,) = redisq.futures_of(x), redisq.futures_of(y)
     with pytest.warns(RuntimeWarning, match="warned by 0") as caught:
         assert early.result() == 2
     assert [w.filename for w in caught] == [__file__]
@@ -208,10 +305,10 @@ def test_a_persisted_task_that_raises_has_its_warnings_issued(
 ) -> None:
     """They may tell why it did; a filter that makes errors of them hides no other one."""
     failing = dask.delayed(warn_and_fail)
-    (part,) = dask_redisq.futures_of(failing().persist(scheduler=queue.get))
+    (part,) = redisq.futures_of(failing().persist(scheduler=queue.get))
     with pytest.warns(RuntimeWarning, match="before the end"), pytest.raises(Refused):
         part.result()
-    (part,) = dask_redisq.futures_of(failing().persist(scheduler=queue.get))
+    (part,) = redisq.futures_of(failing().persist(scheduler=queue.get))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(Refused):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import pickle
 import subprocess
@@ -134,7 +135,156 @@ def test_stores_of_unlike_chunks_take_the_lock_of_the_queue(
     assert np.array_equal(target[:], expected())
 
 
+@pytest.mark.parametrize("kind", ["DataArray", "Variable", "opened"])
+def test_storing_into_an_array_of_xarray_is_refused(
+    queue: Queue, tmp_path: Path, kind: str
+) -> None:
+    """It is in memory; what is assigned to one that was read from a file never reaches the file."""
+    target = xr.DataArray(np.zeros((40, 40)), dims=("y", "x"))
+    if kind == "Variable":
+        target = target.variable
+    elif kind == "opened":
+        target.to_dataset(name="t").to_zarr(tmp_path / "x.zarr", zarr_format=2)
+        target = xr.open_zarr(tmp_path / "x.zarr", chunks=None).t
+    with pytest.raises(redisq.RedisqError, match=f"xarray's {type(target).__name__}, which is in"):
+        da.store(grid(), target, scheduler=queue.get)
+    assert not np.asarray(target).any()
+
+
+class Tensor:
+    """Has an address, as arrays of other libraries have."""
+
+    shape, __dlpack__ = (40, 40), None
+
+    def __setitem__(self, where: Any, part: Any) -> None:
+        raise AssertionError("nobody may write here")
+
+
+def test_storing_into_what_has_an_address_is_refused(queue: Queue) -> None:
+    """CuPy's arrays, PyTorch's."""
+    target: Any = Tensor()
+    with pytest.raises(redisq.RedisqError, match="an array in memory, which is in"):
+        da.store(grid(), target, scheduler=queue.get)
+
+
+# Files that are open here.
+
+
+def hdf5(path: Path) -> Any:
+    """Return an open dataset of h5py in a group, of 10 numbers."""
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(path, "w") as file:
+        file["a/x"] = np.arange(10)
+    return h5py.File(path, "r")["a/x"]
+
+
+def netcdf(path: Path) -> Any:
+    """Return an open variable of netCDF4 in a group, of 10 numbers."""
+    netcdf4 = pytest.importorskip("netCDF4")
+    with netcdf4.Dataset(path, "w") as file:
+        file.createDimension("n", 10)
+        file.createVariable("a/x", "i8", ("n",), fill_value=3)[:] = np.arange(10)
+    variable = netcdf4.Dataset(path, "r")["a/x"]
+    variable.set_auto_mask(False)  # or the 3 is missing in the sum
+    return variable
+
+
+@pytest.mark.parametrize("make", [hdf5, netcdf])
+@pytest.mark.parametrize("lock", [True, False])
+def test_an_array_of_an_open_file_is_read_by_workers(
+    queue: Queue, workers: WorkerProcess, tmp_path: Path, make: Any, *, lock: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Each opens the file for itself, whose name need not be absolute."""
+    monkeypatch.chdir(tmp_path)
+    x = da.from_array(make(Path("x.file")), chunks=5, lock=lock)
+    assert (x + 1).sum().compute(scheduler=queue.get) == 55
+    assert x.persist(scheduler=queue.get).sum().compute(scheduler=queue.get) == 45
+
+
+def contents(thing: Any) -> list[str]:
+    """Return the names in a file or group, and what kind that is."""
+    names = list(thing) if hasattr(thing, "keys") else list(thing.variables) + list(thing.groups)
+    return [type(thing).__name__, *names]
+
+
+@pytest.mark.parametrize("make", [hdf5, netcdf])
+def test_open_files_and_groups_are_given_to_tasks(
+    queue: Queue, workers: WorkerProcess, tmp_path: Path, make: Any
+) -> None:
+    """As what they are here."""
+    leaf = make(tmp_path / "x.file")
+    group = leaf.parent if make is hdf5 else leaf.group()
+    for thing in (group, group.file if make is hdf5 else group.parent):
+        assert queue.get({"x": (contents, thing)}, "x") == contents(thing)
+
+
+@pytest.mark.parametrize("make", [hdf5, netcdf])
+def test_a_file_can_be_written_again_after_workers_read_it(
+    queue: Queue, workers: WorkerProcess, tmp_path: Path, make: Any
+) -> None:
+    """A slot closes what it has nothing to do with, and the next job reads what is there then."""
+    path = tmp_path / "x.file"
+    leaf = make(path)
+    root = leaf.file if make is hdf5 else leaf.group().parent
+    assert da.from_array(leaf, chunks=5).sum().compute(scheduler=queue.get) == 45
+    root.close()
+
+    def write() -> bool:
+        try:
+            file = type(root)(path, "a")
+        except OSError:  # a slot has it
+            return False
+        file["a/x"][:] = np.arange(100, 110)
+        file.close()
+        return True
+
+    wait_until(write, 20)
+    with type(root)(path, "r") as file:
+        x = da.from_array(file["a/x"], chunks=5, name=False)
+        assert x.sum().compute(scheduler=queue.get) == 1045
+
+
+@pytest.mark.parametrize("make", [hdf5, netcdf])
+def test_a_file_that_is_open_for_writing_is_refused_with_what_to_do(
+    queue: Queue, tmp_path: Path, make: Any
+) -> None:
+    """What was written last need not be on the disk; a closed one is refused as well."""
+    leaf = make(tmp_path / "x.file")
+    root = leaf.file if make is hdf5 else leaf.group().parent
+    root.close()
+    with pytest.raises(redisq.TaskNotSerializable, match="is closed: compute before"):
+        queue.get({"x": (len, leaf)}, "x")
+    with (
+        type(root)(tmp_path / "x.file", "a") as file,
+        pytest.raises(redisq.TaskNotSerializable, match=r"open for writing.* mode \"r\""),
+    ):
+        da.from_array(file["a/x"], chunks=5).sum().compute(scheduler=queue.get)
+
+
+def test_an_open_file_that_is_in_memory_is_refused(queue: Queue, tmp_path: Path) -> None:
+    """No worker could open it."""
+    h5py = pytest.importorskip("h5py")
+    hdf5(tmp_path / "x.h5").file.close()
+    with (
+        (tmp_path / "x.h5").open("rb") as file,
+        h5py.File(file) as opened,
+        pytest.raises(redisq.TaskNotSerializable, match="no file on a disk"),
+    ):
+        da.from_array(opened["a/x"], chunks=5).sum().compute(scheduler=queue.get)
+
+
 # Locks of Dask, which hold within one process.
+
+
+@pytest.mark.parametrize("make", [threading.Lock, threading.RLock])
+def test_a_lock_of_threads_is_refused_with_the_one_to_take(
+    queue: Queue, tmp_path: Path, make: Any
+) -> None:
+    """It cannot hold for workers."""
+    target = zarr.create_array(store=str(tmp_path / "x"), shape=(40, 40), chunks=(9, 9), dtype="f8")
+    with pytest.raises(redisq.TaskNotSerializable, match=r"redisq\.Lock\(name\) instead"):
+        da.store(grid(), target, lock=make(), scheduler=queue.get)
 
 
 class Pages:
@@ -363,7 +513,7 @@ def test_xarray_writes_netcdf_and_opens_it(
 
 
 def test_xarray_is_as_it_was_when_dask_redisq_is_not_the_scheduler(queue: Queue) -> None:
-    """What was replaced is put back; and while it is, it answers for others as before."""
+    """What was replaced answers for others as before."""
     names = ("locks", "netCDF4_", "writers")
     backends: list[Any] = [importlib.import_module(f"xarray.backends.{name}") for name in names]
     locks, netCDF4_, writers = backends  # noqa: N806
@@ -374,26 +524,54 @@ def test_xarray_is_as_it_was_when_dask_redisq_is_not_the_scheduler(queue: Queue)
         with dask.config.set(scheduler="threads"):
             assert writers.get_dask_scheduler() == "threaded"
             assert not isinstance(netCDF4_.get_write_lock("x"), redisq.Lock)
+    assert writers.get_dask_scheduler() == "threaded"
+    assert not isinstance(netCDF4_.get_write_lock("x"), redisq.Lock)
     after = (locks.get_write_lock, writers.get_dask_scheduler, netCDF4_.get_write_lock)
     assert after == before
 
 
-def test_netcdf_without_enable_is_refused_with_what_to_do(queue: Queue, tmp_path: Path) -> None:
-    """To xarray our `get` is threads, and it keeps the file open in this process."""
+@pytest.mark.parametrize("engine", ["netcdf4", "h5netcdf"])
+@pytest.mark.parametrize("scheduler", ["queue", "get", "name"])
+def test_xarray_writes_netcdf_with_the_scheduler_set_globally(
+    queue: Queue, workers: WorkerProcess, tmp_path: Path, engine: str, scheduler: str
+) -> None:
+    """Whatever of ours Dask was told to take."""
+    pytest.importorskip({"netcdf4": "netCDF4"}.get(engine, engine))
+    pytest.importorskip("h5py")
+    get = {"queue": queue.get, "get": redisq.get, "name": "redisq"}[scheduler]
+    settings = {"scheduler": get, "redisq.url": queue.url, "redisq.queue": queue.name}
+    with dask.config.set(settings):
+        dataset().to_netcdf(tmp_path / "x.nc", engine=engine)
+        xr.save_mfdataset([dataset()], [tmp_path / "y.nc"], engine=engine)
+    for name in ("x.nc", "y.nc"):
+        with xr.open_dataset(tmp_path / name, engine=engine) as back:
+            assert np.array_equal(back.t, expected())
+
+
+def test_netcdf_that_was_begun_for_threads_is_refused_with_what_to_do(
+    queue: Queue, tmp_path: Path
+) -> None:
+    """Xarray keeps the file open in this process, and who computes then comes too late."""
     pytest.importorskip("h5netcdf")
-    with (
-        dask.config.set(scheduler=queue.get),
-        pytest.raises(redisq.TaskNotSerializable, match=r"with redisq\.enable\(\).*zarr"),
-    ):
-        dataset().to_netcdf(tmp_path / "x.nc", engine="h5netcdf")
-    with (
-        dask.config.set(scheduler=queue.get),
-        pytest.raises(redisq.TaskNotSerializable, match=r"with redisq\.enable\(\).*zarr"),
-    ):
-        xr.save_mfdataset([dataset()], [tmp_path / "y.nc"], engine="h5netcdf")
+    late = dataset().to_netcdf(tmp_path / "x.nc", engine="h5netcdf", compute=False)
+    with pytest.raises(redisq.TaskNotSerializable, match=r"with redisq\.enable\(\).*zarr"):
+        late.compute(scheduler=queue.get)
     with pytest.raises(redisq.TaskNotSerializable) as other:
         queue.get({"x": (id, threading.Lock())}, "x")
     assert "xarray" not in str(other.value)
+
+
+@pytest.mark.parametrize("engine", ["netcdf4", "h5netcdf"])
+def test_netcdf_in_memory_is_refused_with_what_to_do(queue: Queue, engine: str) -> None:
+    """No worker could write into it; what is here is written as ever."""
+    pytest.importorskip({"netcdf4": "netCDF4"}.get(engine, engine))
+    with dask.config.set(scheduler=queue.get):
+        for target in (None, io.BytesIO()) if engine == "h5netcdf" else (None,):
+            with pytest.raises(redisq.RedisqError, match=r"in memory.* or compute the dataset"):
+                dataset().to_netcdf(target, engine=engine)
+        here = xr.Dataset({"t": (("y", "x"), expected())})
+        with xr.open_dataset(here.to_netcdf(engine=engine), engine=engine) as back:
+            assert np.array_equal(back.t, expected())
 
 
 def xarray_modules() -> list[Any]:
@@ -452,14 +630,16 @@ def test_threads_that_enable_at_the_same_time_leave_nothing_behind(queue: Queue)
 
 
 def test_xarray_may_be_imported_later(queue: Queue) -> None:
-    """And what it imports then is put back as well."""
+    """Nothing of it is imported before; and it answers for others as ever."""
     code = (
         "import dask_redisq as redisq, sys\n"
+        "assert 'xarray' not in sys.modules\n"
         f"with redisq.enable('test', {queue.url!r}):\n"
-        "    assert 'xarray' not in sys.modules\n"
         "    from xarray.backends import netCDF4_, writers\n"
         "    assert writers.get_dask_scheduler() == 'multiprocessing'\n"
         "    assert isinstance(netCDF4_.get_write_lock('x'), redisq.Lock)\n"
+        "assert writers.get_dask_scheduler() == 'threaded'\n"
+        "assert not isinstance(netCDF4_.get_write_lock('x'), redisq.Lock)\n"
         "assert writers.get_dask_scheduler.__module__ == 'xarray.backends.locks'\n"
         "assert netCDF4_.get_write_lock.__module__ == 'xarray.backends.locks'\n"
     )
