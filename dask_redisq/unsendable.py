@@ -76,8 +76,8 @@ def _size(task: Any) -> int:
 
 def _unpicklable(task: Any, fault: Exception, name: str) -> TaskNotSerializable:
     hint = (
-        ". xarray has the file open in this process, as for threads: call to_netcdf with the "
-        "scheduler set for all, as by `with redisq.enable():`, then tasks open it; or write zarr"
+        ". xarray has the file open in this process, as for threads: call to_netcdf under "
+        "`with redisq.enable():`, then tasks open it; or write zarr"
     )
     return TaskNotSerializable(
         f"{name} cannot be sent to a worker: its function or an argument does not pickle: "
