@@ -28,7 +28,6 @@ class Enabled:
                 {"scheduler": scheduler, "dataframe.shuffle.method": "tasks"}
             )
             _enabled.append(self)
-        self._undo = patch(_queue_of)
 
     def inherit(self, settings: Any) -> None:
         """Restore at the end what `settings` of an earlier one would have restored."""
@@ -41,7 +40,6 @@ class Enabled:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._undo()
         with _lock:
             if self not in _enabled:
                 return
@@ -56,20 +54,12 @@ class Enabled:
                 _enabled[at].inherit(self._settings)
 
 
-def _queue_of(scheduler: Any) -> Queue | None:
-    """Return the queue whose `get` this is, if it is one of ours."""
-    if scheduler is get:
-        return default_queue()
-    owner = getattr(scheduler, "__self__", None)
-    return owner if isinstance(owner, Queue) else None
-
-
 def enable(queue: str | None = None, url: str | None = None) -> Enabled:
     """Make dask-redisq the scheduler of this process: doRedis's registerDoRedis.
 
     Sets ``scheduler``, and ``dataframe.shuffle.method`` to tasks, which is the one that is right on
-    several hosts; and lets xarray take a `Lock` of the queue for files that tasks write. Use it as
-    a plain call, or as a context manager that undoes all of it.
+    several hosts. Use it as a plain call, or as a context manager that undoes both. xarray takes a
+    `Lock` of the queue for files that tasks write wherever the scheduler that is set is ours.
 
     Parameters
     ----------
@@ -91,3 +81,18 @@ def enable(queue: str | None = None, url: str | None = None) -> Enabled:
     tasks
     """
     return Enabled(get if queue is None and url is None else Queue(queue, url).get)
+
+
+def _is_ours(scheduler: Any) -> bool:
+    return scheduler is get or isinstance(getattr(scheduler, "__self__", None), Queue)
+
+
+def _queue_of(scheduler: Any) -> Queue:
+    """Return the queue whose `get` this is."""
+    if scheduler is get:
+        return default_queue()
+    owner: Queue = scheduler.__self__
+    return owner
+
+
+patch(_is_ours, _queue_of)

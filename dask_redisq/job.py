@@ -368,8 +368,8 @@ class Job(Follower):
                 dumps(task)
             except Exception as error:
                 hint = (
-                    ". xarray has the file open in this process, as for threads: write it under "
-                    "`with redisq.enable():`, then tasks open it; or write zarr"
+                    ". xarray has the file open in this process, as for threads: call to_netcdf "
+                    "under `with redisq.enable():`, then tasks open it; or write zarr"
                 )
                 return TaskNotSerializable(
                     f"{self._name(first + i)} cannot be sent to a worker: its function or an "

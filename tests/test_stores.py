@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import pickle
 import subprocess
@@ -512,7 +513,7 @@ def test_xarray_writes_netcdf_and_opens_it(
 
 
 def test_xarray_is_as_it_was_when_dask_redisq_is_not_the_scheduler(queue: Queue) -> None:
-    """What was replaced is put back; and while it is, it answers for others as before."""
+    """What was replaced answers for others as before."""
     names = ("locks", "netCDF4_", "writers")
     backends: list[Any] = [importlib.import_module(f"xarray.backends.{name}") for name in names]
     locks, netCDF4_, writers = backends  # noqa: N806
@@ -523,26 +524,54 @@ def test_xarray_is_as_it_was_when_dask_redisq_is_not_the_scheduler(queue: Queue)
         with dask.config.set(scheduler="threads"):
             assert writers.get_dask_scheduler() == "threaded"
             assert not isinstance(netCDF4_.get_write_lock("x"), redisq.Lock)
+    assert writers.get_dask_scheduler() == "threaded"
+    assert not isinstance(netCDF4_.get_write_lock("x"), redisq.Lock)
     after = (locks.get_write_lock, writers.get_dask_scheduler, netCDF4_.get_write_lock)
     assert after == before
 
 
-def test_netcdf_without_enable_is_refused_with_what_to_do(queue: Queue, tmp_path: Path) -> None:
-    """To xarray our `get` is threads, and it keeps the file open in this process."""
+@pytest.mark.parametrize("engine", ["netcdf4", "h5netcdf"])
+@pytest.mark.parametrize("scheduler", ["queue", "get", "name"])
+def test_xarray_writes_netcdf_with_the_scheduler_set_globally(
+    queue: Queue, workers: WorkerProcess, tmp_path: Path, engine: str, scheduler: str
+) -> None:
+    """Whatever of ours Dask was told to take."""
+    pytest.importorskip({"netcdf4": "netCDF4"}.get(engine, engine))
+    pytest.importorskip("h5py")
+    get = {"queue": queue.get, "get": redisq.get, "name": "redisq"}[scheduler]
+    settings = {"scheduler": get, "redisq.url": queue.url, "redisq.queue": queue.name}
+    with dask.config.set(settings):
+        dataset().to_netcdf(tmp_path / "x.nc", engine=engine)
+        xr.save_mfdataset([dataset()], [tmp_path / "y.nc"], engine=engine)
+    for name in ("x.nc", "y.nc"):
+        with xr.open_dataset(tmp_path / name, engine=engine) as back:
+            assert np.array_equal(back.t, expected())
+
+
+def test_netcdf_that_was_begun_for_threads_is_refused_with_what_to_do(
+    queue: Queue, tmp_path: Path
+) -> None:
+    """Xarray keeps the file open in this process, and who computes then comes too late."""
     pytest.importorskip("h5netcdf")
-    with (
-        dask.config.set(scheduler=queue.get),
-        pytest.raises(redisq.TaskNotSerializable, match=r"with redisq\.enable\(\).*zarr"),
-    ):
-        dataset().to_netcdf(tmp_path / "x.nc", engine="h5netcdf")
-    with (
-        dask.config.set(scheduler=queue.get),
-        pytest.raises(redisq.TaskNotSerializable, match=r"with redisq\.enable\(\).*zarr"),
-    ):
-        xr.save_mfdataset([dataset()], [tmp_path / "y.nc"], engine="h5netcdf")
+    late = dataset().to_netcdf(tmp_path / "x.nc", engine="h5netcdf", compute=False)
+    with pytest.raises(redisq.TaskNotSerializable, match=r"with redisq\.enable\(\).*zarr"):
+        late.compute(scheduler=queue.get)
     with pytest.raises(redisq.TaskNotSerializable) as other:
         queue.get({"x": (id, threading.Lock())}, "x")
     assert "xarray" not in str(other.value)
+
+
+@pytest.mark.parametrize("engine", ["netcdf4", "h5netcdf"])
+def test_netcdf_in_memory_is_refused_with_what_to_do(queue: Queue, engine: str) -> None:
+    """No worker could write into it; what is here is written as ever."""
+    pytest.importorskip({"netcdf4": "netCDF4"}.get(engine, engine))
+    with dask.config.set(scheduler=queue.get):
+        for target in (None, io.BytesIO()) if engine == "h5netcdf" else (None,):
+            with pytest.raises(redisq.RedisqError, match=r"in memory.* or compute the dataset"):
+                dataset().to_netcdf(target, engine=engine)
+        here = xr.Dataset({"t": (("y", "x"), expected())})
+        with xr.open_dataset(here.to_netcdf(engine=engine), engine=engine) as back:
+            assert np.array_equal(back.t, expected())
 
 
 def xarray_modules() -> list[Any]:
@@ -601,14 +630,16 @@ def test_threads_that_enable_at_the_same_time_leave_nothing_behind(queue: Queue)
 
 
 def test_xarray_may_be_imported_later(queue: Queue) -> None:
-    """And what it imports then is put back as well."""
+    """Nothing of it is imported before; and it answers for others as ever."""
     code = (
         "import dask_redisq as redisq, sys\n"
+        "assert 'xarray' not in sys.modules\n"
         f"with redisq.enable('test', {queue.url!r}):\n"
-        "    assert 'xarray' not in sys.modules\n"
         "    from xarray.backends import netCDF4_, writers\n"
         "    assert writers.get_dask_scheduler() == 'multiprocessing'\n"
         "    assert isinstance(netCDF4_.get_write_lock('x'), redisq.Lock)\n"
+        "assert writers.get_dask_scheduler() == 'threaded'\n"
+        "assert not isinstance(netCDF4_.get_write_lock('x'), redisq.Lock)\n"
         "assert writers.get_dask_scheduler.__module__ == 'xarray.backends.locks'\n"
         "assert netCDF4_.get_write_lock.__module__ == 'xarray.backends.locks'\n"
     )
