@@ -14,8 +14,13 @@ from dask_redisq.serving import name_of_slot
 
 __all__ = ["Body", "Caught", "Reduced", "Setup", "Told", "catching", "forget_setup"]
 
-#: Tokens of the loops whose setup this process has done.
-_done: set[str] = set()
+Globals = dict[str, Any]
+
+#: Tokens of the loops whose setup this process has done -> where it set names, if they are kept,
+#: and which.
+_done: dict[str, tuple[Globals, Globals]] = {}
+#: Among global names: the setup whose names are there.
+_SHOWN = "__redisq_setup__"
 
 
 @dataclass(frozen=True)
@@ -30,22 +35,40 @@ class Setup:
         Modules to import: doRedis's setPackages.
     worker_init : callable, optional
         Called without arguments: doRedis's worker.init; again in a slot that replaced a dead one.
+    kept_for : callable, optional
+        The function in `worker_init` whose global names `show` is to show to others.
     """
 
     token: str
     packages: tuple[str, ...] = ()
     worker_init: Callable[[], object] | None = None
+    kept_for: Callable[..., object] | None = None
 
     def do(self) -> None:
         """Do it, unless this process did; what it raises is the error of the job."""
         if self.token in _done:
             return
+        names = getattr(self.kept_for, "__globals__", {})
+        before = dict(names)
         with _of_the_job():
             for name in self.packages:
                 import_module(name)
             if self.worker_init is not None:
                 self.worker_init()
-        _done.add(self.token)
+        new = {k: v for k, v in names.items() if k not in before or before[k] is not v}
+        _done[self.token] = names, new
+
+    def show(self, fn: Callable[..., Any]) -> None:
+        """Set the names that it set for a function that came later, with names of its own.
+
+        Functions of a script are read anew with each block of calls, each time into new names.
+        """
+        home, names = _done[self.token]
+        theirs = getattr(getattr(fn, "func", fn), "__globals__", home)
+        if theirs is home or theirs.get("__name__") != home.get("__name__"):
+            return
+        if names and theirs.get(_SHOWN) != self.token:  # once: it may be told something else since
+            theirs.update(names, **{_SHOWN: self.token})
 
 
 @contextmanager
@@ -60,7 +83,7 @@ def _of_the_job() -> Iterator[None]:
 
 def forget_setup(token: str) -> None:
     """Have a loop set up again, if it comes again: what the setup was done for is gone."""
-    _done.discard(token)
+    _done.pop(token, None)
 
 
 @dataclass(frozen=True)
@@ -173,6 +196,7 @@ def catching(setup: Setup | None, fn: Callable[..., Any], /, *args: Any, **kwarg
     """Call a function whose exception is a result, though not one of its setup."""
     if setup is not None:
         setup.do()
+        setup.show(fn)
     try:
         return fn(*args, **kwargs)
     except Exception as error:

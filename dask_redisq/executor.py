@@ -52,7 +52,8 @@ class Executor(BaseExecutor):
     url : str, optional
         By default the setting ``redisq.url``, or the private server.
     initializer : callable, optional
-        Called with `initargs` once in each slot that takes part, before its first call.
+        Called with `initargs` once in each slot that takes part, before its first call. Functions
+        of its module find the global names that it sets.
     initargs : tuple, default ()
         For that.
     max_workers : int, optional
@@ -84,7 +85,7 @@ class Executor(BaseExecutor):
         self._setup = None
         if initializer is not None:
             init = _Initializer(initializer, initargs)
-            self._setup = Setup(secrets.token_hex(8), worker_init=init)
+            self._setup = Setup(secrets.token_hex(8), worker_init=init, kept_for=initializer)
         self._cap = None if max_workers is None else whole("max_workers", max_workers, 1)
         self._lock = threading.Condition()
         self._pending: deque[tuple[Future[Any], Call]] = deque()
@@ -337,11 +338,11 @@ class _Chunk:
     """Calls a function for each of some items, whose arguments come one after another."""
 
     def __init__(self, fn: Callable[..., Any], width: int) -> None:
-        self.fn = fn
+        self.func = fn  # as a partial has it: see Setup.show
         self.width = width
 
     def __call__(self, *args: Any) -> list[Any]:
-        return [self.fn(*args[i : i + self.width]) for i in range(0, len(args), self.width)]
+        return [self.func(*args[i : i + self.width]) for i in range(0, len(args), self.width)]
 
 
 def _chunks(items: Iterator[tuple[Any, ...]], size: int) -> Iterator[list[Any]]:

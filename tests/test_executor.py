@@ -18,6 +18,7 @@ import dask
 import dask.array as da
 import pytest
 from conftest import wait_until
+from test_foreach import script
 
 import dask_redisq as redisq
 
@@ -205,6 +206,24 @@ def test_an_initializer_runs_once_per_slot(cluster: redisq.LocalCluster, tmp_pat
         list(executor.map(abs, range(50)))
         executor.queue.close()
     assert {path.read_text() for path in tmp_path.iterdir()} == {"x"}
+
+
+def test_what_an_initializer_sets_is_there_for_all_calls(executor: redisq.Executor) -> None:
+    """Functions of a script are read anew with each of its calls, and other names with them."""
+    names = script(
+        "MODEL = None\n"
+        "def init(start):\n"
+        "    global MODEL\n"
+        "    MODEL = [start]\n"
+        "def helper(i): return MODEL[0] + i\n"
+        "def use(i): return helper(i)\n"
+    )
+    queue = executor.queue
+    with redisq.Executor(queue, initializer=names["init"], initargs=(9,)) as mine:
+        assert [mine.submit(names["use"], i).result(60) for i in range(5)] == [9, 10, 11, 12, 13]
+        assert list(mine.map(names["use"], range(5), chunksize=2)) == [9, 10, 11, 12, 13]
+        assert mine.submit(abs, -1).result(60) == 1
+    assert names["MODEL"] is None
 
 
 def test_dask_takes_it_for_a_scheduler(executor: redisq.Executor) -> None:
