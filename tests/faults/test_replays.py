@@ -52,7 +52,7 @@ LATE = {
 #: copies have tests of their own below.
 BEFORE = {"register": {"unregister", "recover"}, "greet": {"greet"}}
 #: Fields and sorted sets that hold a time.
-TIMES = {"fresh_until", "frozen_at", "ended", "passed", "renewed", "run_at", "suspended"}
+TIMES = {"fresh_until", "frozen_at", "ended", "passed", "renewed", "run_at", "since", "suspended"}
 ORDERED_BY_TIME = ("jobs", "idle:", "sets", "delayed")
 
 
