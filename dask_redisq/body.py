@@ -12,10 +12,26 @@ from dask_redisq.remote_error import pack_error, unpack_error
 from dask_redisq.seeding import restored, seeded
 from dask_redisq.serving import name_of_slot
 
-__all__ = ["Body", "Caught", "Reduced", "Setup", "Told", "catching", "forget_setup"]
+__all__ = [
+    "Body",
+    "Caught",
+    "Reduced",
+    "Setup",
+    "Told",
+    "catching",
+    "forget_setup",
+    "is_of_the_job",
+]
 
 Globals = dict[str, Any]
 
+#: What an error has that is no iteration's: a note, since no attribute travels with each error.
+OF_THE_JOB = (
+    "dask-redisq: raised by packages, worker_init or reduce, which are of all iterations, and no "
+    "error of one of them"
+)
+#: Setups with names to show that a process remembers: they may be of models, and large.
+MOST_KEPT = 2
 #: Tokens of the loops whose setup this process has done -> where it set names, if they are kept,
 #: and which.
 _done: dict[str, tuple[Globals, Globals]] = {}
@@ -48,7 +64,7 @@ class Setup:
         """Do it, unless this process did; what it raises is the error of the job."""
         if self.token in _done:
             return
-        names = getattr(self.kept_for, "__globals__", {})
+        names = _names_of(self.kept_for)
         before = dict(names)
         with _of_the_job():
             for name in self.packages:
@@ -57,6 +73,9 @@ class Setup:
                 self.worker_init()
         new = {k: v for k, v in names.items() if k not in before or before[k] is not v}
         _done[self.token] = names, new
+        kept = [token for token, (home, _) in _done.items() if home]
+        for token in kept[:-MOST_KEPT]:
+            del _done[token]
 
     def show(self, fn: Callable[..., Any]) -> None:
         """Set the names that it set for a function that came later, with names of its own.
@@ -64,10 +83,10 @@ class Setup:
         Functions of a script are read anew with each block of calls, each time into new names.
         """
         home, names = _done[self.token]
-        theirs = getattr(getattr(fn, "func", fn), "__globals__", home)
-        if theirs is home or theirs.get("__name__") != home.get("__name__"):
+        theirs = _names_of(fn) if names else home
+        if theirs is home or theirs.get("__name__") != home.get("__name__", ""):
             return
-        if names and theirs.get(_SHOWN) != self.token:  # once: it may be told something else since
+        if theirs.get(_SHOWN) != self.token:  # once: it may be told something else since
             theirs.update(names, **{_SHOWN: self.token})
 
 
@@ -77,8 +96,27 @@ def _of_the_job() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        error.__dict__["redisq_of_the_job"] = True  # it travels with the error
+        notes = error.__dict__.get("__notes__")
+        others = notes if isinstance(notes, list) else []
+        if OF_THE_JOB not in others:  # first: of many notes not all travel
+            error.__dict__["__notes__"] = [OF_THE_JOB, *others]
         raise
+
+
+def is_of_the_job(error: BaseException) -> bool:
+    """Tell whether an error is of what all iterations have in common."""
+    return OF_THE_JOB in getattr(error, "__notes__", ())
+
+
+def _names_of(fn: Any) -> Globals:
+    """Return the global names of a function, or of the one in a partial, a method, an object."""
+    while not hasattr(fn, "__globals__"):
+        inner = getattr(fn, "func", None) or getattr(fn, "__func__", None)
+        if inner is None:
+            return getattr(vars(type(fn)).get("__call__"), "__globals__", {})
+        fn = inner
+    found: Globals = fn.__globals__
+    return found
 
 
 def forget_setup(token: str) -> None:

@@ -124,7 +124,7 @@ class Semaphore:
     def _settle(self) -> None:
         """Take the queue of the one cluster that runs here: it is the default of its tasks."""
         if not self._settled:
-            cluster = cluster_meant()
+            cluster = cluster_meant(self._queue_name)
             self._queue_name = self._queue_name if cluster is None else cluster.queue
             self._settled = True
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dask_redisq.errors import NoServerError
-from dask_redisq.local import LocalCluster, running_clusters
+from dask_redisq.local import LocalCluster, defaults, running_clusters
 from dask_redisq.queue import Queue
 from dask_redisq.scheduler import default_queue
 from dask_redisq.settings import setting
@@ -24,7 +24,8 @@ def cluster_meant(name: str | None = None) -> LocalCluster | None:
     Parameters
     ----------
     name : str, optional
-        The queue. A cluster of that name goes before others.
+        The queue. A cluster of that name goes before others, and what the user made before what
+        was started where no server was named.
 
     Raises
     ------
@@ -34,7 +35,9 @@ def cluster_meant(name: str | None = None) -> LocalCluster | None:
     if setting("url"):
         return None
     running = running_clusters()
-    found = [cluster for cluster in running if cluster.queue == name] or running
+    embedded = {id(cluster) for cluster in defaults.values()}
+    made = [cluster for cluster in running if id(cluster) not in embedded]
+    found = [cluster for cluster in running if cluster.queue == name] or made or running
     if len(found) > 1:
         raise NoServerError(
             f"{len(found)} clusters run in this process, and it could be of any of them: say of "

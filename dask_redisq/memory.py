@@ -16,6 +16,7 @@ from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.open_files import holds_files
 from dask_redisq.record import read_record
+from dask_redisq.staying import let_go
 from dask_redisq.trust import BLOCK, UNSIGNED, VALUE, Seal, Signer
 from dask_redisq.versions import differences
 
@@ -190,6 +191,7 @@ class SlotMemory:
             if holds_files():
                 # A file that is opened a second time shows what it was when it was opened first.
                 self._jobs.clear()
+                let_go()
                 gc.collect()
             self._make_room()
             self._jobs[job] = JobMemory(self._link, keys, job, self._signer.seal(keys.queue, job))
@@ -319,7 +321,9 @@ class SlotMemory:
             # Nobody could write into one. What is needed again is read again.
             for memory in self._jobs.values():
                 memory.blocks.clear()
+            let_go()
             gc.collect()  # those of netCDF4 are in cycles
+        let_go(now)
         names = [name for name in self.kept.names() if name[0] == keys.queue]
         if not names or now < self._tidy_at.get(keys.queue, 0.0):
             return

@@ -11,8 +11,8 @@ import dis
 import io
 import pickle
 import sys
+import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
 from inspect import getattr_static
@@ -24,17 +24,16 @@ import cloudpickle
 from dask_redisq.body import forget_setup
 from dask_redisq.codec import LARGE, PROTOCOL, loads
 from dask_redisq.pickler import Pickler
+from dask_redisq.staying import stay
 
 __all__ = ["Parcel", "functions_in"]
 
-#: Loops whose functions stay in a process after their blocks: the next window may want them again.
-#: Not of those with more bytes, which are let go with the blocks.
-STAYING, MOST_BYTES = 8, 2**24
+#: Bytes from which functions are let go with their blocks, and do not stay.
+MOST_BYTES = 2**24
 
 Globals = dict[str, Any]
 
 _opened: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
-_staying: deque[Any] = deque(maxlen=STAYING)
 
 
 class Parcel:
@@ -111,8 +110,8 @@ def _read(token: str, data: bytes, *buffers: Any) -> Any:
         _opened[token] = found
         # Another one would have names of its own, which nothing has set up.
         weakref.finalize(found, forget_setup, token).atexit = False
-        if len(data) + sum(memoryview(buffer).nbytes for buffer in buffers) < MOST_BYTES:
-            _staying.append(found)
+    if len(data) + sum(memoryview(buffer).nbytes for buffer in buffers) < MOST_BYTES:
+        stay(token, found, time.monotonic())
     return found
 
 

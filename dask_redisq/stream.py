@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Self
 
 from dask.typing import Key
 
+from dask_redisq.body import is_of_the_job
 from dask_redisq.call_log import CallLog
 from dask_redisq.calls import CallPlan
 from dask_redisq.codec import KeptValue
@@ -127,7 +128,7 @@ class CallJob(Job):
         """Tell whether the failure is the result of a call, and not of what comes before all."""
         if self.unsent:
             return self.unrelated
-        return self.each and self.culprit is not None and not hasattr(error, "redisq_of_the_job")
+        return self.each and self.culprit is not None and not is_of_the_job(error)
 
     def replace(self, error: BaseException) -> None:
         """Hand it over."""
@@ -150,6 +151,8 @@ class CallJob(Job):
             one = dataclasses.replace(self.plan, outer={tasks[0]: some})
             try:
                 wait_for_parts(one, self.link, self.keys)
+            except ServerUnavailable:
+                raise
             except Exception as error:
                 found |= dict.fromkeys(tasks, error)
         return found

@@ -55,17 +55,22 @@ class _Patch(importlib.abc.MetaPathFinder):
         self.is_ours = is_ours
         self.queue_of = queue_of
         self.changes = {LOCKS: self.replace_locks, WRITERS: self.replace_opening}
+        self._asking: set[str] = set()
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         """Have a module of xarray's changed once it is loaded."""
         change = self.changes.get(fullname)
-        if change is None:
+        if change is None or fullname in self._asking:
             return None
         others = [f for f in sys.meta_path if f is not self and hasattr(f, "find_spec")]
         found = (finder.find_spec(fullname, path, target) for finder in others)
-        spec = next((spec for spec in found if spec is not None), None)
+        self._asking.add(fullname)  # one of them may ask all others as well
+        try:
+            spec = next((spec for spec in found if spec is not None), None)
+        finally:
+            self._asking.discard(fullname)
         if spec is not None and spec.loader is not None:
             load = spec.loader.exec_module
 

@@ -11,6 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -218,10 +219,12 @@ def test_what_an_initializer_sets_is_there_for_all_calls(executor: redisq.Execut
         "def helper(i): return MODEL[0] + i\n"
         "def use(i): return helper(i)\n"
     )
-    queue = executor.queue
-    with redisq.Executor(queue, initializer=names["init"], initargs=(9,)) as mine:
-        assert [mine.submit(names["use"], i).result(60) for i in range(5)] == [9, 10, 11, 12, 13]
-        assert list(mine.map(names["use"], range(5), chunksize=2)) == [9, 10, 11, 12, 13]
+    queue, init, use = executor.queue, names["init"], names["use"]
+    with redisq.Executor(queue, initializer=partial(init, 8)) as mine:
+        assert [mine.submit(use, i).result(60) for i in range(3)] == [8, 9, 10]
+    with redisq.Executor(queue, initializer=init, initargs=(9,)) as mine:
+        assert [mine.submit(use, i).result(60) for i in range(5)] == [9, 10, 11, 12, 13]
+        assert list(mine.map(use, range(5), chunksize=2)) == [9, 10, 11, 12, 13]
         assert mine.submit(abs, -1).result(60) == 1
     assert names["MODEL"] is None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import itertools
+import json
 import operator
 import os
 import pickle
@@ -26,8 +27,8 @@ import dask_redisq as redisq
 from dask_redisq.combine import Combiner
 from dask_redisq.link import Link
 from dask_redisq.loop import Loop
-from dask_redisq.parcel import STAYING
 from dask_redisq.queue import Queue
+from dask_redisq.staying import MOST
 
 
 @pytest.fixture(scope="module")
@@ -387,6 +388,16 @@ def test_a_reduction_that_raises_ends_the_loop_however_errors_are_handled(loops:
                 )  # fmt: skip
     with pytest.raises(TypeError, match="unsupported operand"):  # it was given the exception
         loops.foreach(raise_odd, 4, reduce=sum, chunk_size=2, errorhandling="pass")
+    # This one travels without its attributes.
+    with pytest.raises(json.JSONDecodeError):
+        loops.foreach(abs, 4, reduce=read_broken, chunk_size=2, errorhandling="remove")
+    with pytest.raises(json.JSONDecodeError):
+        loops.foreach(abs, 4, worker_init=read_broken, errorhandling="remove")
+
+
+def read_broken(_: Any = None) -> Any:
+    """Read what is no JSON."""
+    return json.loads("{broken")
 
 
 def raise_with_4(results: list[int]) -> int:
@@ -523,11 +534,11 @@ def test_functions_that_a_process_let_go_are_set_up_again() -> None:
         return Loop(fn, [3], Combiner(), worker_init=init, export={"SCALE": 1}).body()
 
     first = pickle.dumps(parcel())
-    for count in (1, 1 + STAYING + 1):
+    for count in (1, 1 + MOST + 1):
         for _ in range(3):
             assert pickle.loads(first)(0, 5) == 14
         assert len(inits) == count
-        for _ in range(STAYING):
+        for _ in range(MOST):
             pickle.loads(pickle.dumps(parcel()))(0, 5)
         gc.collect()
     del sys.modules["redisq_let_go"]

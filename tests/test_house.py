@@ -45,7 +45,7 @@ LAYERS: list[tuple[str, ...]] = [
         "retirement",
         "allowance",
     ),
-    ("garbage", "annotations", "preload", "host", "inherit", "lua_text", "open_files"),
+    ("garbage", "annotations", "preload", "host", "inherit", "lua_text", "open_files", "staying"),
     ("pickler",),
     ("settings", "scripts", "codec", "record", "tls", "url", "trust", "output", "guard", "serving"),
     ("unnamed", "tags", "encoder"),

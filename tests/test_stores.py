@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import io
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +245,15 @@ def test_a_file_can_be_written_again_after_workers_read_it(
     with type(root)(path, "r") as file:
         x = da.from_array(file["a/x"], chunks=5, name=False)
         assert x.sum().compute(scheduler=queue.get) == 1045
+        # What stays of a loop, for its next calls, is let go for this.
+        with_leaf = partial(read_at, leaf=file["a/x"])
+        assert queue.foreach(with_leaf, [1, 2], worker_init=gc.collect) == [101, 102]
+    wait_until(write, 20)
+
+
+def read_at(i: int, leaf: Any) -> int:
+    """Read an element of a dataset."""
+    return int(leaf[i])
 
 
 @pytest.mark.parametrize("make", [hdf5, netcdf])
