@@ -1,0 +1,33 @@
+"""What a slot keeps of loops after their blocks are gone, for a while. No I/O.
+
+The functions of a loop stay for its next window of calls, which would have to set them up again.
+But they hold what `worker_init` loaded, and files that are open.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from typing import Any
+
+__all__ = ["MOST", "let_go", "stay"]
+
+#: Loops whose functions stay, and seconds for which an idle slot keeps them.
+MOST, LONGEST = 2, 60.0
+
+#: Token of the loop -> its functions, and when they were last asked for.
+_staying: OrderedDict[str, tuple[Any, float]] = OrderedDict()
+
+
+def stay(token: str, thing: Any, now: float) -> None:
+    """Keep a loop's functions; those of the loop that was not asked for the longest may go."""
+    _staying[token] = thing, now
+    _staying.move_to_end(token)
+    while len(_staying) > MOST:
+        _staying.popitem(last=False)
+
+
+def let_go(now: float = math.inf) -> None:
+    """Let go those that nobody asked for lately; without a time all of them."""
+    for token in [token for token, (_, asked) in _staying.items() if now - asked > LONGEST]:
+        del _staying[token]
