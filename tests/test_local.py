@@ -324,15 +324,19 @@ def test_a_lock_of_this_process_is_that_of_the_tasks_of_its_cluster(
 
 
 def test_of_several_clusters_a_lock_wants_to_know_which(
-    cluster: LocalCluster,
+    cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By an object, or a name that only one of them has."""
+    """By an object, or a name that only one of them has; one that nobody made does not count."""
     with LocalCluster(0, queue="mine") as mine:
         with pytest.raises(NoServerError, match="could be of any of them"):
             Lock("x").acquire()
         with Lock("x", mine), Lock("x", cluster):
             assert not Lock("x", "mine").acquire(blocking=False)
         assert pickle.loads(pickle.dumps(Lock("x"))).name == "x"
+        with monkeypatch.context() as patch:
+            patch.setitem(defaults, cluster.queue, cluster)
+            with Lock("x"):
+                assert not Lock("x", mine).acquire(blocking=False)
         with dask.config.set({"redisq.url": cluster.url}), Lock("x", "shared"):
             assert not Lock("x", cluster).acquire(blocking=False)
 
