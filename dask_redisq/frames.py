@@ -32,7 +32,7 @@ _BORDERS = frozenset((
     ("task.py", "run_task"), ("body.py", "_run"), ("body.py", "catching"),
     ("codec.py", "open"), ("memory.py", "_enter"), ("memory.py", "_read_kept"),
     ("memory.py", "_object"), ("follow.py", "_read_items"),
-    ("follow.py", "ask"), ("kept.py", "look"), ("scheduler.py", "get"),
+    ("follow.py", "ask"), ("kept.py", "look"), ("scheduler.py", "get"), ("loops.py", "times"),
 ))  # fmt: skip
 
 
