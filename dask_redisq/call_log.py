@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from dask_redisq.events import JobEvents
+from dask_redisq.forks import in_forked_child
 
 __all__ = ["CallLog", "heard", "in_short"]
 
@@ -63,14 +64,14 @@ class _Listening:
     """Who wants the lines of loops on stderr, and how the log is without them."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         self._many = 0
         self._handler = logging.StreamHandler()
         self._before = logging.NOTSET, True
 
     def begin(self) -> bool:
         """Have lines go to stderr, unless the log has them; tell whether there is an end to it."""
-        with self._lock:
+        with self.lock:
             if not self._many:
                 if not _drops_lines():
                     return False
@@ -84,7 +85,7 @@ class _Listening:
 
     def end(self) -> None:
         """Undo that, with the last one."""
-        with self._lock:
+        with self.lock:
             self._many -= 1
             if not self._many:
                 logger.removeHandler(self._handler)
@@ -93,6 +94,11 @@ class _Listening:
 
 
 _listening = _Listening()
+
+
+@in_forked_child
+def _renew_lock() -> None:
+    _listening.lock = threading.Lock()
 
 
 @contextmanager

@@ -5,8 +5,8 @@ Source: ``joblib.parallel.ParallelBackendBase``, and joblib's backend for distri
 
 from __future__ import annotations
 
+import hashlib
 import pickle
-import zlib
 from collections.abc import Callable
 from concurrent.futures import Future
 from types import BuiltinFunctionType, FunctionType, ModuleType
@@ -32,8 +32,8 @@ __all__ = ["RedisqBackend", "register_redisq"]
 MOST_PACKED = 2**20
 #: Bytes from which an argument that comes again is sent once, and read from there.
 LARGE = 2**18
-#: Bytes up to which it is looked at each time whether its content is still the one that was sent:
-#: about 10 ms. joblib's own backends do so up to 1 MB.
+#: Bytes up to which it is looked at each time whether its content is still the one that was sent;
+#: joblib's own backends do so up to 1 MB.
 CHECKED = 2**24
 #: Slots that are taken for granted while there is none: few machines have more.
 EXPECTED = 16
@@ -206,10 +206,10 @@ class RedisqBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
             size = _size(arg)
             known.part = False
             if size >= LARGE:
-                known.sum = _checksum(arg) if size <= CHECKED else None
+                known.digest = _digest(arg) if size <= CHECKED else None
                 known.part = self.queue.scatter(arg)
-        elif known.sum is not None and known.sum != _checksum(arg):
-            known.part, known.sum = False, None  # who refills it does so again
+        elif known.digest is not None and known.digest != _digest(arg):
+            known.part, known.digest = False, None  # who refills it does so again
         return None if known.part is False else known.part
 
     def retrieve_result_callback(self, out: Future[Any]) -> Any:
@@ -242,16 +242,16 @@ class _Large:
     ----------
     part : Delayed or False, optional
         What stands for it; False if nothing ever will.
-    sum : int, optional
+    digest : bytes, optional
         Of its content when it was sent, if that is to be compared.
     """
 
-    __slots__ = ("arg", "part", "sum")
+    __slots__ = ("arg", "digest", "part")
 
     def __init__(self, arg: Any) -> None:
         self.arg = arg
         self.part: Any = None
-        self.sum: int | None = None
+        self.digest: bytes | None = None
 
 
 class _Mark:
@@ -332,21 +332,22 @@ def _size(arg: Any) -> int:
         return 0
 
 
-def _checksum(arg: Any) -> int:
-    """Return a number for the content of an argument; another content has another one."""
-    buffers: list[pickle.PickleBuffer] = []
-    try:
-        found = zlib.crc32(pickle.dumps(arg, protocol=5, buffer_callback=buffers.append))
-    except Exception:
-        buffers.clear()
+def _digest(arg: Any) -> bytes:
+    """Return a digest of the content of an argument; empty for what does not pickle.
+
+    Not `joblib.hash`, whose pickler is in Python: a list of many objects takes it seconds.
+    """
+    for dumps in (pickle.dumps, cloudpickle.dumps):
+        buffers: list[pickle.PickleBuffer] = []
         try:
-            found = zlib.crc32(cloudpickle.dumps(arg, protocol=5, buffer_callback=buffers.append))
-        except Exception:  # who sends it tells
-            return 0
-    for buffer in buffers:
-        with buffer.raw() as view:
-            found = zlib.crc32(view, found)
-    return found
+            found = hashlib.sha256(dumps(arg, protocol=5, buffer_callback=buffers.append))
+        except Exception:  # noqa: S112 - who sends it tells
+            continue
+        for buffer in buffers:
+            with buffer.raw() as view:
+                found.update(view)
+        return found.digest()
+    return b""
 
 
 # Not only by who asks: on a worker a call may name the backend, and has not asked there.

@@ -14,21 +14,23 @@ import re
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from conftest import WorkerProcess, wait_until
 
 import dask_redisq as redisq
+from dask_redisq.body import MOST_KEPT, Setup, forget_setup
 from dask_redisq.combine import Combiner
 from dask_redisq.link import Link
 from dask_redisq.loop import Loop
 from dask_redisq.queue import Queue
-from dask_redisq.staying import MOST
+from dask_redisq.staying import MOST, let_go, stay
 
 
 @pytest.fixture(scope="module")
@@ -543,6 +545,43 @@ def test_functions_that_a_process_let_go_are_set_up_again() -> None:
         gc.collect()
     del sys.modules["redisq_let_go"]
     assert "MODEL" not in names
+
+
+def test_what_stays_of_a_loop_goes_when_nobody_asks_for_it() -> None:
+    """In an idle slot: it may hold models, and open files."""
+    for token, asked in (("early", 0.0), ("late", 50.0)):
+        stay(token, Kept(), asked)
+    gc.collect()
+    assert len(Kept.alive) == 2
+    let_go(70.0)
+    assert len(Kept.alive) == 1
+    let_go()
+    assert not Kept.alive
+
+
+def test_a_process_keeps_what_the_last_initializers_set() -> None:
+    """Each executor has one; a slot may see any number of them."""
+    tokens = [f"executor {i}" for i in range(MOST_KEPT + 2)]
+    for token in tokens:
+        init = script("def init():\n    global MODEL\n    MODEL = kind()\n")["init"]
+        init.__globals__["kind"] = Kept
+        Setup(token, worker_init=init, kept_for=init).do()
+        del init
+    gc.collect()
+    assert len(Kept.alive) == MOST_KEPT
+    for token in tokens:
+        forget_setup(token)
+    gc.collect()
+    assert not Kept.alive
+
+
+class Kept:
+    """Something whose end can be seen."""
+
+    alive: ClassVar[weakref.WeakSet[Kept]] = weakref.WeakSet()
+
+    def __init__(self) -> None:
+        self.alive.add(self)
 
 
 def test_exported_names_reach_all_that_the_body_calls(loops: Queue) -> None:

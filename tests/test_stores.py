@@ -559,6 +559,26 @@ def test_xarray_writes_netcdf_with_the_scheduler_set_globally(
             assert np.array_equal(back.t, expected())
 
 
+def test_xarray_is_imported_where_another_finder_asks_all_the_others() -> None:
+    """As ours does: each asked the other for ever."""
+    script = """
+import sys
+import dask_redisq
+
+class Asks:
+    def find_spec(self, *args):
+        found = (finder.find_spec(*args) for finder in sys.meta_path if finder is not self)
+        return next(filter(None, found), None)
+
+sys.meta_path.insert(0, Asks())
+from xarray.backends import locks
+print(locks.get_write_lock.__wrapped__.__name__)
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.stdout.strip() == "get_write_lock", done.stderr
+
+
 def test_netcdf_that_was_begun_for_threads_is_refused_with_what_to_do(
     queue: Queue, tmp_path: Path
 ) -> None:
