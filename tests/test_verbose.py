@@ -121,7 +121,8 @@ def test_a_reduced_loop_tells_of_its_chunks_and_of_who_is_left_out(
     assert queue.foreach(raise_odd, 6, errorhandling="remove", **words) == [[0, 2], [4]]
     lines = told()
     assert lines[0] == "submit: chunks 0-1, as job ID"
-    assert [line for line in lines if line.startswith("fault")] == [
+    # Two slots have a chunk each: whose faults come first is theirs to settle.
+    assert sorted(line for line in lines if line.startswith("fault")) == [
         "fault: iteration 1 raised ValueError(1)", "fault: iteration 3 raised ValueError(3)",
         "fault: iteration 5 raised ValueError(5)",
     ]  # fmt: skip
