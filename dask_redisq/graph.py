@@ -8,6 +8,7 @@ accepts as a key works: ``0``, ``""``, tuples; and ``1 == 1.0 == True`` are one 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from dask._task_spec import Alias, DataNode, GraphNode, Task, TaskRef, convert_legacy_task
@@ -227,7 +228,20 @@ def plan_graph(
             outputs[key] = task
     plan = _number(reader, outputs, constants, local, order, priority or {})
     plan.fetched = fetched
+    _refuse_idle_cycles(reader)
     return plan
+
+
+def _refuse_idle_cycles(reader: _Reader) -> None:
+    """Raise for a cycle among tasks that nobody asked for, as `dask.local` does of any cycle.
+
+    What else is wrong with them does not matter, there or here.
+    """
+    idle: dict[Key, list[Key]] = {}
+    for key in reader.dsk.keys() - reader.places.keys():
+        with suppress(ValueError):
+            idle[key] = list(reader.node(key).dependencies)
+    depth_first(idle, lambda key: [k for k in idle[key] if k in idle])
 
 
 def _local_nodes(reader: _Reader, wanted: list[Key]) -> dict[Key, GraphNode]:

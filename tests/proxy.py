@@ -146,6 +146,14 @@ class Relay(LossyProxy):
         """Pass the next request that holds `words` on; its connection breaks before the reply."""
         self._strike(words, b"reply")
 
+    def cut_request(self, words: bytes) -> None:
+        """Pass half of the next request that holds `words` on; then its connection breaks."""
+        self._strike(words, b"half a request")
+
+    def cut_reply(self, words: bytes) -> None:
+        """Let the next request that holds `words` have half a reply; then its connection breaks."""
+        self._strike(words, b"half a reply")
+
     def keep_reply(self, words: bytes) -> None:
         """Pass the next request that holds `words` on; nothing comes back, and nothing breaks."""
         self._strike(words, b"silence")
@@ -188,17 +196,25 @@ class Relay(LossyProxy):
             self._send(source, data)
             return
         self._words = b""
-        if self._harm == b"request":
+        server = self._peers[source]
+        if self._harm == b"half a request":
+            server.sendall(data[: len(data) // 2])
+        if self._harm in {b"request", b"half a request"}:
             self._drop(source, close=True)
         else:
-            server = self._peers[source]
             self._deaf.add(server)
             server.sendall(data)
-            if self._harm == b"reply":
-                server.recv(1 << 20)
-                self._deaf.discard(server)
-                self._drop(source, close=True)
+            if self._harm != b"silence":
+                self._break_reply(source, server)
         self.struck.set()
+
+    def _break_reply(self, client: socket.socket, server: socket.socket) -> None:
+        """Wait for a reply, send its half if that was wanted, and break the connection."""
+        reply = server.recv(1 << 20)
+        if self._harm == b"half a reply":
+            client.sendall(reply[: len(reply) // 2])
+        self._deaf.discard(server)
+        self._drop(client, close=True)
 
     def _send(self, source: socket.socket, data: bytes) -> None:
         if data:

@@ -68,6 +68,7 @@ def served(cluster: redisq.LocalCluster) -> Queue:
         ),
         ({"x": (inc, "y"), "y": (inc, "x")}, "x", RuntimeError, "Cycle"),
         ({"x": "y", "y": "x"}, "x", RuntimeError, "Cycle"),
+        ({"x": (inc, "y"), "y": (inc, "x"), "z": (inc, 1)}, "z", RuntimeError, "Cycle"),
     ],
 )
 def test_a_wrong_graph_is_refused_as_dask_does_and_before_anything_is_sent(

@@ -371,12 +371,12 @@ def relay(server: PrivateServer, link: Link, tmp_socket: Path) -> Iterator[Relay
         yield way
 
 
-@pytest.mark.parametrize("lost", ["lose_request", "lose_reply"])
+@pytest.mark.parametrize("lost", ["lose_request", "cut_request", "lose_reply", "cut_reply"])
 @pytest.mark.parametrize("script", scripts.script_names())
 def test_a_call_whose_connection_breaks(
     link: Link, keys: Keys, places: Callable[[str], Any], relay: Relay, script: str, lost: str
 ) -> None:
-    """Before the server has it, or before its reply is here: the link sends it again by itself."""
+    """Before the server has all of it, or the link all of its reply: it is sent again."""
     over = Link(relay.url)
 
     def broken(link: Link, script: str, keys: Keys, args: dict[str, Any]) -> Any:
