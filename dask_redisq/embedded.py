@@ -9,7 +9,6 @@ import threading
 from dask_redisq.forks import in_forked_child
 from dask_redisq.local import LocalCluster, defaults
 from dask_redisq.settings import setting
-from dask_redisq.unnamed import serve_unnamed_by
 
 __all__ = ["default_cluster"]
 
@@ -69,6 +68,3 @@ def _announce(cluster: LocalCluster) -> None:
         logger.info(line)
     elif logger.isEnabledFor(logging.WARNING):  # as logging's own last resort
         sys.stderr.write(f"{line}\n")
-
-
-serve_unnamed_by(lambda queue: default_cluster(queue).url)

@@ -10,8 +10,7 @@ import dask
 from dask_redisq.local import LocalCluster
 from dask_redisq.meant import queue_of
 from dask_redisq.queue import Queue
-from dask_redisq.scheduler import default_queue, get
-from dask_redisq.xarray_locks import patch
+from dask_redisq.scheduler import get
 
 __all__ = ["Enabled", "enable"]
 
@@ -93,18 +92,3 @@ def enable(queue: str | Queue | LocalCluster | None = None, url: str | None = No
             raise TypeError(f"url= goes with the name of a queue: {queue!r} has its server")
         return Enabled(queue_of(queue).get)
     return Enabled(get if queue is None and url is None else Queue(queue, url).get)
-
-
-def _is_ours(scheduler: Any) -> bool:
-    return scheduler is get or isinstance(getattr(scheduler, "__self__", None), Queue)
-
-
-def _queue_of(scheduler: Any) -> Queue:
-    """Return the queue whose `get` this is."""
-    if scheduler is get:
-        return default_queue()
-    owner: Queue = scheduler.__self__
-    return owner
-
-
-patch(_is_ours, _queue_of)

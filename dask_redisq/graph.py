@@ -228,7 +228,6 @@ def plan_graph(
             outputs[key] = task
     plan = _number(reader, outputs, constants, local, order, priority or {})
     plan.fetched = fetched
-    _refuse_idle_cycles(reader)
     return plan
 
 
@@ -264,6 +263,7 @@ def _number(
     priority: Mapping[Key, float],
 ) -> Plan:
     places = depth_first(dict.fromkeys(outputs.values()), reader.inputs_of, reader.keys.__getitem__)
+    _refuse_idle_cycles(reader)
     by_dask, urgency = order == "dask" or (order is None and len(places) <= FEW), 0.0
     if by_dask:
         places = _dask_order(places, reader)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dask_redisq.forks import in_forked_child
 from dask_redisq.frames import ShortTraceback
-from dask_redisq.queue import Queue
 from dask_redisq.settings import setting
 from dask_redisq.unnamed import server_url
+
+if TYPE_CHECKING:
+    from dask_redisq.queue import Queue
 
 __all__ = ["default_queue", "get"]
 
@@ -19,6 +21,8 @@ _queues_lock = threading.Lock()
 
 def default_queue(name: str | None = None, url: str | None = None) -> Queue:
     """Return the queue of the settings, the same object for the same server and name."""
+    from dask_redisq.queue import Queue  # half of the package, which a worker does without
+
     name = setting("queue", name)
     where = (url or server_url(name), name)
     with _queues_lock:

@@ -16,13 +16,14 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dask.base
 
 from dask_redisq.errors import RedisqError
-from dask_redisq.lock import Lock
-from dask_redisq.queue import Queue
+
+if TYPE_CHECKING:
+    from dask_redisq.queue import Queue
 
 __all__ = ["patch"]
 
@@ -99,6 +100,8 @@ class _Patch(importlib.abc.MetaPathFinder):
             # What is no name is a file in memory, and only this process writes into it.
             if not self.is_ours(active) or not isinstance(key, (str, os.PathLike)):
                 return write_lock(key)
+            from dask_redisq.lock import Lock
+
             return Lock(f"xarray:{key}", self.queue_of(active))
 
         _replace({scheduler: get_dask_scheduler, write_lock: get_write_lock})

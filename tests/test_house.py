@@ -5,6 +5,8 @@ import importlib
 import importlib.metadata
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from configparser import ConfigParser
@@ -88,6 +90,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("xarray_locks",),
     ("enabled",),
     ("embedded",),
+    ("on_import",),
     ("demo",),
     ("cli",),
     ("__init__",),
@@ -217,6 +220,34 @@ def entry_of(name: str, entries: set[str] | dict[str, int]) -> str:
     parts = name.split(".")
     wider = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
     return next((candidate for candidate in wider if candidate in entries), name)
+
+
+def imported_by(code: str) -> set[str]:
+    """Return the modules that a fresh process has after it ran `code`."""
+    told = f"{code}; import sys; print(*sys.modules)"
+    words = [sys.executable, "-c", told]
+    found = subprocess.run(words, check=True, capture_output=True, text=True, cwd=ROOT)
+    return set(found.stdout.split())
+
+
+@pytest.mark.parametrize("module", ["slot", "renewer", "cli", "worker"])
+def test_a_process_of_a_worker_imports_no_front_door(module: str) -> None:
+    """They are more than half of the package; workers start often, and slots in their place."""
+    doors = {f"{PACKAGE}.{door}" for door in ("queue", "job", "executor", "local", "lock")}
+    assert doors.isdisjoint(imported_by(f"import {PACKAGE}.{module}"))
+
+
+def test_a_public_name_is_there_when_it_is_asked_for() -> None:
+    """Also in ``dir``, in a star import, and for who asks twice; another one is not."""
+    package = importlib.import_module(PACKAGE)
+    assert set(package.__all__) <= set(dir(package))
+    found = {name: getattr(package, name) for name in package.__all__}
+    assert all(getattr(package, name) is thing for name, thing in found.items())
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = package.nonsense
+    names = f"from {PACKAGE} import *; assert Queue and get and enable"
+    assert f"{PACKAGE}.queue" in imported_by(names)
+    assert f"{PACKAGE}.queue" not in imported_by(f"import {PACKAGE}")
 
 
 # Sizes.
