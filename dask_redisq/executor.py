@@ -16,13 +16,14 @@ from concurrent.futures import Executor as BaseExecutor
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
+from inspect import signature
 from typing import Any
 
 from dask_redisq import client_lease
 from dask_redisq.amounts import whole
 from dask_redisq.body import Caught, Setup, catching
 from dask_redisq.calls import Call, CallPlan, call_settings, plan_calls
-from dask_redisq.options import check_keywords
+from dask_redisq.options import refuse_keywords
 from dask_redisq.page import Wait
 from dask_redisq.queue import Queue
 from dask_redisq.secret import find_secret
@@ -61,6 +62,11 @@ class Executor(BaseExecutor):
     **kwargs
         Keywords of `Queue.get` that are of a job, for all calls: ``timeout``, ``workers`` ...
 
+    Raises
+    ------
+    TypeError
+        For a keyword that there is not.
+
     Examples
     --------
     >>> import dask_redisq as redisq
@@ -79,7 +85,10 @@ class Executor(BaseExecutor):
         max_workers: int | None = None,
         **kwargs: Any,
     ) -> None:
-        check_keywords(kwargs)
+        refuse_keywords(
+            "an executor", kwargs, lambda: signature(type(self)).parameters,
+            "the arguments of a call go to submit",
+        )  # fmt: skip
         self.queue = queue if isinstance(queue, Queue) else Queue(queue, url)
         self._words, self._options = call_settings(self.queue.with_defaults(kwargs))
         self._setup = None

@@ -85,7 +85,6 @@ class Loops:
         30
         """
         with ShortTraceback():
-            refuse_keywords(kwargs, lambda: signature(self.foreach).parameters)
             combiner = Combiner(
                 combine, multicombine=multicombine, maxcombine=maxcombine, inorder=inorder,
                 init=init, final=final,
@@ -119,6 +118,10 @@ class Loops:
             return self.foreach(_Times(fn), n, **kwargs)
 
     def _run(self, loop: Loop, kwargs: dict[str, Any]) -> Any:
+        refuse_keywords(
+            "a loop", kwargs, lambda: signature(self.foreach).parameters,
+            "items come without a name, foreach(f, xs)",
+        )  # fmt: skip
         loop.fill_in(self.defaults)
         words, options = call_settings(self.with_defaults(kwargs))
         if loop.reduce is not None and options.chunk_size > 0:

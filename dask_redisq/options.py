@@ -36,8 +36,8 @@ OTHERS = frozenset(
 MOST_PRIORITY = 4096.0
 #: Seconds that the job of a task outlives it: it was killed, as its own job was cancelled, say.
 NESTED_LEASE = 5.0
-#: Those that loops have, besides their own: of a job, and of each of its tasks.
-OF_LOOPS = KEYWORDS - set(
+#: Those that loops and executors have, besides their own: of a job, and of each of its tasks.
+OF_CALLS = KEYWORDS - set(
     """
     allow_disk_shuffle cache callbacks order rerun_exceptions_locally seed
     """.split()  # noqa: SIM905
@@ -54,23 +54,29 @@ def check_keywords(kwargs: Iterable[str]) -> None:
         )
 
 
-def refuse_keywords(kwargs: Iterable[str], own: Callable[[], Iterable[str]]) -> None:
-    """Raise a TypeError for a keyword that loops do not have.
+def refuse_keywords(
+    who: str, kwargs: Iterable[str], own: Callable[[], Iterable[str]], hint: str
+) -> None:
+    """Raise a TypeError for a keyword that loops and executors do not have.
 
     Dask calls `get`, with keywords of any scheduler. A loop is called by its user, who has misspelt
     a word: without it the result is another one.
 
     Parameters
     ----------
+    who : str
+        Who has no such keyword.
     kwargs : iterable of str
-        What was given besides the loop's own.
+        What was given besides its own.
     own : callable
         Returns those.
+    hint : str
+        What else may be meant, if none is spelt alike.
     """
-    for word in sorted(set(kwargs) - OF_LOOPS):
-        near = get_close_matches(word, sorted(OF_LOOPS.union(own())), 1)
-        hint = f"did you mean {near[0]!r}?" if near else "items come without a name, foreach(f, xs)"
-        raise TypeError(f"a loop has no keyword {word!r}: {hint}")
+    for word in sorted(set(kwargs) - OF_CALLS):
+        near = get_close_matches(word, sorted(OF_CALLS.union(own())), 1)
+        meant = f"did you mean {near[0]!r}?" if near else hint
+        raise TypeError(f"{who} has no keyword {word!r}: {meant}")
 
 
 @dataclass(frozen=True)

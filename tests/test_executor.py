@@ -62,6 +62,14 @@ def test_a_method_of_the_global_generator_draws_on_the_worker(executor: redisq.E
     assert len({call.result(60) for call in calls}) == 20
 
 
+def test_a_keyword_that_there_is_not_is_refused() -> None:
+    """With the one that may be meant: ignored, the calls would run otherwise."""
+    with pytest.raises(TypeError, match="no keyword 'retrys': did you mean 'retries'"):
+        redisq.Executor(url="unix:///nowhere", retrys=1)
+    with pytest.raises(TypeError, match="no keyword 'max_worker': did you mean 'max_workers'"):
+        redisq.Executor(url="unix:///nowhere", max_worker=1)
+
+
 def test_each_error_is_that_of_its_call(executor: redisq.Executor) -> None:
     """Also where the process dies, or the result does not pickle; the others have their results."""
     calls = [executor.submit(seven, i) for i in range(10)]
