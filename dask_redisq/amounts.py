@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-__all__ = ["is_number", "number", "seconds", "whole"]
+__all__ = ["is_number", "number", "patience", "seconds", "whole"]
 
 #: What a number may be at most: of seconds, thirty years. Larger ones end nobody's wait sooner or
 #: later, and a server's clock in ms plus some of them must fit into 14 digits, which Lua writes.
@@ -54,6 +54,17 @@ def seconds(what: str, value: Any, least: float = 0.0, or_else: str = "") -> flo
             f"not {value!r}"
         )
     return float(value)
+
+
+def patience(timeout: float | None) -> float | None:
+    """Return for how many seconds who waits does so; None, which infinity is too: for ever.
+
+    Raises
+    ------
+    ValueError
+        If it is no number. Nothing is later than a moment in nan seconds.
+    """
+    return None if timeout is None or timeout == math.inf else number("timeout", timeout)
 
 
 def whole(what: str, value: Any, least: int) -> int:

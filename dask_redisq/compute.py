@@ -16,7 +16,6 @@ from dask.local import get_sync
 from dask.typing import Key
 
 from dask_redisq import client_lease
-from dask_redisq.amounts import seconds
 from dask_redisq.annotations import limits, priorities, restrictions, seeds
 from dask_redisq.answer import Answer, assemble
 from dask_redisq.callbacks import Observer, active_callbacks, looks_at_values
@@ -221,11 +220,7 @@ def submit(
     ------
     TypeError
         If nothing of `collections` is a Dask collection.
-    ValueError
-        If `result_ttl` is no number of seconds, or below one.
     """
-    if result_ttl is not None:
-        result_ttl = seconds("result_ttl", result_ttl, 1)
     traverse = dask_options["traverse"]
     found, repack = unpack_collections(*collections, traverse=traverse)
     if not found:

@@ -35,7 +35,7 @@ class Word(NamedTuple):
         Its name in the queue's list for this worker.
     verb : str
         ``stop``: leave the queue. ``cancel``: let `slot` run no task of `job` any more.
-        ``restart``: start all slots anew.
+        ``restart``: start all slots anew. Empty: it cannot be read.
     slot, job : str
         Empty but for ``cancel``.
     seq : int
@@ -118,9 +118,9 @@ class ControlWords:
         self._asked = None
         found: list[Any] = self._link.read_now() or []
         return [
-            Word(self._queues[name], number, verb.decode(), slot.decode(), job.decode(), int(seq))
+            _word(self._queues[name], number, fields)
             for name, entries in found
-            for number, (_, verb, _, slot, _, job, _, seq) in entries
+            for number, fields in entries
         ]
 
     def delete(self, link: Link, words: Sequence[Word]) -> None:
@@ -134,3 +134,12 @@ class ControlWords:
     def close(self) -> None:
         """Close the connection."""
         self._forget_question()
+
+
+def _word(keys: Keys, number: bytes, fields: list[bytes]) -> Word:
+    """Return the word of an entry; one that no script wrote says nothing, and is deleted, too."""
+    try:
+        _, verb, _, slot, _, job, _, seq = fields
+        return Word(keys, number, verb.decode(), slot.decode(), job.decode(), int(seq))
+    except ValueError:
+        return Word(keys, number, "", "", "", 0)

@@ -130,7 +130,7 @@ class Crew:
         self.places = [_Place() for _ in range(options.nworkers)]
         self._surplus_at = 0.0
         self._was_ready = False
-        #: What the preload of a slot raised while none had ever been ready: all would go that way.
+        #: Why a slot gave up while none had ever been ready: all would go that way.
         self.misfit = ""
         #: Where its slots put uploaded files; made with the first of them.
         self.files = str(Path(tempfile.gettempdir()) / f"dask-redisq-{secrets.token_hex(8)}")
@@ -230,7 +230,7 @@ class Crew:
             child.close()
 
     def _note_misfit(self, child: SlotProcess, why: str) -> None:
-        """Note that a slot ended since its preload raised, or say so if that once went well."""
+        """Note that a slot gave up as it began, or say so if others once went beyond that."""
         if self._was_ready or any(map(_is_ready, self)):
             logger.warning("slot %s ended: %s", child.slot, why)
         elif not self.misfit:

@@ -40,9 +40,9 @@ class BadURL(RedisqError, ValueError):
 
 
 class PreloadFailed(RedisqError):
-    """What a worker's slots import or run first raised, before any of them was ready.
+    """What a worker's slots import or run first raised, or they had no secret, all of them.
 
-    It would again in each slot that is started, so the worker ends.
+    It would be so again in each slot that is started, so the worker ends.
     """
 
 

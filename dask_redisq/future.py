@@ -12,6 +12,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, NoReturn
 
+from dask_redisq.amounts import patience
 from dask_redisq.answer import Answer
 from dask_redisq.errors import JobLost, RedisqError
 from dask_redisq.follow import Follower
@@ -34,6 +35,9 @@ from dask_redisq.verdict import is_dropped, why_gone
 __all__ = ["Future", "attach", "cancel_job", "job_id"]
 
 logger = logging.getLogger("dask_redisq")
+
+#: Letters that are told of why a job was cancelled.
+LONGEST = 10_000
 
 
 class Future:
@@ -200,6 +204,7 @@ class Future:
 
     def _read(self, timeout: float | None) -> tuple[Any, BaseException | None]:
         """Wait for the outcome; what is no outcome of the job (no server, no time) is raised."""
+        timeout = patience(timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
         for _ in range(AGAIN if self._again is not None else 0):
             job = self.id
@@ -280,7 +285,7 @@ def attach(pool: Pool, keys: Keys, job: str) -> Future:
 def cancel_job(link: Link, keys: Keys, job: str, reason: str | None) -> bool:
     """Do what `Queue.cancel` promises."""
     who = f"by process {os.getpid()} on {socket.gethostname()}"
-    told = f"{who}: {reason}" if reason else who
+    told = f"{who}: {reason}"[:LONGEST] if reason else who
     state = link.call("cancel", keys, job=job, reason=told, tomb="1")
     ended, ttl = link.command("HMGET", keys("job", job), "state", "ttl")
     if ended == b"cancelled" and int(ttl):

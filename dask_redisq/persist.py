@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from dask.delayed import Delayed
 from dask.typing import Key
 
+from dask_redisq.amounts import patience
 from dask_redisq.client_lease import Hold
 from dask_redisq.errors import JobLost, RedisqError
 from dask_redisq.frames import ShortTraceback
@@ -208,6 +209,7 @@ class Part:
         JobCancelled, JobLost, RedisqError
             What went wrong otherwise.
         """
+        timeout = patience(timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
         with (
             ShortTraceback(),
@@ -218,6 +220,7 @@ class Part:
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return what `result` would raise, None if it would not; waits as that does."""
+        timeout = patience(timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
         with ShortTraceback(), self.kept.pool.lend() as link:
             reader: KeptReader | None = None

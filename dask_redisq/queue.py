@@ -8,6 +8,7 @@ from typing import Any, Self
 from dask.delayed import Delayed
 
 from dask_redisq import client_lease
+from dask_redisq.amounts import seconds
 from dask_redisq.compute import compute_graph, persist_graphs, scatter, submit
 from dask_redisq.frames import ShortTraceback
 from dask_redisq.future import Future, attach, job_id
@@ -187,6 +188,8 @@ class Queue(Loops, Jobs, Managed):
         ------
         TypeError
             If there is no collection to compute.
+        ValueError
+            If `result_ttl` of a detached job is no number of seconds, or below one.
 
         Examples
         --------
@@ -195,9 +198,8 @@ class Queue(Loops, Jobs, Managed):
         1000000.0
         """
         options = {"traverse": traverse, "optimize_graph": optimize_graph}
-        job, kept, answer, again = submit(
-            self.pool, self.keys, collections, result_ttl if detach else None, options, kwargs
-        )
+        ttl = seconds("result_ttl", result_ttl, 1) if detach else None
+        job, kept, answer, again = submit(self.pool, self.keys, collections, ttl, options, kwargs)
         return Future(self.pool, self.keys, job, answer, kept, None if detach else again)
 
     def persist(self, collections: Any, *, optimize_graph: bool = True, **kwargs: Any) -> Any:

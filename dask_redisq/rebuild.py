@@ -127,11 +127,12 @@ def _read(
     outputs: set[int] = set()
     for numbers in _slices(range(held.blocks), 100):
         for packed in link.command("HMGET", keys("edges", job), *numbers):
-            if packed is None:
+            try:
+                its_inputs, its_outputs = unpack(packed)
+                inputs += its_inputs
+                outputs.update(its_outputs)
+            except Exception:  # gone, no msgpack, or msgpack of something else
                 return None
-            its_inputs, its_outputs = unpack(packed)
-            inputs += its_inputs
-            outputs.update(its_outputs)
     bits = link.command("GET", keys("finished", job)) or b""
     finished = {
         8 * i + k for i, byte in enumerate(bits) if byte for k in range(8) if byte & (128 >> k)

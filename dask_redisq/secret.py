@@ -134,7 +134,7 @@ def _secrets(given: str | None) -> list[str]:
 
 def _read_file(file: Path) -> str:
     try:
-        with file.open(encoding="utf-8") as opened:
+        with file.open(encoding="utf-8-sig") as opened:
             # Of the open file: the name may be another's a moment later.
             mode = stat.S_IMODE(os.fstat(opened.fileno()).st_mode)
             if os.name == "posix" and mode & 0o077:

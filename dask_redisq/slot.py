@@ -17,6 +17,7 @@ import threading
 from typing import Any
 
 from dask_redisq.allowance import Allowance
+from dask_redisq.errors import SecretError
 from dask_redisq.files import SlotFiles
 from dask_redisq.host import memory
 from dask_redisq.labels import Labelled
@@ -87,7 +88,12 @@ def main(argv: list[str] | None = None) -> None:
     link = Link(os.environ["DASK_REDISQ__URL"], patience=None)
     page = Page(options.page)
     serve(os.environ["DASK_REDISQ__URL"], options.queue, page, options.where, options.slot)
-    tags, signer = SlotTags(options.tag, _first_tag(options.tag)), find_secret()
+    try:
+        signer = find_secret()
+    except SecretError as error:  # its supervisor found it: the file can be read once, or is gone
+        page.give_up(f"they looked for the secret:\n{error}")
+        sys.exit(1)
+    tags = SlotTags(options.tag, _first_tag(options.tag))
     carry(tags)
     keep = int(memory() * setting("kept-memory") / options.slots)
     files = SlotFiles(f"{options.files}/{options.slot}", signer)

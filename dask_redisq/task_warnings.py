@@ -6,6 +6,7 @@ They travel as text. A category is found among the modules that the client has i
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from collections.abc import Iterable
@@ -14,6 +15,8 @@ from typing import Any, TextIO
 from dask_redisq.codec import pack, unpack
 
 __all__ = ["WarningBox", "issue_warnings", "packed_warning"]
+
+logger = logging.getLogger("dask_redisq")
 
 #: Different warnings of one lease that travel, of those that Python shows and of those that it
 #: ignores, which else would take the room of the others; and characters of one.
@@ -128,13 +131,22 @@ def packed_warning(text: str) -> bytes:
 
 
 def issue_warnings(entries: Iterable[bytes]) -> None:
-    """Issue warnings that workers caught, each different one once, as if their line were here."""
+    """Issue warnings that workers caught, each different one once, as if their line were here.
+
+    They are not signed. One that cannot be read is none, and no reason to throw an answer away.
+    """
     for entry in sorted(entries):
-        module, name, text, filename, lineno, *where = unpack(entry)
-        # Told nothing, Python takes the file's name for the module's; told None, it does nothing.
-        known = {"module": where[0].decode()} if where and where[0] else {}
-        category = _category(module.decode(), name.decode())
-        warnings.warn_explicit(text.decode(), category, filename.decode(), lineno, **known)
+        try:
+            module, name, text, filename, lineno, *where = unpack(entry)
+            about = text.decode(), _category(module.decode(), name.decode()), filename.decode()
+            # Told nothing, Python takes the file's name for the module's; told None, it does
+            # nothing.
+            known = {"module": where[0].decode()} if where and where[0] else {}
+            line = int(lineno)
+        except Exception as why:  # no msgpack, and msgpack of anything
+            logger.warning("a warning on the server cannot be read, and is left out: %r", why)
+            continue
+        warnings.warn_explicit(*about, line, **known)
 
 
 def _category(module: str, name: str) -> type[Warning]:

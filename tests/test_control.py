@@ -69,6 +69,21 @@ def test_a_word_comes_again_until_it_is_deleted(
     assert second.id != first.id
 
 
+def test_a_word_that_no_script_wrote_says_nothing(
+    link: Link, keys: Keys, listen: Callable[[str], ControlWords]
+) -> None:
+    """It is deleted as any other; the worker goes on."""
+    words = listen(link.url)
+    tell_to_stop(link, keys)
+    for fields in (["a", "b"], ["verb", "cancel", "slot", "s", "job", "j", "seq", "many"]):
+        link.command("XADD", keys("control", WORKER), "*", *fields)
+    words.ask([keys], 0.0)
+    found = heard(words)
+    assert [word.verb for word in found] == ["stop", "", ""]
+    words.delete(link, found)
+    assert link.command("XLEN", keys("control", WORKER)) == 0
+
+
 def test_words_of_several_queues_are_told_apart(
     link: Link, keys: Keys, listen: Callable[[str], ControlWords]
 ) -> None:

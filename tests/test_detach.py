@@ -111,7 +111,7 @@ def test_what_cannot_be_detached_is_refused(queue: Queue, link: Link) -> None:
     """Nothing to compute, no time to keep it; nothing was sent."""
     with pytest.raises(TypeError, match="nothing to compute"):
         queue.compute(1, detach=True)
-    for wrong in (0, 1e300, float("inf"), float("nan"), "x", True):
+    for wrong in (None, 0, 1e300, float("inf"), float("nan"), "x", True):
         with pytest.raises(ValueError, match=r"result_ttl .* at least 1 and at most 1,000,000,000"):
             queue.compute(dask.delayed(inc)(1), detach=True, result_ttl=wrong)  # type: ignore[arg-type]
     assert link.command("KEYS", "*") == []
@@ -228,6 +228,26 @@ def test_an_attached_reader_looks_after_dead_workers(
 
 
 # What cannot be attached.
+
+
+def test_a_reason_without_end_is_cut(queue: Queue) -> None:
+    """One above what the server takes for a value would cancel nothing, and not say so for 30 s."""
+    future = queue.compute(dask.delayed(inc)(1), detach=True)
+    assert queue.cancel(future.id, "x" * 2_000_000)
+    with pytest.raises(redisq.JobCancelled, match="xxx") as info:
+        future.result(60)
+    assert len(str(info.value)) < 20_000
+
+
+@pytest.mark.parametrize("timeout", [float("nan"), "1"])
+def test_a_wait_for_what_is_no_number_is_refused(queue: Queue, timeout: Any) -> None:
+    """No moment comes after one in nan seconds; one after infinity is never."""
+    future = queue.compute(dask.delayed(5), detach=True)
+    with pytest.raises(ValueError, match="timeout is a number, not"):
+        future.result(timeout)
+    with pytest.raises(ValueError, match="timeout is a number, not"):
+        list(redisq.as_completed([future], timeout))
+    assert future.result(float("inf")) == 5
 
 
 def test_an_unknown_job_is_lost(queue: Queue) -> None:

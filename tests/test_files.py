@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
@@ -206,6 +207,24 @@ def test_a_worker_whose_preload_raises_ends_and_says_why_once(
     assert worker.output().count("preload no_such_module_of_mine raised") == 1
     assert worker.output().count("No module named 'no_such_module_of_mine'") == 1
     assert "frozen importlib" not in worker.output()
+    assert queue.workers() == []
+
+
+def test_a_worker_whose_slots_find_no_secret_ends_and_says_why_once(queue: Queue) -> None:
+    """A pipe, as a shell's ``<(command)``, can be read once: by the worker, and by no slot."""
+    reading, writing = os.pipe()
+    os.write(writing, b"a secret that is read once\n")
+    os.close(writing)
+    words = ["test", "--nworkers", "2", "--secret-file", f"/dev/fd/{reading}"]
+    told = subprocess.run(
+        [sys.executable, "-m", "dask_redisq.cli", "worker", *words],
+        env={**os.environ, "DASK_REDISQ__SECRET": "", "DASK_REDISQ__URL": queue.url},
+        pass_fds=[reading], capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    os.close(reading)
+    assert told.returncode == 1
+    assert told.stderr.count("they looked for the secret") == 1
+    assert told.stderr.count(f"no secret in /dev/fd/{reading}") == 1
     assert queue.workers() == []
 
 

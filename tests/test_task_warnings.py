@@ -197,6 +197,18 @@ def test_a_task_that_takes_the_warnings_away_does_so_for_its_own_lease(
             queue.get({"x": (warn_once_in_a_row,)}, "x")
 
 
+def test_an_entry_that_cannot_be_read_is_left_out(
+    box: WarningBox, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever may write to the server can write it; the answer and other warnings arrive."""
+    warnings.warn_explicit("explicit", UserWarning, "a line of C", 7)
+    entries = [b"junk", b"\x01", b"\x91\x01", *box.take()]
+    with pytest.warns(UserWarning, match="explicit") as caught:
+        issue_warnings(entries)
+    assert len(caught) == 1
+    assert caplog.text.count("cannot be read") == 3
+
+
 def test_an_entry_without_a_module_is_issued(box: WarningBox) -> None:
     """Of a worker that does not send it, or of a line that no Python ran."""
     warnings.warn_explicit("explicit", UserWarning, "a line of C", 7)

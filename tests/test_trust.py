@@ -230,6 +230,9 @@ def test_a_secret_comes_from_the_environment_or_a_file(
     path = secret_file(tmp_path, f"{one}\n\n{two}\n")
     with dask.config.set({"redisq.secret-file": path}):
         assert repr(find_secret(SERVER)) == id_of(one, two)
+        secret_file(tmp_path, f"\ufeff{one}\n")  # as editors of Windows begin a file
+        assert repr(find_secret(SERVER)) == id_of(one)
+        secret_file(tmp_path, f"{one}\n\n{two}\n")
         monkeypatch.setenv("DASK_REDISQ__SECRET", digits)  # a number, were it read as one
         assert repr(find_secret(SERVER)) == id_of(digits)
         assert repr(find_secret(SERVER, path)) == id_of(one, two)

@@ -41,7 +41,11 @@ end
 local function check_block(job, number, size, placed, settled)
   local packed = redis.call('HGET', key.edges(job), number)
   if not packed then return nil end -- without the graph nothing can be said, nor repaired
-  local inputs, asked, tasks = cmsgpack.unpack(packed)[1], {}, {}
+  local read, edges = pcall(cmsgpack.unpack, packed)
+  if not read or type(edges) ~= 'table' or type(edges[1]) ~= 'table' then
+    return 'the graph of block ' .. number .. ' cannot be read'
+  end
+  local inputs, asked, tasks = edges[1], {}, {}
   for i, its in ipairs(inputs) do
     tasks[i] = number * size + i - 1
     asked[#asked + 1] = tasks[i]

@@ -10,6 +10,7 @@ from invariants import State
 
 from dask_redisq.codec import pack, unpack
 from dask_redisq.monitor import Monitor
+from dask_redisq.rebuild import rebuild
 
 A, B, C, D = range(4)
 
@@ -44,6 +45,20 @@ def test_a_sound_job_is_found_sound_at_every_moment(engine: Engine) -> None:
             engine.finish(slot, *tasks, want=2)
         engine.pass_time(job)
     assert audit(engine, job) == (0, "")
+
+
+@pytest.mark.parametrize("junk", [b"junk", pack(1), pack([1, 2]), b""])
+def test_a_graph_that_cannot_be_read_is_damage_that_nobody_repairs(
+    engine: Engine, junk: bytes
+) -> None:
+    """Its client is told, and submits it again; the others of the queue have their answers."""
+    job = engine.job({A: (), B: (A,)}, {B})
+    engine.link.command("HSET", engine.keys("edges", job), 0, junk)
+    assert audit(engine, job)[1] == "the graph of block 0 cannot be read"
+    engine.checking = False
+    assert not rebuild(engine.link, engine.keys, job)
+    state, reason = engine.link.command("HMGET", engine.keys("job", job), "state", "error")
+    assert (state, unpack(reason)[0]) == (b"failed", b"damaged")
 
 
 def test_a_rebuild_of_a_sound_job_leaves_it_as_it_was(engine: Engine) -> None:
