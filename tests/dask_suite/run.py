@@ -40,7 +40,7 @@ def run(name: str, *more: str) -> int:
     path = os.pathsep.join([str(HERE), str(HERE.parent.parent)])
     command = [
         sys.executable, "-m", "pytest", "-p", "redisq_dasktests", "-p", "no:cacheprovider", "-q",
-        "--timeout", "60", "-c", os.devnull, "--rootdir", str(DASK.parent), "--tb=no", "-rfE",
+        "--timeout", "180", "-c", os.devnull, "--rootdir", str(DASK.parent), "--tb=no", "-rfE",
         *(str(DASK / part) for part in SETS[name]), *more,
     ]  # fmt: skip
     if name == "A":
