@@ -26,7 +26,6 @@ from dask_redisq.page import Wait
 from dask_redisq.queue import Queue
 from dask_redisq.serving import own_slot, stand_in
 from dask_redisq.settings import setting
-from dask_redisq.shared_locks import locks_made_by
 
 __all__ = ["Lock", "Semaphore"]
 
@@ -272,6 +271,3 @@ class Lock(Semaphore):
         expiry: float = 60.0,
     ) -> None:
         super().__init__(1, name, queue, expiry)
-
-
-locks_made_by(Lock)

@@ -29,7 +29,8 @@ _make: Callable[[str], Any] | None = None
 def locks_made_by(make: Callable[[str], Any]) -> None:
     """Let `make`, name -> lock, give the lock of the queue that a slot works for.
 
-    `dask_redisq.lock` does so on import; it is built on queues, and plans cannot import it.
+    ``import dask_redisq`` does so, for `dask_redisq.lock`, which is built on queues: plans cannot
+    import it.
     """
     global _make  # noqa: PLW0603
     _make = make

@@ -15,8 +15,8 @@ _start_private: Callable[[str], str] | None = None
 def serve_unnamed_by(start: Callable[[str], str]) -> None:
     """Let `start`, queue name -> URL, provide the server for queues without a URL.
 
-    `import dask_redisq` does so, for `dask_redisq.embedded`, which is built on queues: they cannot
-    import it.
+    ``import dask_redisq`` does so, for `dask_redisq.embedded`, which is built on queues: they
+    cannot import it.
     """
     global _start_private  # noqa: PLW0603
     _start_private = start
