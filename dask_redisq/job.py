@@ -39,6 +39,8 @@ __all__ = ["Job", "JobOptions"]
 
 logger = logging.getLogger("dask_redisq")
 
+#: Times that an upload is sent of which the server lost a part meanwhile.
+UPLOADS = 10
 #: Blocks whose receipt may be under way while the next one is pickled.
 AHEAD = 2
 #: Bytes that fit into any server, whatever its limit.
@@ -293,16 +295,21 @@ class Job(Follower):
 
     def _upload(self) -> str:
         """Send the blocks and seal; again after a server that forgot some of them, too."""
-        self._upload_blocks()
         # What is told of single tasks may be there though no output is.
         waits = self.waits and self._events is None
-        self.link.send_call("seal", self.keys, job=self.id, wait=int(waits))
-        state = self.link.receive_all()[-1].decode()
-        if state == "waiting":
-            self.entered, state = True, "running"
-        if state == "incomplete":
-            raise JobFailed(f"the upload of job {self.id} is incomplete")
-        return str(state)
+        for _ in range(UPLOADS):
+            self._upload_blocks()
+            self.link.send_call("seal", self.keys, job=self.id, wait=int(waits))
+            state = self.link.receive_all()[-1].decode()
+            if state == "waiting":
+                self.entered, state = True, "running"
+            if state != "incomplete":
+                return str(state)
+            # Or the server came back older meanwhile, without blocks that it had confirmed.
+        raise JobFailed(
+            f"the upload of job {self.id} is incomplete, though it was sent {UPLOADS} times: the "
+            "server lost part of it each time"
+        )
 
     def _upload_again(self) -> None:
         self._upload()

@@ -14,6 +14,7 @@ import dask
 import pytest
 from computing import Computing, add, nothing_left
 from conftest import WorkerProcess, wait_until
+from dask.utils_test import inc
 from mortal import MortalServer
 
 from dask_redisq import link as link_module
@@ -120,6 +121,49 @@ def test_a_server_that_forgot_part_of_the_upload_is_given_it_again(
     mortal.start()
     link.close()
     job.check()
+    nothing_left(mortal.url)
+
+
+class Then:
+    """An argument whose client does something as it first pickles it."""
+
+    def __init__(self, do: Callable[[], object]) -> None:
+        self.todo = [do]
+
+    def __reduce__(self) -> Any:
+        while self.todo:
+            self.todo.pop()()
+        return (int, ())
+
+
+def test_a_server_that_comes_back_older_in_the_midst_of_an_upload_is_given_it_again(
+    mortal: MortalServer, far: Queue, tmp_path: Path
+) -> None:
+    """Row 23: blocks and a large constant that it had confirmed are gone, and its client sends on."""
+    constant = bytes(200_000)
+    first, last = ([("x", i) for i in some] for some in (range(1000), range(1000, 3000)))
+    large = [("y", i) for i in range(3)]
+
+    def go_back() -> None:
+        link = Link(mortal.url)
+        (job,) = link.command("ZRANGE", far.keys("jobs"), 0, -1)
+        consts = far.keys("consts", job.decode())
+        wait_until(lambda: link.command("EXISTS", consts))
+        link.close()
+        mortal.kill()
+        mortal.replace(tmp_path / "older")
+        mortal.start()
+
+    dsk: dict[Any, Any] = {key: (inc, key[1]) for key in first}
+    dsk["save"] = (inc, Then(lambda: mortal.save(tmp_path / "older")))
+    dsk |= dict.fromkeys(large, (len, constant)) | {key: (inc, key[1]) for key in last}
+    dsk["back"] = (inc, Then(go_back))
+    found = dict(zip(dsk, far.get(dsk, list(dsk)), strict=True))
+    assert found == (
+        {("x", i): i + 1 for i in range(3000)}
+        | dict.fromkeys(large, len(constant))
+        | {"save": 1, "back": 1}
+    )
     nothing_left(mortal.url)
 
 
