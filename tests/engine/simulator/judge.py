@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from invariants import State, check
+from invariants import check_state
+from state import State
 
 from dask_redisq.codec import unpack
 from simulator.actors import Wait
@@ -28,9 +29,11 @@ class Judge:
 
     def __init__(self, world: World) -> None:
         self.world = world
+        #: What was seen last.
+        self.state: State | None = None
 
-    def check(self) -> State:
-        """Assert P1 to P8."""
+    def check(self, seen: bytes = b"") -> State:
+        """Assert P1 to P8; `seen` is what the server told of itself, if it was asked already."""
         graphs = {job.id: job.graph for job in self.world.jobs.values()}
         # A slot may tell of a rollback when some of the jobs did not see it.
         doubtful = {
@@ -38,8 +41,9 @@ class Judge:
             for j in self.world.jobs.values()
             if j.doubtful or j.swept or self.world.rolled_back
         }
-        link, keys = self.world.server.link, self.world.server.keys
-        state = check(link, keys, graphs, doubtful, much_later=self.world.jumps > 0)
+        server = self.world.server
+        state = self.state = State(server.link, server.keys, self.state, seen)
+        check_state(state, graphs, doubtful, much_later=self.world.jumps > 0)
         self._check_children(state)
         self._check_resources(state)
         return state

@@ -142,9 +142,9 @@ class Oracle:
 
     def _check_deaths(self) -> None:
         """No task is charged with a death that was not its own."""
-        for job in self.world.jobs.values():
-            words = "HGETALL", self.world.server.keys("deaths", job.id)
-            found = self.world.server.command(*words)
+        jobs, keys = self.world.jobs.values(), self.world.server.keys
+        told = self.world.server.commands([("HGETALL", keys("deaths", job.id)) for job in jobs])
+        for job, found in zip(jobs, told, strict=True):
             for task, records in zip(found[::2], found[1::2], strict=True):
                 count, right = len(unpack(records)), self.charged(job, int(task))[1]
                 assert count <= right, f"task {int(task)} of {job} died {right} times, not {count}"
@@ -180,12 +180,12 @@ class Oracle:
         for slot in worker.ever:
             if slot.encode() not in held:
                 self._leases.pop(slot, None)
-        pairs = unpack(args["held"])
-        for slot, seq in zip(pairs[::2], pairs[1::2], strict=True):
-            lease = self._leases.get(slot.decode())
-            if lease is not None and lease[1] == seq:
-                name = self.world.server.keys("slot", slot.decode())
-                assert self.world.server.command("HEXISTS", name, "job"), f"{slot} lost its lease"
+        keys, pairs = self.world.server.keys, unpack(args["held"])
+        told = zip([slot.decode() for slot in pairs[::2]], pairs[1::2], strict=True)
+        running = [slot for slot, seq in told if self._leases.get(slot, ("", -1))[1] == seq]
+        known = self.world.server.commands([("HEXISTS", keys("slot", s), "job") for s in running])
+        for slot, there in zip(running, known, strict=True):
+            assert there, f"{slot} lost its lease"
         if answer == b"ok" and not late:
             worker.renewed = self.world.server.now
 
