@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from invariants import check_state
-from state import State
+from state import State, look
 
 from dask_redisq.codec import unpack
 from simulator.actors import Wait
@@ -42,6 +42,7 @@ class Judge:
             if j.doubtful or j.swept or self.world.rolled_back
         }
         server = self.world.server
+        seen = seen or server.command(*look(self.state))
         state = self.state = State(server.link, server.keys, self.state, seen)
         check_state(state, graphs, doubtful, much_later=self.world.jumps > 0)
         self._check_children(state)

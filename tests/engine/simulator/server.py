@@ -19,6 +19,7 @@ from typing import Any
 from dask_redisq import batch, lease, scripts
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
+from simulator.wire import Wire
 
 __all__ = ["CLOCK", "EDGES", "Server", "simulated"]
 
@@ -158,10 +159,10 @@ class Server:
         self._saved: tuple[int, list[Any]] | None = None
         self._full = False
         # Each look at the whole state makes dumps of all keys, and compressing those took longer.
-        link.send("CONFIG", "SET", "rdbcompression", "no")
-        link.send("FLUSHALL")
-        link.send("SET", CLOCK, self.now)
-        link.receive_all()
+        self._wire = Wire(link)
+        self.commands([
+            ("CONFIG", "SET", "rdbcompression", "no"), ("FLUSHALL",), ("SET", CLOCK, self.now),
+        ])  # fmt: skip
 
     def __repr__(self) -> str:
         return f"<Server at {self.now - BEGIN} ms>"
@@ -173,22 +174,18 @@ class Server:
 
     def call(self, script: str, args: Mapping[str, object]) -> Any:
         """Call a script of the queue."""
-        return self.link.call(script, self.keys, **args)
+        return self._wire.call(script, self.keys, args)[0]
 
     def call_and_look(
         self, script: str, args: Mapping[str, object], words: Sequence[Any]
     ) -> tuple[Any, bytes]:
         """Call a script, and send a command that looks at what it did; in one round trip."""
-        self.link.send_call(script, self.keys, **args)
-        self.link.send(*words)
-        answer, seen = self.link.receive_all()
+        answer, seen = self._wire.call(script, self.keys, args, words)
         return answer, seen
 
     def commands(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
         """Send some commands in one round trip."""
-        for words in commands:
-            self.link.send(*words)
-        return self.link.receive_all() if commands else []
+        return self._wire.ask(*commands) if commands else []
 
     def command(self, *words: Any) -> Any:
         """Send one command."""
@@ -196,7 +193,7 @@ class Server:
             return [self.now // 1000, self.now % 1000 * 1000]
         if words[0] in ("SET", "PEXPIRE"):
             words = (*words[:-1], words[-1] * 1000) if "PX" in words or words[0] != "SET" else words
-        return self.link.command(*words)
+        return self._wire.ask(words)[0]
 
     def advance(self, ms: int, renewed: Mapping[str, int] | None = None) -> list[int]:
         """Let time pass; tell which of the keys `renewed` are there, which are renewed meanwhile.
