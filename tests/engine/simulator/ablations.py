@@ -268,6 +268,18 @@ ABLATIONS = {
     "Resources, a lease that ended holds nothing": _lua(
         "step.lua", "  redis.call('HDEL', key.slot(slot), 'job', 'holds')\nend\nif failed", "  redis.call('HDEL', key.slot(slot), 'job')\nend\nif failed"
     ),
+    "Ordered, the lowest number goes first": _lua(
+        "step.lua", "sorted[1] or sorted[2] or sorted[3]", "sorted[1] or sorted[3]"
+    ),
+    "Tags, what is near to a slot is its own for a while": _lua(
+        "lib/take.lua", "    elseif age >= patience or redis.call('SISMEMBER', key.slots(), set) == 0 then\n", "    elseif true then\n"
+    ),
+    "Tags, who carries a soft one comes first for a while": _lua(
+        "lib/take.lua", "        elseif age >= patience then\n", "        elseif true then\n"
+    ),
+    "Tags, all are woken for what is soft": _lua(
+        "lib/ready.lua", "  if wanted.soft then wake(python, python, count) end -- they are told when to look again\n", ""
+    ),
     "Run again, it has another epoch": _lua(
         "rerun.lua", "'epoch', fresh, 'damaged', '1'", "'damaged', '1'", "run again"
     ),

@@ -29,8 +29,9 @@ class Judge:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        #: What was seen last.
+        #: What was seen last, after which of the world's calls.
         self.state: State | None = None
+        self.looked = -1
 
     def check(self, seen: bytes = b"") -> State:
         """Assert P1 to P8; `seen` is what the server told of itself, if it was asked already."""
@@ -44,6 +45,7 @@ class Judge:
         server = self.world.server
         seen = seen or server.command(*look(self.state))
         state = self.state = State(server.link, server.keys, self.state, seen)
+        self.looked = self.world.calls
         check_state(state, graphs, doubtful, much_later=self.world.jumps > 0)
         self._check_children(state)
         self._check_resources(state)

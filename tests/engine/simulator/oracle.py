@@ -6,10 +6,13 @@ It looks at each call and its answer, and asserts what no look at the server's s
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
+from dask_redisq.annotations import SOFT
 from dask_redisq.codec import unpack
 from simulator.jobs import Job
+from simulator.preference import check_order, check_patience
 from simulator.supervisor import EXPIRY
 
 if TYPE_CHECKING:
@@ -52,6 +55,7 @@ class Oracle:
 
     def forget_all(self) -> None:
         """The server came back with another history."""
+        self.world.judge.looked = -1
         self._leases.clear()
         self._answered.clear()
         self._turns, self.suspended = self._read_turns()
@@ -104,14 +108,18 @@ class Oracle:
         careful = job.careful.intersection(tasks)
         assert not careful or (alone and len(tasks) == 1), f"{careful} of {tasks} must run alone"
         self._leases[slot] = (job.id, seq, tasks)
-        self._check_tags(job, slot, args["tag"], tasks)
+        check_order(self.world, job, tasks)
+        tags = (*self.world.slots[slot].tags, args["tag"])
+        self._check_tags(job, slot, tags, tasks)
+        check_patience(self.world, job, slot, tags, tasks)
         self.most_made = max(self.most_made, len(tasks))
 
-    def _check_tags(self, job: Job, slot: str, tag: str, tasks: list[int]) -> None:
-        tags = (*self.world.slots[slot].tags, tag)
+    def _check_tags(self, job: Job, slot: str, tags: Collection[str], tasks: list[int]) -> None:
         for task in tasks:
             wanted = [tag.removesuffix("=1") for tag in job.graph.hard.get(task, ())]
-            assert not wanted or set(wanted) & set(tags), f"{slot} may not run task {task}"
+            assert not wanted or SOFT in wanted or set(wanted) & set(tags), (
+                f"{slot} may not run task {task}"
+            )
 
     # -- leases that end otherwise ---------------------------------------------------------
 

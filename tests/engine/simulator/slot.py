@@ -83,8 +83,10 @@ class Run(LeaseRun):
 
     def _publish(self, task: int) -> Published:
         published = super()._publish(task)
-        slot: Slot = self.pace.slot  # type: ignore[attr-defined]
-        return published._replace(inline=not slot.world.choices.chance(0.35))
+        world: World = self.pace.slot.world  # type: ignore[attr-defined]
+        ordered = world.jobs[self.lease.job].settings["ordered"]
+        apart = world.choices.chance(0.05 if ordered else 0.35)  # what is near goes first
+        return published._replace(inline=not apart)
 
 
 class Slot(Actor):

@@ -358,6 +358,7 @@ class World:
         """Return the key of a value that is stored apart."""
         if self.off == "R7 task":
             attempt = "0" * 24
+        self.jobs[job].apart = True
         self.stored.append((self.server.keys("value", job, task, attempt), job, task, attempt))
         return self.stored[-1][0]
 
