@@ -268,6 +268,15 @@ ABLATIONS = {
     "Resources, a lease that ended holds nothing": _lua(
         "step.lua", "  redis.call('HDEL', key.slot(slot), 'job', 'holds')\nend\nif failed", "  redis.call('HDEL', key.slot(slot), 'job')\nend\nif failed"
     ),
+    "Constants, who sweeps the job knows of them": _lua(
+        "announce.lua", "redis.call('SADD', key.consts(arg.job), arg.digest)\n", "", "client dies", "job cancelled"
+    ),
+    "Constants, they live as long as the job": _lua(
+        "put_block.lua", "  redis.call('PEXPIRE', key.const(arg.job, digest), life) -- born with an expiry of minutes\n", "", "much time passes"
+    ),
+    "Constants, a block without them is not taken": _lua(
+        "put_block.lua", "if redis.call('EXISTS', key.const(arg.job, digest)) == 0 then return state end", "", "saved", "rolled back"
+    ),
     "Ordered, the lowest number goes first": _lua(
         "step.lua", "sorted[1] or sorted[2] or sorted[3]", "sorted[1] or sorted[3]"
     ),

@@ -170,14 +170,13 @@ def stopped(world: World) -> bool:
 
 def time_passes(world: World) -> bool:
     """It is later; those that are not stopped were heard of meanwhile."""
-    ms = world.choices.pick([50, 1000, 6000, 20_000])
-    advance_heard(world, ms)
+    advance_heard(world, world.choices.pick([50, 1000, 6000, 20_000]))
     return True
 
 
 def much_time_passes(world: World) -> bool:
     """It is later than any lease; those that are not stopped were heard of meanwhile."""
-    if world.jumps >= 2:
+    if world.jumps >= 2 or any(client.staging for client in world.of(Client)):
         return False
     advance_heard(world, LONG)
     return True

@@ -144,6 +144,10 @@ class Job:
                 kept=False,
             )
 
+    def constants(self, number: int) -> tuple[str, ...]:
+        """Return the digests of the large constants that a block uses; one of them all blocks do."""
+        return ("c0", f"c{number + 1}")[: self.settings["constants"]]
+
     # -- what its client sends ---------------------------------------------------------
 
     def stages(self) -> list[tuple[str, bytes]]:
@@ -185,7 +189,8 @@ class Job:
         block = self.blocks[number]
         return {
             "job": self.id, "number": number, "first": number * self.graph.block, "count": len(block.tasks),
-            "payload": b"tasks", "edges": pack([block.inputs, sorted(block.outputs)]), "consts": pack([]),
+            "payload": b"tasks", "edges": pack([block.inputs, sorted(block.outputs)]),
+            "consts": pack(self.constants(number)),
             "near": pack([]), "about": b"",
         }  # fmt: skip
 
@@ -259,6 +264,7 @@ def random_job(
         "pure": choices.pick([1, 0]),
         "policy": choices.pick(["", "", "", "what it wishes is drawn by the slots"]),
         "ordered": choices.pick([0, 0, 1]),
+        "constants": choices.pick([0, 0, 1, 2]),
     }
     return Job(job_id, family, graph, graph, tuple(range(n)), {}, epoch, settings, parent=parent)
 

@@ -256,6 +256,8 @@ class World:
     def command(self, who: str, op: Command) -> Any:
         """Send a command of an actor."""
         answer = self.server.command(*op.words)
+        if op.words[0] == "SET":
+            self.judge.stored(op.words[1])
         if op.words[0] != "LPOP":
             self._tell(who, op.words[0], op.words[1:], answer)
         return answer
