@@ -48,6 +48,7 @@ SOON = {
     "R20, a job with edges to settle is not done",
     "Tags, all are woken for what is soft",
     "Tags, who carries a soft one comes first for a while",
+    "Constants, they live as long as the job",
     "H30, what frees memory works when it is full",
 }
 

@@ -1,9 +1,10 @@
 """The one server of a world: scripts on a clock that only the world moves, older states, full memory.
 
-The scripts are the package's own, but for three things that a world cannot leave to chance. They
-read their time from a key that the world sets, so that an hour passes at once and a seed replays;
-expiries are a thousand times as long, so that the time that a world really takes is none. They see the members of a set in order, since Redis has them in that of a random hash. And they
-count 2 edges a call where the real ones count 2,000, so that small graphs have lists to settle.
+The scripts are the package's own, but for what a world cannot leave to chance. They read their
+time from a key that the world sets, so that an hour passes at once and a seed replays; expiries
+are a thousand times as long, so that the time that a world really takes is none. They see the
+members of a set in order, since Redis has them in that of a random hash. And they count 2 edges a
+call where the real ones count 2,000, so that small graphs have lists to settle.
 """
 
 from __future__ import annotations
