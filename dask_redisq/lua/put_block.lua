@@ -10,15 +10,29 @@
 -- The block is one more dependency of each of its tasks. Without that, a task whose inputs are
 -- finished could be leased while its client still pickles it, or died pickling it.
 --
+-- A block whose large constants are not all here is not stored, and seal finds one missing. The server
+-- came back as it was before a constant was stored, and its client, whose next call is this one, does not
+-- know: slots would be given the tasks, find the constant gone, give them back, and so for ever.
+-- Of one that is stored already the constants are renewed: a client that lost its connection sends
+-- them again before the block, and with that they have minutes to live once more.
+--
 -- `near`: msgpack {task, job, its task, ...}: values of kept jobs that tasks of the block read. Such a
 -- task is first offered to the slot that made, and has, the large one. `about`: msgpack {task, packed, ...}: what
 -- the job's policy is to know of them, or ''.
 local state = redis.call('HGET', key.job(arg.job), 'state') or ''
 if state ~= 'running' then return state end
 hear_client(arg.job)
+local life, digests = life_of(arg.job), cmsgpack.unpack(arg.consts)
+for _, digest in ipairs(digests) do
+  if redis.call('EXISTS', key.const(arg.job, digest)) == 0 then return state end
+end
+for _, digest in ipairs(digests) do
+  redis.call('SADD', key.consts(arg.job), digest)
+  redis.call('PEXPIRE', key.consts(arg.job), life)
+  redis.call('PEXPIRE', key.const(arg.job, digest), life) -- born with an expiry of minutes
+end
 if redis.call('HSETNX', key.blocks(arg.job), arg.number, arg.payload) == 0 then return state end
 redis.call('HSET', key.edges(arg.job), arg.number, arg.edges)
-local life = life_of(arg.job)
 redis.call('PEXPIRE', key.blocks(arg.job), life)
 redis.call('PEXPIRE', key.edges(arg.job), life)
 if arg.about ~= '' then
@@ -32,11 +46,6 @@ end
 local waits = subtract(key.wait(arg.job), each)
 if waits.torn then mark_damaged(arg.job, false) end
 write_counters(key.wait(arg.job), waits)
-for _, digest in ipairs(cmsgpack.unpack(arg.consts)) do
-  redis.call('SADD', key.consts(arg.job), digest)
-  redis.call('PEXPIRE', key.consts(arg.job), life)
-  redis.call('PEXPIRE', key.const(arg.job, digest), life) -- born with an expiry of minutes
-end
 -- A server that came back older may have forgotten the block, and not the slot that ran it.
 local finished, ready = read_bits(key.finished(arg.job), waits.zero), {}
 for _, task in ipairs(waits.zero) do

@@ -217,15 +217,20 @@ class Engine:
             data = struct.pack(f">{n}{code}", *numbers_)
             self.link.command("SET", self.keys(name, job), data, "PX", UNSEEN)
 
-    def put_block(self, job: str, number: int, near: Sequence[object] = ()) -> bytes:
-        """Upload one block; `near`: task, kept job and task there, for values that it reads."""
+    def put_block(
+        self, job: str, number: int, near: Sequence[object] = (), consts: Sequence[str] = ()
+    ) -> bytes:
+        """Upload one block.
+
+        `near`: task, kept job and task there, for values that it reads; `consts`: its large constants.
+        """
         size, n = self.graphs[job].block, len(self.graphs[job])
         first, graph = number * size, self.graphs[job]
         tasks = range(first, min(first + size, n))
         edges = [[graph.inputs[t] for t in tasks], [t for t in tasks if t in graph.outputs]]
         state: bytes = self.call(
             "put_block", job=job, number=number, first=first, count=min(size, n - first), payload=b"tasks",
-            edges=pack(edges), consts=pack([]), near=pack(list(near)), about=self.about(job, tasks),
+            edges=pack(edges), consts=pack(list(consts)), near=pack(list(near)), about=self.about(job, tasks),
         )  # fmt: skip
         return state
 

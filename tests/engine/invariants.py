@@ -1,4 +1,4 @@
-"""Read the whole state of a queue, and assert what must hold of it after every script.
+"""What must hold of the whole state of a queue after every script.
 
 P1 to P8 are those of the engine's rules, section 2. `check` names the job, the task, and what
 is wrong with it.
@@ -11,35 +11,16 @@ import struct
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
+from functools import cached_property, lru_cache
+
+from state import State
 
 from dask_redisq.codec import unpack
 from dask_redisq.keys import PATTERNS, Keys
 from dask_redisq.link import Link
 
-__all__ = ["Graph", "JobView", "State", "check"]
+__all__ = ["Graph", "JobView", "State", "check", "check_state"]
 
-#: The whole database in one round trip: name, type, content, milliseconds to live of every key.
-_DUMP = """
-local read = {
-  string = function(name) return redis.call('GET', name) end,
-  hash = function(name) return redis.call('HGETALL', name) end,
-  set = function(name) return redis.call('SMEMBERS', name) end,
-  list = function(name) return redis.call('LRANGE', name, 0, -1) end,
-  stream = function(name) return redis.call('XRANGE', name, '-', '+') end,
-  zset = function(name) return redis.call('ZRANGE', name, 0, -1, 'WITHSCORES') end,
-}
-local out = {}
-local scale = redis.call('EXISTS', 'clock') == 1 and 1000 or 1
-for _, name in ipairs(redis.call('KEYS', '*')) do
-  if name ~= 'clock' then -- of a simulated world, see simulator/server.py
-    local kind = redis.call('TYPE', name).ok
-    out[#out + 1] = {name, kind, read[kind](name), math.floor(redis.call('PTTL', name) / scale)}
-  end
-end
-return cmsgpack.pack(out)
-"""
 #: Milliseconds after which a value that nobody accepted is gone.
 UNSEEN = 600_000
 _ATTEMPT = 24
@@ -82,53 +63,6 @@ class Graph:
     def restrictions(self) -> list[tuple[str, ...]]:
         """The different restrictions; task.hard is number i + 1 of them."""
         return list(dict.fromkeys(self.hard.values()))
-
-
-class State:
-    """All keys of the database at one moment, each in its Python form."""
-
-    def __init__(self, link: Link, keys: Keys) -> None:
-        self.keys = keys
-        self.content: dict[str, Any] = {}
-        self.ttl: dict[str, int] = {}
-        for name, kind, content, ttl in unpack(link.command("EVAL", _DUMP, 0)):
-            self.content[name.decode()] = _python_form(kind, content)
-            self.ttl[name.decode()] = ttl
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, State) and self.content == other.content
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def get(self, name: str, *parts: object) -> Any:
-        """Return what a key holds, None without it."""
-        return self.content.get(self.keys(name, *parts))
-
-    def mapping(self, name: str, *parts: object) -> dict[str, Any]:
-        """Return a hash, or a sorted set with its scores, as a dict."""
-        return self.get(name, *parts) or {}
-
-    def members(self, name: str, *parts: object) -> set[str]:
-        """Return the members of a set or a sorted set."""
-        return set(self.get(name, *parts) or ())
-
-    def difference(self, other: State) -> dict[str, tuple[Any, Any]]:
-        """Return name -> (here, there) for keys that differ; for messages."""
-        names = self.content.keys() | other.content.keys()
-        pairs = {n: (self.content.get(n), other.content.get(n)) for n in sorted(names)}
-        return {n: (a, b) for n, (a, b) in pairs.items() if a != b}
-
-
-def _python_form(kind: bytes, content: Any) -> Any:
-    if kind == b"hash":
-        return {k.decode(): v for k, v in zip(content[::2], content[1::2], strict=True)}
-    if kind == b"zset":
-        return {k.decode(): float(v) for k, v in zip(content[::2], content[1::2], strict=True)}
-    if kind == b"set":
-        return {x.decode() for x in content}
-    if kind == b"stream":
-        return [dict(zip(fields[::2], fields[1::2], strict=True)) for _, fields in content]
-    return content
 
 
 class JobView:
@@ -188,12 +122,24 @@ def check(
     *,
     much_later: bool = False,
 ) -> State:
-    """Assert P1 to P8 for every job of `graphs` that is there; return the state that was read.
+    """Read the state of a queue, and assert P1 to P8 of it; see `check_state`."""
+    state = State(link, keys)
+    check_state(state, graphs, doubtful, much_later=much_later)
+    return state
+
+
+def check_state(
+    state: State,
+    graphs: Mapping[str, Graph],
+    doubtful: Collection[str] = (),
+    *,
+    much_later: bool = False,
+) -> None:
+    """Assert P1 to P8 for every job of `graphs` that is there.
 
     Of a `doubtful` job values may be gone. When it is `much_later` the keys of a job may have expired
     before anybody removed its name.
     """
-    state = State(link, keys)
     _check_keys(state, much_later=much_later)
     _check_slots(state)
     there = {job for job in graphs if state.get("job", job)}
@@ -220,10 +166,15 @@ def check(
             raise AssertionError(f"job {job}: {error}") from error
     listed = state.members("active")
     assert listed == active, f"active lists {listed}, but ready tasks have {active}"
-    return state
 
 
 _NAMES = [re.compile(re.escape(pattern).replace("%s", "(.+)")) for pattern, _ in PATTERNS.values()]
+
+
+@lru_cache(maxsize=4096)  # a world has the same names all the time
+def _parts(name: str) -> tuple[str, ...]:
+    """Return the parts of a key's name behind the prefix; none if it is not in the table."""
+    return tuple(name.split(":")) if any(n.fullmatch(name) for n in _NAMES) else ()
 
 
 def _check_keys(state: State, *, much_later: bool) -> None:
@@ -231,9 +182,9 @@ def _check_keys(state: State, *, much_later: bool) -> None:
     prefix = state.keys.prefix
     for name, ttl in state.ttl.items():
         assert name.startswith(prefix), f"the key {name} is outside of the queue"
-        assert any(n.fullmatch(name[len(prefix) :]) for n in _NAMES), f"{name} is not in the table"
+        parts = _parts(name[len(prefix) :])
+        assert parts, f"{name} is not in the table"
         assert ttl > 0, f"the key {name} has no expiry"
-        parts = name[len(prefix) :].split(":")
         if parts[0] == "job" and not state.get("job", parts[1]):
             staged = parts[2] in {"new", "const", "built"}
             unseen = parts[2] == "value" and ttl <= UNSEEN

@@ -46,6 +46,9 @@ SOON = {
     "R18, who finds only delayed tasks is told when to look",
     "R19, user code wishes, the engine takes",
     "R20, a job with edges to settle is not done",
+    "Tags, all are woken for what is soft",
+    "Tags, who carries a soft one comes first for a while",
+    "Constants, they live as long as the job",
     "H30, what frees memory works when it is full",
 }
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 from driver import NEVER, Engine
-from invariants import JobView
+from invariants import UNSEEN, JobView
 
 from dask_redisq.codec import pack
 from dask_redisq.keys import Keys
@@ -262,3 +262,33 @@ def test_a_detached_job_ends_without_a_reader(engine: Engine) -> None:
         engine.link.command("DEL", engine.keys("monitor"))
         engine.call("recover", who="test", interval=1000, deadline=NEVER)
     assert engine.state().mapping("job", job)["state"] == b"done"
+
+
+def store_constant(engine: Engine, job: str, digest: str) -> None:
+    """Send a large constant, as a client does before the block that uses it."""
+    engine.call("announce", job=job, digest=digest)
+    engine.link.command("SET", engine.keys("const", job, digest), b"large", "PX", UNSEEN)
+
+
+def test_a_constant_that_is_sent_again_lives_as_long_as_its_job(engine: Engine) -> None:
+    """R15: all was done, the replies were lost: what was sent again has no minutes to live."""
+    job = engine.create({A: ()}, {A}, lease=UNSEEN)
+    for _ in range(2):
+        store_constant(engine, job, "d")
+        engine.put_block(job, 0, consts=["d"])
+    assert engine.state().ttl[engine.keys("const", job, "d")] > 4 * UNSEEN
+
+
+def test_a_block_whose_constant_the_server_forgot_is_not_taken(engine: Engine) -> None:
+    """It came back as it was before the constant: its tasks would be leased and given back, for ever."""
+    w1 = engine.slot()
+    job = engine.create({A: ()}, {A})
+    store_constant(engine, job, "d")
+    engine.link.command("DEL", engine.keys("const", job, "d"))
+    assert engine.put_block(job, 0, consts=["d"]) == b"running"
+    assert not engine.step(w1).tasks
+    assert engine.seal(job) == b"incomplete"
+    store_constant(engine, job, "d")
+    engine.put_block(job, 0, consts=["d"])
+    assert engine.seal(job) == b"running"
+    assert engine.step(w1).tasks == [A]

@@ -268,6 +268,27 @@ ABLATIONS = {
     "Resources, a lease that ended holds nothing": _lua(
         "step.lua", "  redis.call('HDEL', key.slot(slot), 'job', 'holds')\nend\nif failed", "  redis.call('HDEL', key.slot(slot), 'job')\nend\nif failed"
     ),
+    "Constants, who sweeps the job knows of them": _lua(
+        "announce.lua", "redis.call('SADD', key.consts(arg.job), arg.digest)\n", "", "client dies", "job cancelled"
+    ),
+    "Constants, they live as long as the job": _lua(
+        "put_block.lua", "  redis.call('PEXPIRE', key.const(arg.job, digest), life) -- born with an expiry of minutes\n", "", "much time passes"
+    ),
+    "Constants, a block without them is not taken": _lua(
+        "put_block.lua", "if redis.call('EXISTS', key.const(arg.job, digest)) == 0 then return state end", "", "saved", "rolled back"
+    ),
+    "Ordered, the lowest number goes first": _lua(
+        "step.lua", "sorted[1] or sorted[2] or sorted[3]", "sorted[1] or sorted[3]"
+    ),
+    "Tags, what is near to a slot is its own for a while": _lua(
+        "lib/take.lua", "    elseif age >= patience or redis.call('SISMEMBER', key.slots(), set) == 0 then\n", "    elseif true then\n"
+    ),
+    "Tags, who carries a soft one comes first for a while": _lua(
+        "lib/take.lua", "        elseif age >= patience then\n", "        elseif true then\n"
+    ),
+    "Tags, all are woken for what is soft": _lua(
+        "lib/ready.lua", "  if wanted.soft then wake(python, python, count) end -- they are told when to look again\n", ""
+    ),
     "Run again, it has another epoch": _lua(
         "rerun.lua", "'epoch', fresh, 'damaged', '1'", "'damaged', '1'", "run again"
     ),

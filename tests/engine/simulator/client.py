@@ -21,6 +21,8 @@ __all__ = ["Client", "Reader"]
 UPLOAD = 2
 #: As in lua/lib/tomb.lua, in ms.
 TOMB_LIFE = 600_000
+#: What a constant lives before its block comes, as in the package, in ms.
+STAGED = 600_000
 #: Between two calls while somebody else rebuilds the job, in ms; more than in the package, as for slots.
 BUSY = 500
 
@@ -160,6 +162,8 @@ class Client(_Follower):
     #: The slot whose task waits for it.
     waiter: Actor | None = None
     _begun = 0
+    #: It stored a constant, and its block comes next.
+    staging = False
 
     def ended(self) -> None:
         """Who waits for it goes on."""
@@ -192,8 +196,7 @@ class Client(_Follower):
         yield from self._create()
         if world.chance(0.1) and self._is_recent():
             # A connection was lost, and all that had no reply comes again.
-            for number in range(world.choices.below(job.block_count + 1)):
-                yield Call("put_block", job.block_args(number))
+            yield from self._send_blocks(world.choices.below(job.block_count + 1))
             yield from self._create()
         yield from self.upload()
         if job.detached and not self.received:
@@ -236,12 +239,27 @@ class Client(_Follower):
         if job.detached:
             self._judge_upload(state)
 
-    def _send_blocks(self) -> Life[bytes]:
-        for number in range(self.job.block_count):
-            state: bytes = yield Call("put_block", self.job.block_args(number))
+    def _send_blocks(self, most: int | None = None) -> Life[bytes]:
+        job, state = self.job, b""
+        #: Digests of the constants that were stored, and when.
+        stored: dict[str, int] = {}
+        for number in range(job.block_count if most is None else most):
+            for digest in job.constants(number):
+                # Who is stopped for as long as that brings it again; the package's client does not.
+                while self.world.server.now >= stored.get(digest, -STAGED) + STAGED:
+                    yield from self._store(digest, stored)
+            state = yield Call("put_block", job.block_args(number))
+            self.staging = False
             if state in (b"failed", b"cancelled", b""):
                 break
         return state
+
+    def _store(self, digest: str, stored: dict[str, int]) -> Life[None]:
+        self.staging = True
+        yield Call("announce", {"job": self.job.id, "digest": digest})
+        name, begun = self.world.server.keys("const", self.job.id, digest), self.world.server.now
+        yield Command(("SET", name, b"large", "PX", STAGED))
+        stored[digest] = begun
 
     def _judge_upload(self, state: bytes) -> None:
         if state in (b"", b"cancelled"):
@@ -260,8 +278,11 @@ class Client(_Follower):
         self.job.cancelled = True
         yield Call("cancel", {"job": self.job.id, "reason": "its client gave up", "tomb": ""})
         yield from self._sweep()
-        for name, _ in self.job.stages():
-            yield Command(("UNLINK", self.world.server.keys(name, self.job.id)))
+        keys, job = self.world.server.keys, self.job
+        for name, _ in job.stages():
+            yield Command(("UNLINK", keys(name, job.id)))
+        for digest in dict.fromkeys(d for n in range(job.block_count) for d in job.constants(n)):
+            yield Command(("UNLINK", keys("const", job.id, digest)))
 
 
 class Reader(_Follower):

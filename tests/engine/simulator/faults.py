@@ -170,14 +170,13 @@ def stopped(world: World) -> bool:
 
 def time_passes(world: World) -> bool:
     """It is later; those that are not stopped were heard of meanwhile."""
-    ms = world.choices.pick([50, 1000, 6000, 20_000])
-    advance_heard(world, ms)
+    advance_heard(world, world.choices.pick([50, 1000, 6000, 20_000]))
     return True
 
 
 def much_time_passes(world: World) -> bool:
     """It is later than any lease; those that are not stopped were heard of meanwhile."""
-    if world.jumps >= 2:
+    if world.jumps >= 2 or any(client.staging for client in world.of(Client)):
         return False
     advance_heard(world, LONG)
     return True
@@ -187,14 +186,12 @@ def advance_heard(world: World, ms: int) -> None:
     """Let time pass in which all that are not stopped renew what they have."""
     keys, there = world.server.keys, [a for a in world.actors if not a.frozen and not a.over]
     workers = [a for a in there if isinstance(a, Supervisor)]
-    alive = {w.name: keys("alive", w.name) for w in workers}
+    alive = [keys("alive", w.name) for w in workers]
     clients = [keys("client", a.job.id) for a in there if isinstance(a, Client)]
-    world.advance(ms, [*alive.values(), *clients])
-    for worker in workers:
-        if world.server.command("PEXPIRE", alive[worker.name], EXPIRY):
+    found = world.advance(ms, dict.fromkeys(alive, EXPIRY) | dict.fromkeys(clients, LEASE))
+    for worker, heard in zip(workers, found, strict=False):
+        if heard:
             worker.renewed = world.server.now
-    for name in clients:
-        world.server.command("PEXPIRE", name, LEASE)
 
 
 def all_stall(world: World) -> bool:

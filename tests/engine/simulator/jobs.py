@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from invariants import Graph
 
+from dask_redisq.annotations import SOFT
 from dask_redisq.codec import Block, pack
 from simulator.choices import Choices
 
@@ -82,6 +83,8 @@ class Job:
     lapsed: bool = False
     #: Its removal has begun.
     swept: bool = False
+    #: Values of it are stored apart: whose slot made one is near to its users.
+    apart: bool = False
     #: Somebody gave it up.
     cancelled: bool = False
     #: How often each task raised or ran too long, was running when its process died.
@@ -141,6 +144,10 @@ class Job:
                 kept=False,
             )
 
+    def constants(self, number: int) -> tuple[str, ...]:
+        """Return the digests of the large constants that a block uses; one of them all blocks do."""
+        return ("c0", f"c{number + 1}")[: self.settings["constants"]]
+
     # -- what its client sends ---------------------------------------------------------
 
     def stages(self) -> list[tuple[str, bytes]]:
@@ -173,7 +180,7 @@ class Job:
         return {
             "job": self.id, "n": len(self.graph), "block": self.graph.block, "blocks": self.block_count,
             "epoch": self.epoch, "python": PYTHON, "client_lease": LEASE, "watched": 0,
-            "kept": 0, "uses": pack([]), "most": 0, "ordered": 0, "parent": self.parent, "by": b"", "policy": self.settings["policy"],
+            "kept": 0, "uses": pack([]), "most": 0, "ordered": self.settings["ordered"], "parent": self.parent, "by": b"", "policy": self.settings["policy"],
             "hard": pack([list(tags) for tags in self.graph.restrictions]),
         } | {name: self.settings[name] for name in names}  # fmt: skip
 
@@ -182,7 +189,8 @@ class Job:
         block = self.blocks[number]
         return {
             "job": self.id, "number": number, "first": number * self.graph.block, "count": len(block.tasks),
-            "payload": b"tasks", "edges": pack([block.inputs, sorted(block.outputs)]), "consts": pack([]),
+            "payload": b"tasks", "edges": pack([block.inputs, sorted(block.outputs)]),
+            "consts": pack(self.constants(number)),
             "near": pack([]), "about": b"",
         }  # fmt: skip
 
@@ -237,7 +245,7 @@ def random_job(
     outputs = frozenset(t for t in range(n) if t not in used or choices.chance(0.2))
     hard = {}
     if choices.chance(0.25):
-        wanted = choices.pick([("gpu",), (NEED,)])
+        wanted = choices.pick([("gpu",), (NEED,), (SOFT, "gpu"), (SOFT, "lab")])
         hard = {t: wanted for t in range(n) if choices.chance(0.4)}
     graph = Graph(tuple(inputs), outputs, choices.pick([128, 3]), hard)
     detached = not parent and choices.chance(0.9 if "run again" in often else 0.3)
@@ -255,6 +263,8 @@ def random_job(
         "ttl": 1_000_000 if detached else 0,
         "pure": choices.pick([1, 0]),
         "policy": choices.pick(["", "", "", "what it wishes is drawn by the slots"]),
+        "ordered": choices.pick([0, 0, 1]),
+        "constants": choices.pick([0, 0, 1, 2]),
     }
     return Job(job_id, family, graph, graph, tuple(range(n)), {}, epoch, settings, parent=parent)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from invariants import State, check
+from invariants import check_state
+from state import State, look
 
 from dask_redisq.codec import unpack
 from simulator.actors import Wait
@@ -28,9 +29,14 @@ class Judge:
 
     def __init__(self, world: World) -> None:
         self.world = world
+        #: What was seen last, after which of the world's calls.
+        self.state: State | None = None
+        self.looked = -1
+        #: Constants that were stored too late.
+        self._strays: set[str] = set()
 
-    def check(self) -> State:
-        """Assert P1 to P8."""
+    def check(self, seen: bytes = b"") -> State:
+        """Assert P1 to P8; `seen` is what the server told of itself, if it was asked already."""
         graphs = {job.id: job.graph for job in self.world.jobs.values()}
         # A slot may tell of a rollback when some of the jobs did not see it.
         doubtful = {
@@ -38,9 +44,13 @@ class Judge:
             for j in self.world.jobs.values()
             if j.doubtful or j.swept or self.world.rolled_back
         }
-        link, keys = self.world.server.link, self.world.server.keys
-        state = check(link, keys, graphs, doubtful, much_later=self.world.jumps > 0)
+        server = self.world.server
+        seen = seen or server.command(*look(self.state))
+        state = self.state = State(server.link, server.keys, self.state, seen)
+        self.looked = self.world.calls
+        check_state(state, graphs, doubtful, much_later=self.world.jumps > 0)
         self._check_children(state)
+        self._check_constants(state)
         self._check_resources(state)
         return state
 
@@ -50,6 +60,32 @@ class Judge:
             if job.parent and not (self.world.rolled_back or self.world.jumps or job.doubtful):
                 own, above = (state.mapping("job", x).get("state") for x in (job.id, job.parent))
                 assert own != b"running" or above == b"running", f"{job} runs on, for nobody"
+
+    def _check_constants(self, state: State) -> None:
+        """Of a job that runs all constants of its blocks are there."""
+        for job in self.world.jobs.values() if not self.world.rolled_back else ():
+            if state.mapping("job", job.id).get("state") == b"running" and not job.cancelled:
+                for number in map(int, state.mapping("blocks", job.id)):
+                    for digest in job.constants(number):
+                        there = state.get("const", job.id, digest) is not None
+                        assert there, f"constant {digest} of {job} is gone"
+
+    def constant_gone(self, job: Job, digest: str) -> None:
+        """Assert that a slot may miss a constant: the job ended, or the lease is of another history."""
+        told = job.cancelled or self.world.rolled_back or self._state_of(job) != b"running"
+        assert told, f"constant {digest} of {job} is gone"
+
+    def stored(self, name: str) -> None:
+        """Note what was stored for a job that did not run any more: nobody sweeps it."""
+        _, kind, *_ = name.removeprefix(self.world.server.keys("job", "")).split(":")
+        job = self.world.jobs[name.split(":")[3]]
+        if kind == "const" and self._state_of(job) != b"running":
+            self._strays.add(name)
+
+    def _state_of(self, job: Job) -> bytes | None:
+        keys = self.world.server.keys
+        state: bytes | None = self.world.server.command("HGET", keys("job", job.id), "state")
+        return state
 
     def _check_resources(self, state: State) -> None:
         """Slots hold what their leases need, or have lent it; not more than their worker has."""
@@ -154,7 +190,7 @@ class Judge:
         """P11: nothing stays but the queue's own hash and what expires because nobody saw it."""
         state = State(self.world.server.link, self.world.server.keys)
         prefix = len(self.world.server.keys.prefix)
-        names = [name[prefix:] for name in state.content]
+        names = [name[prefix:] for name in state.content if name not in self._strays]
         fleeting = ("tomb:", "monitor", "queue")
         left = [n for n in names if not n.startswith(fleeting) and not _unseen(n)]
         assert not left, f"keys are left: {left}"

@@ -6,10 +6,13 @@ It looks at each call and its answer, and asserts what no look at the server's s
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
+from dask_redisq.annotations import SOFT
 from dask_redisq.codec import unpack
 from simulator.jobs import Job
+from simulator.preference import check_order, check_patience
 from simulator.supervisor import EXPIRY
 
 if TYPE_CHECKING:
@@ -52,6 +55,7 @@ class Oracle:
 
     def forget_all(self) -> None:
         """The server came back with another history."""
+        self.world.judge.looked = -1
         self._leases.clear()
         self._answered.clear()
         self._turns, self.suspended = self._read_turns()
@@ -104,14 +108,18 @@ class Oracle:
         careful = job.careful.intersection(tasks)
         assert not careful or (alone and len(tasks) == 1), f"{careful} of {tasks} must run alone"
         self._leases[slot] = (job.id, seq, tasks)
-        self._check_tags(job, slot, args["tag"], tasks)
+        check_order(self.world, job, tasks)
+        tags = (*self.world.slots[slot].tags, args["tag"])
+        self._check_tags(job, slot, tags, tasks)
+        check_patience(self.world, job, slot, tags, tasks)
         self.most_made = max(self.most_made, len(tasks))
 
-    def _check_tags(self, job: Job, slot: str, tag: str, tasks: list[int]) -> None:
-        tags = (*self.world.slots[slot].tags, tag)
+    def _check_tags(self, job: Job, slot: str, tags: Collection[str], tasks: list[int]) -> None:
         for task in tasks:
             wanted = [tag.removesuffix("=1") for tag in job.graph.hard.get(task, ())]
-            assert not wanted or set(wanted) & set(tags), f"{slot} may not run task {task}"
+            assert not wanted or SOFT in wanted or set(wanted) & set(tags), (
+                f"{slot} may not run task {task}"
+            )
 
     # -- leases that end otherwise ---------------------------------------------------------
 
@@ -142,9 +150,9 @@ class Oracle:
 
     def _check_deaths(self) -> None:
         """No task is charged with a death that was not its own."""
-        for job in self.world.jobs.values():
-            words = "HGETALL", self.world.server.keys("deaths", job.id)
-            found = self.world.server.command(*words)
+        jobs, keys = self.world.jobs.values(), self.world.server.keys
+        told = self.world.server.commands([("HGETALL", keys("deaths", job.id)) for job in jobs])
+        for job, found in zip(jobs, told, strict=True):
             for task, records in zip(found[::2], found[1::2], strict=True):
                 count, right = len(unpack(records)), self.charged(job, int(task))[1]
                 assert count <= right, f"task {int(task)} of {job} died {right} times, not {count}"
@@ -180,12 +188,12 @@ class Oracle:
         for slot in worker.ever:
             if slot.encode() not in held:
                 self._leases.pop(slot, None)
-        pairs = unpack(args["held"])
-        for slot, seq in zip(pairs[::2], pairs[1::2], strict=True):
-            lease = self._leases.get(slot.decode())
-            if lease is not None and lease[1] == seq:
-                name = self.world.server.keys("slot", slot.decode())
-                assert self.world.server.command("HEXISTS", name, "job"), f"{slot} lost its lease"
+        keys, pairs = self.world.server.keys, unpack(args["held"])
+        told = zip([slot.decode() for slot in pairs[::2]], pairs[1::2], strict=True)
+        running = [slot for slot, seq in told if self._leases.get(slot, ("", -1))[1] == seq]
+        known = self.world.server.commands([("HEXISTS", keys("slot", s), "job") for s in running])
+        for slot, there in zip(running, known, strict=True):
+            assert there, f"{slot} lost its lease"
         if answer == b"ok" and not late:
             worker.renewed = self.world.server.now
 

@@ -1,15 +1,17 @@
 """The one server of a world: scripts on a clock that only the world moves, older states, full memory.
 
-The scripts are the package's own, but for three things that a world cannot leave to chance. They
-read their time from a key that the world sets, so that an hour passes at once and a seed replays;
-expiries are a thousand times as long, so that the time that a world really takes is none. They see the members of a set in order, since Redis has them in that of a random hash. And they
-count 2 edges a call where the real ones count 2,000, so that small graphs have lists to settle.
+The scripts are the package's own, but for what a world cannot leave to chance. They read their
+time from a key that the world sets, so that an hour passes at once and a seed replays; expiries
+are a thousand times as long, so that the time that a world really takes is none. They see the
+members of a set in order, since Redis has them in that of a random hash. And they count 2 edges a
+call where the real ones count 2,000, so that small graphs have lists to settle.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from hashlib import sha1
@@ -18,6 +20,7 @@ from typing import Any
 from dask_redisq import batch, lease, scripts
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
+from simulator.wire import Wire
 
 __all__ = ["CLOCK", "EDGES", "Server", "simulated"]
 
@@ -28,32 +31,30 @@ BEGIN = 1_000_000_000_000
 #: Edges that one call counts.
 EDGES = 2
 
-#: What takes the place of `redis` in each script.
-_SHIM = """
-local redis_call, wrapped = redis.call, {}
-function wrapped.TIME()
-  local now = tonumber(redis_call('GET', 'clock'))
+#: What is called in place of some commands, by each script that has them. (A wrapper of all calls
+#: made scripts a third slower.)
+_WORLDS_OWN = {
+    "TIME": """
+local function world_time()
+  local now = tonumber(redis.call('GET', 'clock'))
   return {math.floor(now / 1000), now % 1000 * 1000}
 end
-function wrapped.SMEMBERS(name)
-  local found = redis_call('SMEMBERS', name)
+""",
+    "SMEMBERS": """
+local function world_smembers(name)
+  local found = redis.call('SMEMBERS', name)
   table.sort(found)
   return found
 end
-function wrapped.PEXPIRE(name, ms) return redis_call('PEXPIRE', name, ms * 1000) end
-function wrapped.SET(...)
-  local words = {...}
-  for i, word in ipairs(words) do
-    if word == 'PX' then words[i + 1] = words[i + 1] * 1000 end
-  end
-  return redis_call('SET', unpack(words))
-end
-local redis = setmetatable({call = function(name, ...)
-  local call = wrapped[name]
-  if call then return call(...) end
-  return redis_call(name, ...)
-end}, {__index = redis})
-"""
+""",
+    "PEXPIRE": """
+local function world_pexpire(name, ms) return redis.call('PEXPIRE', name, ms * 1000) end
+""",
+    "SET": """
+local function world_set(name, value, px, ms) return redis.call('SET', name, value, px, ms * 1000) end
+""",
+}
+_CALL = re.compile(r"\bredis\.p?call\b(?:\('(\w+)'(, )?)?")
 _REAL_EDGES = "local EDGES = 2000"
 
 #: Let time pass: all expiries come nearer, but for those of the keys that somebody renews meanwhile.
@@ -105,7 +106,7 @@ def simulated(
         script = scripts.build(name)
         text = script.text
         if clock:
-            text = _SHIM + text.replace(_REAL_EDGES, f"local EDGES = {EDGES}")
+            text = _on_a_worlds_clock(text).replace(_REAL_EDGES, f"local EDGES = {EDGES}")
         return replace(
             script, text=text, sha=sha1(text.encode(), usedforsecurity=False).hexdigest()
         )
@@ -119,6 +120,23 @@ def simulated(
     finally:
         scripts.load, scripts._read = real, read
         batch.EDGES = lease.EDGES = 2000  # type: ignore[attr-defined]
+
+
+def _on_a_worlds_clock(text: str) -> str:
+    """Return a script that calls what is in `_WORLDS_OWN`."""
+    used: dict[str, str] = {}
+
+    def called(match: re.Match[str]) -> str:
+        assert match[1], (
+            f"a script that does not say what it calls: {match.string[match.start() :][:60]}"
+        )
+        if match[1] not in _WORLDS_OWN:
+            return match[0]
+        used[match[1]] = _WORLDS_OWN[match[1]]
+        return f"world_{match[1].lower()}("
+
+    first, rest = _CALL.sub(called, text).split("\n", 1)
+    return "\n".join([first, *used.values(), rest])  # a shebang stays the first line
 
 
 class Server:
@@ -141,8 +159,11 @@ class Server:
         self.now = BEGIN
         self._saved: tuple[int, list[Any]] | None = None
         self._full = False
-        link.command("FLUSHALL")
-        link.command("SET", CLOCK, self.now)
+        # Each look at the whole state makes dumps of all keys, and compressing those took longer.
+        self._wire = Wire(link)
+        self.commands([
+            ("CONFIG", "SET", "rdbcompression", "no"), ("FLUSHALL",), ("SET", CLOCK, self.now),
+        ])  # fmt: skip
 
     def __repr__(self) -> str:
         return f"<Server at {self.now - BEGIN} ms>"
@@ -154,7 +175,18 @@ class Server:
 
     def call(self, script: str, args: Mapping[str, object]) -> Any:
         """Call a script of the queue."""
-        return self.link.call(script, self.keys, **args)
+        return self._wire.call(script, self.keys, args)[0]
+
+    def call_and_look(
+        self, script: str, args: Mapping[str, object], words: Sequence[Any]
+    ) -> tuple[Any, bytes]:
+        """Call a script, and send a command that looks at what it did; in one round trip."""
+        answer, seen = self._wire.call(script, self.keys, args, words)
+        return answer, seen
+
+    def commands(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        """Send some commands in one round trip."""
+        return self._wire.ask(*commands) if commands else []
 
     def command(self, *words: Any) -> Any:
         """Send one command."""
@@ -162,11 +194,23 @@ class Server:
             return [self.now // 1000, self.now % 1000 * 1000]
         if words[0] in ("SET", "PEXPIRE"):
             words = (*words[:-1], words[-1] * 1000) if "PX" in words or words[0] != "SET" else words
-        return self.link.command(*words)
+        return self._wire.ask(words)[0]
 
-    def advance(self, ms: int, kept: Collection[str] = ()) -> None:
-        """Let time pass; the keys `kept` are renewed meanwhile."""
-        self.now = int(self.command("EVAL", _ADVANCE, 0, ms, *kept))
+    def advance(self, ms: int, renewed: Mapping[str, int] | None = None) -> list[int]:
+        """Let time pass; tell which of the keys `renewed` are there, which are renewed meanwhile.
+
+        Parameters
+        ----------
+        renewed : Mapping of str to int, optional
+            Key -> its expiry, in ms.
+        """
+        renewed = renewed or {}
+        self.now += ms
+        _, *found = self.commands([
+            ("EVAL", _ADVANCE, 0, ms, *renewed),
+            *[("PEXPIRE", name, expiry * 1000) for name, expiry in renewed.items()],
+        ])  # fmt: skip
+        return found
 
     def save(self) -> None:
         """Remember the state, as a snapshot on disk."""

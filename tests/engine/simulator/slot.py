@@ -83,8 +83,10 @@ class Run(LeaseRun):
 
     def _publish(self, task: int) -> Published:
         published = super()._publish(task)
-        slot: Slot = self.pace.slot  # type: ignore[attr-defined]
-        return published._replace(inline=not slot.world.choices.chance(0.35))
+        world: World = self.pace.slot.world  # type: ignore[attr-defined]
+        ordered = world.jobs[self.lease.job].settings["ordered"]
+        apart = world.choices.chance(0.05 if ordered else 0.35)  # what is near goes first
+        return published._replace(inline=not apart)
 
 
 class Slot(Actor):
@@ -106,6 +108,8 @@ class Slot(Actor):
         self.tag = ""
         self.page = Page()
         self.cache = ValueCache()
+        #: Constants that it has, by job and digest.
+        self._constants: set[tuple[str, str]] = set()
         self.seq = 0
         self.stopping = False
         #: Its task computes on its own queue, and waits for this client.
@@ -232,6 +236,8 @@ class Slot(Actor):
             -1, -1, lease.seq, world.server.now, 0, len(lease.tasks), lease.job.encode()
         )
         self.cache.turn_to(lease.job, lease.epoch if world.off != "R13" else "")
+        if not (yield from self._load_constants(job, lease)):
+            return Batch(), b""
         values, tasks = yield from self._load_inputs(job, lease)
         if not tasks:
             return Batch(), b""
@@ -292,6 +298,18 @@ class Slot(Actor):
                 client.job.cancelled = True
             self.waits_for = None
             self.worker.nudge()
+
+    def _load_constants(self, job: Job, lease: Lease) -> Life[bool]:
+        """Read what the blocks of a lease use; false if it is not there, since the job has ended."""
+        for number in sorted({task // lease.block for task in lease.tasks}):
+            for digest in job.constants(number):
+                if (job.id, digest) not in self._constants:
+                    name = self.world.server.keys("const", job.id, digest)
+                    if (yield Command(("GET", name))) is None:
+                        self.world.judge.constant_gone(job, digest)
+                        return False
+                    self._constants.add((job.id, digest))
+        return True
 
     def _load_inputs(self, job: Job, lease: Lease) -> Life[tuple[dict[int, int], list[int]]]:
         """Return the inputs, and the tasks whose inputs are all there; the others are questions."""
