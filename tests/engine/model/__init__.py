@@ -1,0 +1,12 @@
+"""The queue as a specification: what each script answers and leaves behind, in plain Python. No I/O.
+
+Written from the rules of the engine and the headers of the scripts, slow and simple. Where the
+scripts count, the model looks: a counter is what the graph and the finished tasks say, so there is
+nothing here that could be patched wrongly. It knows jobs without restrictions, values inside the
+call, failures without a pause; the simulator goes further.
+"""
+
+from model.job import Job
+from model.queue import Queue
+
+__all__ = ["Job", "Queue"]

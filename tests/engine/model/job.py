@@ -1,0 +1,79 @@
+"""One job of the model, and what is held of it. No I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+__all__ = ["Job", "Lease"]
+
+
+@dataclass
+class Lease:
+    """What a slot holds under its call `seq`, and what was given back of it."""
+
+    seq: int
+    tasks: list[int]
+    given: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Job:
+    """One job.
+
+    Attributes
+    ----------
+    blocks : set of int
+        The blocks that are there; each is one more input of its tasks.
+    values : set of int
+        Finished tasks whose value is kept, since somebody needs it.
+    log : list of list of int
+        Finished outputs, in the order in which they finished; `acked` entries have arrived.
+    alone : set of int
+        Tasks that may have run before.
+    """
+
+    inputs: tuple[tuple[int, ...], ...]
+    outputs: frozenset[int]
+    block: int
+    chunk: int = 0
+    priority: int = 0
+    retries: int = 0
+    allowed: int = 3
+    detached: bool = False
+    state: str = "running"
+    sealed: bool = False
+    error: tuple[str, int] = ("", -1)
+    blocks: set[int] = field(default_factory=set)
+    finished: set[int] = field(default_factory=set)
+    values: set[int] = field(default_factory=set)
+    ready: set[int] = field(default_factory=set)
+    leases: dict[str, Lease] = field(default_factory=dict)
+    alone: set[int] = field(default_factory=set)
+    tries: dict[int, int] = field(default_factory=dict)
+    deaths: dict[int, int] = field(default_factory=dict)
+    log: list[list[int]] = field(default_factory=list)
+    acked: int = 0
+
+    @property
+    def tasks(self) -> range:
+        """All tasks."""
+        return range(len(self.inputs))
+
+    def wait(self, task: int) -> int:
+        """How much a task waits for: unfinished inputs, and its block."""
+        missing = task // self.block not in self.blocks
+        return sum(i not in self.finished for i in self.inputs[task]) + missing
+
+    def consumers(self, task: int) -> int:
+        """How often a value is still to be used."""
+        delivered = {t for entry in self.log[: self.acked] for t in entry}
+        users = sum(task in self.inputs[u] for u in self.tasks if u not in self.finished)
+        return users + (task in self.outputs and task not in delivered)
+
+    def free(self) -> None:
+        """Drop values that nobody needs."""
+        self.values = {t for t in self.values if self.consumers(t) > 0}
+
+    def end(self, state: str, error: tuple[str, int] = ("", -1)) -> None:
+        """Give the job its last state."""
+        self.state, self.error = state, error

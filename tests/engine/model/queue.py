@@ -1,0 +1,150 @@
+"""The whole queue of the model: what clients and supervisors call. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from model.ready import Slot
+from model.steps import Steps
+
+__all__ = ["Queue"]
+
+
+class Queue(Steps):
+    """All jobs and slots."""
+
+    # -- uploads and ends --------------------------------------------------------------------
+
+    def put_block(self, name: str, number: int) -> str:
+        """A block arrives; tasks that waited for it alone become ready."""
+        job = self.jobs.get(name)
+        if job is None or job.state != "running" or number in job.blocks:
+            return job.state if job else ""
+        waited = {t for t in job.tasks if job.wait(t) > 0}
+        job.blocks.add(number)
+        self._make_ready(name, [t for t in waited if job.wait(t) == 0])
+        return job.state
+
+    def seal(self, name: str) -> str:
+        """The upload is complete."""
+        job = self.jobs.get(name)
+        if job is None:
+            return ""
+        if job.state == "failed":
+            job.sealed = True
+        if job.state != "running":
+            return job.state
+        if len(job.blocks) < -(-len(job.inputs) // job.block):
+            return "incomplete"
+        job.sealed = True
+        self._end_if_done(name)
+        return job.state
+
+    def cancel(self, name: str) -> str:
+        """Nothing of the job starts any more."""
+        job = self.jobs.get(name)
+        if job is None:
+            return ""
+        before = job.state
+        if before == "running":
+            self._end(name, "cancelled", ("cancelled", -1))
+        return before
+
+    def forget(self, name: str) -> str:
+        """A detached job is given up."""
+        job = self.jobs.get(name)
+        return self.cancel(name) if job is None or job.detached else "kept"
+
+    def sweep(self, name: str) -> int:
+        """An ended job is removed."""
+        job = self.jobs.get(name)
+        if job is not None and job.state == "running":
+            return -1
+        self.jobs.pop(name, None)
+        return 1
+
+    # -- readers -----------------------------------------------------------------------------
+
+    def gather(
+        self, name: str, cursor: int, limit: int
+    ) -> tuple[str, tuple[str, int], int, int, list[int], int]:
+        """Answer state, error, finished, the next cursor, outputs, and what is wanted of the client."""
+        job = self.jobs[name]
+        if cursor > job.acked and not job.detached:
+            job.acked = cursor
+            job.free()
+        outputs: list[int] = []
+        while cursor < len(job.log) and len(outputs) < limit:
+            outputs += job.log[cursor]
+            cursor += 1
+        wanted = 2 if job.state == "running" and not job.sealed else 0
+        return job.state, job.error, len(job.finished), cursor, outputs, wanted
+
+    def report_missing(self, name: str, task: int, needed: int) -> str:
+        """Answer a question about an input that is there, or that needs to be there no more."""
+        job = self.jobs.get(name)
+        if job is None or (job.state != "running" and not (job.state == "done" and task < 0)):
+            return "finished"
+        if task in job.finished:
+            return "finished"
+        assert needed in job.values, "the model knows no lost values"
+        return "there"
+
+    # -- slots -------------------------------------------------------------------------------
+
+    def register(self, slot: str, worker: str, seq: int) -> None:
+        """A slot is there; one that was is not changed."""
+        self.slots.setdefault(slot, Slot(worker, seq))
+
+    def unregister(self, slot: str, seq: int, begun: int, position: int, kind: str) -> None:
+        """A slot is gone; the task that was running is charged."""
+        held = self.slots.get(slot)
+        if held is None:
+            return
+        job = self.jobs.get(held.job)
+        known, retry = held.seq == seq, False
+        lease = job.leases.get(slot) if job else None
+        given = lease.given if lease else []
+        charged = bool(job and job.state == "running" and known and kind and begun >= 0)
+        charged = charged and job is not None and begun not in job.finished and begun not in given
+        if charged and job is not None:
+            job.alone.add(begun) if kind == "died" else None
+            if kind == "timeout":
+                retry = self._count_try(job, begun)
+        self._leave(slot, lambda i, _: known and i <= position)
+        if charged and job is not None and kind == "timeout" and not retry:
+            self._end(held.job, "failed", ("timeout", begun))
+        if charged and job is not None and kind == "died":
+            job.deaths[begun] = job.deaths.get(begun, 0) + 1
+            if job.deaths[begun] >= job.allowed:
+                self._end(held.job, "failed", ("died", begun))
+
+    def lose(self, worker: str) -> None:
+        """A worker is gone, and nobody knows what its slots had begun."""
+        for slot in [s for s, held in self.slots.items() if held.worker == worker]:
+            self._leave(slot, lambda *_: True)
+
+    def renew(self, worker: str, live: Collection[str]) -> str:
+        """A worker beats, and tells which of its slots live."""
+        for slot in [s for s, held in self.slots.items() if held.worker == worker]:
+            if slot not in live:
+                self._leave(slot, lambda *_: True)
+        return "ok" if all(slot in self.slots for slot in live) else "unknown"
+
+    def give_back(self, slot: str, seq: int, position: int, *, somebody_idle: bool) -> str:
+        """What lies behind a long task goes to others."""
+        held = self.slots.get(slot)
+        job = self.jobs.get(held.job) if held else None
+        lease = job.leases.get(slot) if job else None
+        if held is None or job is None or lease is None:
+            return "over"
+        if held.seq != seq or job.state != "running":
+            return "over"
+        rest = lease.tasks[position + 1 :]
+        if not rest:
+            return "given" if lease.given else "over"
+        if not somebody_idle:
+            return "nobody"
+        lease.tasks, lease.given = lease.tasks[: position + 1], lease.given + rest
+        self._make_ready(held.job, rest)
+        return "given"
