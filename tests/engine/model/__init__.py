@@ -8,5 +8,6 @@ call, failures without a pause; the simulator goes further.
 
 from model.job import Job
 from model.queue import Queue
+from model.ready import Answer, Call
 
-__all__ = ["Job", "Queue"]
+__all__ = ["Answer", "Call", "Job", "Queue"]

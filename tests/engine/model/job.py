@@ -30,6 +30,8 @@ class Job:
         Finished outputs, in the order in which they finished; `acked` entries have arrived.
     alone : set of int
         Tasks that may have run before.
+    delayed : dict of int to int
+        Failed tasks, and when each is ready again, in ms.
     """
 
     inputs: tuple[tuple[int, ...], ...]
@@ -38,8 +40,10 @@ class Job:
     chunk: int = 0
     priority: int = 0
     retries: int = 0
+    retry_delay: int = 0
     allowed: int = 3
     detached: bool = False
+    epoch: str = ""
     state: str = "running"
     sealed: bool = False
     error: tuple[str, int] = ("", -1)
@@ -49,6 +53,7 @@ class Job:
     ready: set[int] = field(default_factory=set)
     leases: dict[str, Lease] = field(default_factory=dict)
     alone: set[int] = field(default_factory=set)
+    delayed: dict[int, int] = field(default_factory=dict)
     tries: dict[int, int] = field(default_factory=dict)
     deaths: dict[int, int] = field(default_factory=dict)
     log: list[list[int]] = field(default_factory=list)
@@ -58,6 +63,11 @@ class Job:
     def tasks(self) -> range:
         """All tasks."""
         return range(len(self.inputs))
+
+    @property
+    def numbers(self) -> range:
+        """Those of all blocks."""
+        return range(-(-len(self.inputs) // self.block))
 
     def wait(self, task: int) -> int:
         """How much a task waits for: unfinished inputs, and its block."""

@@ -34,7 +34,7 @@ class Queue(Steps):
             job.sealed = True
         if job.state != "running":
             return job.state
-        if len(job.blocks) < -(-len(job.inputs) // job.block):
+        if len(job.blocks) < len(job.numbers):
             return "incomplete"
         job.sealed = True
         self._end_if_done(name)
@@ -102,27 +102,36 @@ class Queue(Steps):
         if held is None:
             return
         job = self.jobs.get(held.job)
-        known, retry = held.seq == seq, False
+        known, again, paused = held.seq == seq, False, set[int]()
         lease = job.leases.get(slot) if job else None
-        given = lease.given if lease else []
         charged = bool(job and job.state == "running" and known and kind and begun >= 0)
-        charged = charged and job is not None and begun not in job.finished and begun not in given
+        if charged and job is not None:
+            charged = begun not in {*job.finished, *(lease.given if lease else [])}
         if charged and job is not None:
             job.alone.add(begun) if kind == "died" else None
-            if kind == "timeout":
-                retry = self._count_try(job, begun)
-        self._leave(slot, lambda i, _: known and i <= position)
-        if charged and job is not None and kind == "timeout" and not retry:
+            again = kind == "timeout" and self._count_try(job, begun)
+            if again and job.retry_delay > 0 and lease and begun in lease.tasks:
+                paused = {begun}
+        self._leave(slot, lambda i, _: known and i <= position, paused)
+        for task in paused:
+            self._postpone(held.job, task)
+        if charged and job is not None and kind == "timeout" and not again:
             self._end(held.job, "failed", ("timeout", begun))
         if charged and job is not None and kind == "died":
             job.deaths[begun] = job.deaths.get(begun, 0) + 1
             if job.deaths[begun] >= job.allowed:
                 self._end(held.job, "failed", ("died", begun))
 
+    def pass_time(self, ms: int) -> None:
+        """Time passes; nothing happens by that alone."""
+        self.now += ms
+
     def lose(self, worker: str) -> None:
         """A worker is gone, and nobody knows what its slots had begun."""
         for slot in [s for s, held in self.slots.items() if held.worker == worker]:
             self._leave(slot, lambda *_: True)
+        for name in [name for name, job in self.jobs.items() if job.state == "running"]:
+            self._release_due(name)  # who looks for the dead does that, too
 
     def renew(self, worker: str, live: Collection[str]) -> str:
         """A worker beats, and tells which of its slots live."""

@@ -3,19 +3,59 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from model.job import Job
 
-__all__ = ["MOST", "Answer", "Ready", "Slot"]
+__all__ = ["STALE", "Answer", "Call", "Ready", "Slot"]
 
-#: What step answers: status, refused tasks, job, tasks of the lease, whether they run alone.
-Answer = tuple[str, list[int], str, list[int], bool]
 #: Priorities weigh more than how often a job was served.
 PRIORITY = 2**40
 #: The most tasks of one lease.
 MOST = 1000
+
+
+class Call(NamedTuple):
+    """What a slot tells a step: what it made in `name`, and how much it wants next.
+
+    Attributes
+    ----------
+    components : list of list of int
+        What was run, as tasks that are accepted together.
+    failure : int, optional
+        The task that raised.
+    epoch : str
+        Of the lease.
+    known : str
+        The job of which `want` and `floor` are told.
+    """
+
+    slot: str
+    seq: int
+    name: str = ""
+    components: Sequence[list[int]] = ()
+    failure: int | None = None
+    epoch: str = ""
+    known: str = ""
+    want: int = MOST
+    floor: int = 1
+
+
+class Answer(NamedTuple):
+    """What step answers; `look`: in how many ms to look again, 0 if somebody will wake the slot."""
+
+    status: str
+    refused: tuple[int, ...] = ()
+    job: str = ""
+    tasks: tuple[int, ...] = ()
+    alone: bool = False
+    look: int = 0
+
+
+#: Of an older call than the last, and of a slot that made none.
+STALE = Answer("stale")
 
 
 @dataclass
@@ -24,7 +64,7 @@ class Slot:
 
     worker: str
     seq: int
-    answer: Answer = ("stale", [], "", [], False)
+    answer: Answer = STALE
     job: str = ""
 
 
@@ -37,21 +77,27 @@ class Ready:
         #: Jobs with ready tasks, by the order in which they are served.
         self.active: dict[str, int] = {}
         self.serves = 0
+        #: What time it is, in ms.
+        self.now = 0
 
     # -- leases --------------------------------------------------------------------------------
 
-    def _leave(self, slot: str, begun: Callable[[int, int], bool]) -> None:
+    def _leave(
+        self, slot: str, begun: Callable[[int, int], bool], kept: Collection[int] = ()
+    ) -> None:
         held = self.slots.pop(slot)
         if held.job:
-            self._end_lease(held.job, slot, begun)
+            self._end_lease(held.job, slot, begun, kept)
 
-    def _end_lease(self, name: str, slot: str, begun: Callable[[int, int], bool]) -> None:
-        """What is left of a lease is ready again; what may have run runs alone (rule 3)."""
+    def _end_lease(
+        self, name: str, slot: str, begun: Callable[[int, int], bool], kept: Collection[int] = ()
+    ) -> None:
+        """What is left of a lease, but `kept`, is ready again; what may have run runs alone (rule 3)."""
         job = self.jobs.get(name)
         lease = job.leases.pop(slot, None) if job is not None else None
         if job is None or lease is None:
             return
-        left = [t for t in lease.tasks if t not in job.finished]
+        left = [t for t in lease.tasks if t not in job.finished and t not in kept]
         job.alone.update(t for i, t in enumerate(lease.tasks) if t in left and begun(i, t))
         if job.state == "running":
             self._make_ready(name, left)
@@ -63,12 +109,25 @@ class Ready:
             self.jobs[name].ready.update(tasks)
             self._activate(name)
 
+    def _postpone(self, name: str, task: int) -> None:
+        """A task that failed is ready again after a pause."""
+        self.jobs[name].delayed[task] = self.now + self.jobs[name].retry_delay
+        self._activate(name)
+
+    def _release_due(self, name: str) -> int | None:
+        """What is due is ready; tell in how many ms the next one is, if one waits."""
+        job = self.jobs[name]
+        due = [t for t, at in job.delayed.items() if at <= self.now]
+        job.delayed = {t: at for t, at in job.delayed.items() if at > self.now}
+        self._make_ready(name, due)
+        return min(job.delayed.values()) - self.now if job.delayed else None
+
     def _activate(self, name: str) -> None:
-        """A job with ready tasks is as if just served."""
+        """A job with ready or delayed tasks is as if just served."""
         self.active.setdefault(name, self.serves - self.jobs[name].priority * PRIORITY)
 
     def _settle_active(self, name: str) -> None:
-        if not self.jobs[name].ready:
+        if not self.jobs[name].ready and not self.jobs[name].delayed:
             self.active.pop(name, None)
 
     def _serve(self, name: str) -> None:
@@ -89,36 +148,40 @@ class Ready:
 
     # -- what a slot is given ------------------------------------------------------------------
 
-    def _take(
-        self, name: str, fresh: list[int], known: str, want: int, floor: int
-    ) -> tuple[str, list[int], bool, list[int]]:
+    def _take(self, call: Call, fresh: Collection[int]) -> Answer:
         """Choose a job and tasks of it; what just became ready here is the first choice."""
-        for chosen in sorted(self.active, key=lambda j: (self.active[j], j)):
-            job = self.jobs[chosen]
-            new = fresh if chosen == name else []
-            if not job.ready and not new:
-                continue
-            count = self._chunk(job, len(job.ready) + len(new), chosen == known, want, floor)
-            if not job.alone:
-                tasks = (new + sorted(job.ready))[:count]
-                job.ready.difference_update(tasks)
-                return chosen, tasks, False, [t for t in fresh if t not in tasks]
-            job.ready.update(new)
+        looks = list[int]()
+        for name in sorted(self.active, key=lambda j: (self.active[j], j)):
+            job = self.jobs[name]
+            due = self._release_due(name)
+            if job.ready:
+                tasks, alone = self._pop(job, call, fresh if name == call.name else [], name)
+                return Answer("ok", job=name, tasks=tuple(tasks), alone=alone)
+            looks += [due] if due else []
+        return Answer("ok", look=min(looks, default=0))
+
+    def _pop(
+        self, job: Job, call: Call, fresh: Collection[int], name: str
+    ) -> tuple[list[int], bool]:
+        """Take tasks from the front of what is ready; one that must run alone only by itself."""
+        count = self._chunk(job, len(job.ready), call, name)
+        if not job.alone:
+            tasks, alone = sorted(job.ready, key=lambda t: (t not in fresh, t))[:count], False
+        else:
             tasks = sorted(job.ready)[:count]
             careful = [i for i, t in enumerate(tasks) if t in job.alone]
-            if careful:
-                tasks = tasks[: careful[0] or 1]
-            job.ready.difference_update(tasks)
-            return chosen, tasks, careful[:1] == [0], [] if new else fresh
-        return "", [], False, fresh
+            tasks = tasks[: careful[0] or 1] if careful else tasks
+            alone = careful[:1] == [0]
+        job.ready.difference_update(tasks)
+        return tasks, alone
 
-    def _chunk(self, job: Job, backlog: int, measured: bool, want: int, floor: int) -> int:
+    def _chunk(self, job: Job, backlog: int, call: Call, name: str) -> int:
         """How many tasks a slot may take."""
         slots = max(1, len(self.slots))
         if job.chunk > 0:
             return job.chunk
         if job.chunk < 0:
             return max(1, math.ceil(backlog / slots))
-        if not measured:
+        if name != call.known:
             return 1
-        return min(MOST, want, max(1, floor, math.ceil(backlog / (2 * slots))))
+        return min(MOST, call.want, max(1, call.floor, math.ceil(backlog / (2 * slots))))

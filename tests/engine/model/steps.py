@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from model.job import Job, Lease
-from model.ready import MOST, Answer, Ready
+from model.ready import STALE, Answer, Call, Ready, Slot
 
 __all__ = ["Steps"]
 
@@ -13,74 +13,55 @@ __all__ = ["Steps"]
 class Steps(Ready):
     """The calls of slots."""
 
-    def step(
-        self,
-        slot: str,
-        seq: int,
-        name: str,
-        components: Iterable[list[int]],
-        failure: int | None = None,
-        *,
-        fits: bool = True,
-        known: str = "",
-        want: int = MOST,
-        floor: int = 1,
-    ) -> Answer:
-        """Finish a lease, get the next.
-
-        Parameters
-        ----------
-        components : iterable of list of int
-            What was run, as tasks that are accepted together.
-        failure : int, optional
-            The task that raised.
-        fits : bool, default True
-            Whether the job's epoch is that of the lease.
-        """
-        held = self.slots.get(slot)
-        if held is not None and seq == held.seq:
+    def step(self, call: Call) -> Answer:
+        """Finish a lease, get the next."""
+        held = self.slots.get(call.slot)
+        if held is not None and call.seq == held.seq:
             return held.answer
-        if held is not None and seq < held.seq:
-            return "stale", [], "", [], False
-        job = self.jobs.get(name)
-        alive = job is not None and job.state == "running" and fits
-        lease = job.leases.get(slot) if job is not None and held and held.job == name else None
-        current = lease is not None and lease.seq == seq - 1
-        accepted, refused = self._judge(job if alive else None, components)
-
-        failed = again = False
-        if failure is not None and job is not None and alive and lease is not None and current:
-            may = not refused or failure in lease.tasks
-            failed = failure not in job.finished and may and failure not in lease.given
-            again = failed and self._count_try(job, failure)
-        fresh = self._accept(name, accepted) if job is not None else []
-        if held is not None and held.job:
-            mine = held.job == name
-            begun = {*refused, failure} if mine else set()
-            self._end_lease(held.job, slot, lambda _, task: task in begun)
-            held.job = ""
-        if failed and not again and failure is not None:
-            self._end(name, "failed", ("raised", failure))
-        elif alive:
-            self._end_if_done(name)
-        alive = alive and job is not None and job.state == "running"
+        if held is not None and call.seq < held.seq:
+            return STALE
+        refused, fresh = self._finish(call, held)
         if held is None:
-            self._make_ready(name, fresh if alive else [])
-            return "unregistered", refused, "", [], False
-        chosen, tasks, alone = "", list[int](), False
-        if alive and fresh:
-            self._activate(name)
-        if want > 0:
-            chosen, tasks, alone, fresh = self._take(
-                name, fresh if alive else [], known, want, floor
-            )
-        self._make_ready(name, fresh if alive else [])
-        if chosen:
-            self.jobs[chosen].leases[slot] = Lease(seq, tasks)
-            held.job = chosen
-            self._serve(chosen)
-        held.seq, held.answer = seq, ("ok", refused, chosen, tasks, alone)
-        return "ok", refused, chosen, tasks, alone
+            return Answer("unregistered", tuple(refused))
+        held.seq, held.answer = (
+            call.seq,
+            self._next_lease(call, fresh)._replace(refused=tuple(refused)),
+        )
+        return held.answer
+
+    def _finish(self, call: Call, held: Slot | None) -> tuple[list[int], list[int]]:
+        """The lease before is over; return what was refused, and what became ready."""
+        job, name = self.jobs.get(call.name), call.name
+        lease = job.leases.get(call.slot) if job and held and held.job == name else None
+        alive = job is not None and job.state == "running" and call.epoch == job.epoch
+        accepted, refused = self._judge(job if alive else None, call.components)
+        failed = self._failed(job, lease, call, accepted, refused) if alive else []
+        again = job is not None and bool(failed) and self._count_try(job, failed[0])
+        fresh = self._accept(name, accepted) if job is not None else []
+        paused = {*failed} if again and job is not None and job.retry_delay > 0 else set[int]()
+        if held is not None and held.job:
+            begun = {*refused, call.failure} if held.job == name else set()
+            self._end_lease(held.job, call.slot, lambda _, task: task in begun, paused)
+            held.job = ""
+        if failed and not again:
+            self._end(name, "failed", ("raised", failed[0]))
+        if job is None or not alive or job.state != "running":
+            return refused, []
+        for task in paused & {*fresh, *(lease.tasks if lease else [])}:
+            self._postpone(name, task)  # one that waits for its block is ready with that
+        fresh = [t for t in fresh if t not in paused]
+        self._make_ready(name, fresh)
+        self._end_if_done(name)
+        return refused, fresh
+
+    def _next_lease(self, call: Call, fresh: Collection[int]) -> Answer:
+        """Something of what is ready, if the slot wants more."""
+        answer = self._take(call, fresh) if call.want > 0 else Answer("ok")
+        if answer.job:
+            self.jobs[answer.job].leases[call.slot] = Lease(call.seq, [*answer.tasks])
+            self.slots[call.slot].job = answer.job
+            self._serve(answer.job)
+        return answer
 
     # -- what a step is made of ----------------------------------------------------------------
 
@@ -95,6 +76,22 @@ class Steps(Ready):
             (accepted if fits else refused).extend(tasks)
         return accepted, refused
 
+    def _failed(
+        self,
+        job: Job | None,
+        lease: Lease | None,
+        call: Call,
+        accepted: list[int],
+        refused: list[int],
+    ) -> list[int]:
+        """A late failure never counts: return the task that failed, if it is this slot's to tell."""
+        task = call.failure
+        if job is None or lease is None or lease.seq != call.seq - 1 or task is None:
+            return []
+        if task in {*job.finished, *accepted, *lease.given}:
+            return []
+        return [task] if not refused or task in lease.tasks else []
+
     def _accept(self, name: str, accepted: list[int]) -> list[int]:
         """Accepting moves tasks out of everywhere (rule 2); return what they made ready."""
         job = self.jobs[name]
@@ -105,6 +102,7 @@ class Steps(Ready):
         job.values.update(accepted)
         job.ready.difference_update(accepted)
         job.alone.difference_update(accepted)
+        job.delayed = {t: at for t, at in job.delayed.items() if t not in job.finished}
         for lease in job.leases.values():
             lease.tasks = [t for t in lease.tasks if t not in job.finished]
         outputs = [t for t in accepted if t in job.outputs]

@@ -1,0 +1,76 @@
+"""The queue and its model side by side, and what must be the same of them after each call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import hypothesis.strategies as st
+from driver import Engine, Slot
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from invariants import JobView
+from model import Call, Queue
+from simulator.server import BEGIN, CLOCK
+
+from dask_redisq.keys import Keys
+from dask_redisq.link import Link
+
+__all__ = ["Machine"]
+
+
+class Machine(RuleBasedStateMachine):
+    """Two workers of two slots and of one, and no job."""
+
+    link: Link
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.link.command("FLUSHALL")
+        self.link.command("SET", CLOCK, BEGIN)
+        self.engine = Engine(self.link, Keys("model"), replay=False)
+        self.engine.checking = False
+        self.model = Queue()
+        self.slots: list[Slot] = []
+        #: What a slot reported in each of its calls, for copies that come late.
+        self.calls: list[tuple[dict[str, Any], Call]] = []
+        self.cursors: dict[str, int] = {}
+
+    @initialize()
+    def begin(self) -> None:
+        """Two workers of two slots and of one."""
+        for worker in ("w0", "w0", "w1"):
+            slot = self.engine.slot(worker)
+            self.model.register(slot.id, worker, 0)
+            self.slots.append(slot)
+
+    @rule(ms=st.sampled_from([500, 500, 499, 1]))
+    def pass_time(self, ms: int) -> None:
+        """Time passes."""
+        self.link.command("INCRBY", CLOCK, ms)
+        self.model.pass_time(ms)
+
+    # -- after each call -----------------------------------------------------------------------
+
+    def check_invariants(self, *args: Any, **kwargs: Any) -> None:
+        """All that can be seen of the queue is what the model has."""
+        super().check_invariants(*args, **kwargs)
+        state = self.engine.state()
+        assert state.members("slots") == set(self.model.slots)
+        assert state.members("jobs") == set(self.model.jobs)
+        assert state.mapping("active") == self.model.active
+        for name, job in self.model.jobs.items():
+            view = JobView(state, name, self.engine.graphs[name])
+            assert view.meta["state"].decode() == job.state
+            assert ("sealed" in view.meta) == job.sealed
+            assert view.finished == job.finished
+            assert view.values.keys() == job.values
+            assert view.sets.get("", set()) == job.ready
+            assert view.alone == job.alone
+            assert view.due == {t: BEGIN + at for t, at in job.delayed.items()}
+            assert view.log == job.log
+            leases = {s: (x.seq, x.tasks, x.given) for s, x in job.leases.items()}
+            assert {s: (*x, view.given.get(s, [])) for s, x in view.leases.items()} == leases
+            for task in job.tasks:
+                if task not in job.finished:
+                    assert view.wait[task] == job.wait(task), f"wait[{task}]"
+                if task not in job.finished or task in job.values:
+                    assert view.consumers[task] == job.consumers(task), f"consumers[{task}]"

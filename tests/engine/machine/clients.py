@@ -1,0 +1,128 @@
+"""What clients call: jobs are made, uploaded, read, ended."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import hypothesis.strategies as st
+from driver import LONG
+from hypothesis.stateful import initialize, precondition, rule
+from model import Job
+
+from machine.base import Machine
+
+__all__ = ["ClientCalls"]
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> tuple[dict[int, tuple[int, ...]], set[int]]:
+    """Draw a small graph: the inputs of each task, and the outputs."""
+    n = draw(st.integers(1, 6))
+    inputs = {
+        t: tuple(sorted(draw(st.sets(st.integers(0, t - 1), max_size=2)))) if t else ()
+        for t in range(n)
+    }
+    used = {i for its in inputs.values() for i in its}
+    outputs = {t for t in range(n) if t not in used} | draw(
+        st.sets(st.integers(0, n - 1), max_size=1)
+    )
+    return inputs, outputs
+
+
+def options() -> st.SearchStrategy[dict[str, Any]]:
+    """What a job may be given, by the names that the scripts and the model share."""
+    return st.fixed_dictionaries(
+        {
+            "block": st.sampled_from([2, 128]),
+            "chunk": st.sampled_from([0, 0, 1, 2, -1]),
+            "priority": st.integers(0, 1),
+            "retries": st.integers(0, 2),
+            "retry_delay": st.sampled_from([0, 500]),
+        }
+    )
+
+
+class ClientCalls(Machine):
+    """The calls of clients."""
+
+    @initialize(graph=graphs(), options=options(), ttl=st.sampled_from([0, LONG]))
+    def create_first(self, graph: Any, options: dict[str, Any], ttl: int) -> None:
+        """There is a job to begin with."""
+        self.create(graph, options, ttl, whole=True)
+
+    @precondition(lambda self: len(self.model.jobs) < 3)
+    @rule(
+        graph=graphs(), options=options(), ttl=st.sampled_from([0, 0, LONG]),
+        whole=st.sampled_from([True, True, True, False]),
+    )  # fmt: skip
+    def create(self, graph: Any, options: dict[str, Any], ttl: int, whole: bool) -> None:
+        """A job is made, and maybe all of it is sent."""
+        inputs, outputs = graph
+        name = self.engine.create(inputs, outputs, allowed=2, ttl=ttl, **options)
+        tasks = tuple(inputs[t] for t in range(len(inputs)))
+        self.model.jobs[name] = job = Job(
+            tasks,
+            frozenset(outputs),
+            allowed=2,
+            detached=ttl > 0,
+            epoch=self.engine.epochs[name],
+            **options,
+        )
+        self.cursors[name] = 0
+        if whole:
+            for number in job.numbers:
+                self._put_block(name, number)
+            self._call("seal", name, wait=0)
+
+    @precondition(lambda self: self.model.jobs)
+    @rule(data=st.data(), seal=st.booleans())
+    def upload(self, data: st.DataObject, seal: bool) -> None:
+        """A block arrives, maybe once more; or the word that all are there."""
+        name = data.draw(st.sampled_from(sorted(self.model.jobs)))
+        if seal:
+            self._call("seal", name, wait=0)
+        else:
+            self._put_block(name, data.draw(st.sampled_from(self.model.jobs[name].numbers)))
+
+    def _put_block(self, name: str, number: int) -> None:
+        assert self.engine.put_block(name, number).decode() == self.model.put_block(name, number)
+
+    @precondition(lambda self: self.model.jobs)
+    @rule(data=st.data(), verb=st.sampled_from(["sweep", "sweep", "forget", "cancel"]))
+    def end_job(self, data: st.DataObject, verb: str) -> None:
+        """A job that ended is swept, or one is forgotten or cancelled."""
+        name = data.draw(st.sampled_from(sorted(self.model.jobs)))
+        self._call(verb, name, **({"reason": "", "tomb": ""} if verb == "cancel" else {}))
+
+    def _call(self, verb: str, name: str, **more: object) -> None:
+        answer = self.engine.call(verb, job=name, **more)
+        answer = answer.decode() if isinstance(answer, bytes) else answer
+        assert answer == getattr(self.model, verb)(name)
+
+    @precondition(lambda self: self.model.jobs)
+    @rule(data=st.data(), limit=st.integers(1, 3), arrived=st.booleans())
+    def gather(self, data: st.DataObject, limit: int, arrived: bool) -> None:
+        """A client asks for outputs; what it got the last time has arrived, or is asked for again."""
+        name = data.draw(st.sampled_from(sorted(self.model.jobs)))
+        found = self.engine.gather(name, self.cursors[name], limit)
+        state, error, finished, cursor, outputs, wanted = self.model.gather(
+            name, self.cursors[name], limit
+        )
+        assert (found.state, found.finished, found.cursor) == (state, finished, cursor)
+        assert list(found.values) == outputs
+        assert found.wanted == wanted
+        told = found.error and (found.error[0].decode(), found.error[1])
+        assert (told or ("", -1)) == error
+        self.cursors[name] = cursor if arrived else self.cursors[name]
+
+    @precondition(lambda self: any(job.values for job in self.model.jobs.values()))
+    @rule(data=st.data())
+    def ask(self, data: st.DataObject) -> None:
+        """A slot did not find an input that is there."""
+        with_values = sorted(name for name, job in self.model.jobs.items() if job.values)
+        name = data.draw(st.sampled_from(with_values))
+        job = self.model.jobs[name]
+        task = data.draw(st.sampled_from([-1, *job.tasks]))
+        needed = data.draw(st.sampled_from(sorted(job.values)))
+        answer = self.engine.call("report_missing", job=name, task=task, input=needed)
+        assert answer.decode() == self.model.report_missing(name, task, needed)
