@@ -32,6 +32,8 @@ LATER = [
     "R12, what was delayed becomes ready",
     "R18, a job with delayed tasks is active",
     "R18, who finds only delayed tasks is told when to look",
+    "Suspended, a queue gives no lease",
+    "Suspended, an old call does not undo a newer one",
 ]
 LIMITS = {
     "stateful_step_count": CALLS,

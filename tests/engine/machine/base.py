@@ -57,6 +57,7 @@ class Machine(RuleBasedStateMachine):
         assert state.members("slots") == set(self.model.slots)
         assert state.members("jobs") == set(self.model.jobs)
         assert state.mapping("active") == self.model.active
+        assert ("suspended" in state.mapping("queue")) == self.model.suspended
         for name, job in self.model.jobs.items():
             view = JobView(state, name, self.engine.graphs[name])
             assert view.meta["state"].decode() == job.state

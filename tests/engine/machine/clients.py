@@ -126,3 +126,10 @@ class ClientCalls(Machine):
         needed = data.draw(st.sampled_from(sorted(job.values)))
         answer = self.engine.call("report_missing", job=name, task=task, input=needed)
         assert answer.decode() == self.model.report_missing(name, task, needed)
+
+    @rule(on=st.sampled_from([False, False, True]), ago=st.sampled_from([0, 0, 0, 1, 2]))
+    def suspend(self, on: bool, ago: int) -> None:
+        """The queue is held, or goes on; or a copy of such a call comes late."""
+        turn = max(0, self.model.turns - ago)
+        answer = self.engine.call("suspend", on=int(on), turn=turn).decode()
+        assert answer == self.model.suspend(turn, on=on)

@@ -63,6 +63,15 @@ class Queue(Steps):
         self.jobs.pop(name, None)
         return 1
 
+    def suspend(self, turn: int, *, on: bool) -> str:
+        """No further lease is given, or leases are given again; once for each `turn`."""
+        if self.turns - turn == 1 and on == self.suspended:
+            return "done"
+        if turn != self.turns:
+            return "late"
+        self.turns, self.suspended = turn + 1, on
+        return "done"
+
     # -- readers -----------------------------------------------------------------------------
 
     def gather(

@@ -77,6 +77,8 @@ class Ready:
         #: Jobs with ready tasks, by the order in which they are served.
         self.active: dict[str, int] = {}
         self.serves = 0
+        #: Whether no lease is given, and how often that was changed.
+        self.suspended, self.turns = False, 0
         #: What time it is, in ms.
         self.now = 0
 
@@ -150,6 +152,8 @@ class Ready:
 
     def _take(self, call: Call, fresh: Collection[int]) -> Answer:
         """Choose a job and tasks of it; what just became ready here is the first choice."""
+        if self.suspended:
+            return Answer("ok")
         looks = list[int]()
         for name in sorted(self.active, key=lambda j: (self.active[j], j)):
             job = self.jobs[name]
