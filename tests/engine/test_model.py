@@ -32,6 +32,9 @@ LATER = [
     "R12, what was delayed becomes ready",
     "R18, a job with delayed tasks is active",
     "R18, who finds only delayed tasks is told when to look",
+    "Run again, it has another epoch",
+    "Run again, it is rebuilt first",
+    "Run again, tries and deaths begin at none",
     "Suspended, a queue gives no lease",
     "Suspended, an old call does not undo a newer one",
 ]

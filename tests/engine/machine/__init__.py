@@ -1,10 +1,36 @@
 """Random calls, each made twice: to the scripts by hand, and to the model."""
 
-from machine.clients import ClientCalls
-from machine.slots import SlotCalls
+from __future__ import annotations
+
+from typing import Any
+
+import hypothesis.strategies as st
+from driver import LONG
+from hypothesis.stateful import initialize
+
+from machine.clients import ClientCalls, graphs, options
+from machine.repairs import RepairCalls
 
 __all__ = ["QueueMachine"]
 
 
-class QueueMachine(ClientCalls, SlotCalls):
+class QueueMachine(ClientCalls, RepairCalls):
     """All calls of a queue, in whatever order."""
+
+    @initialize(
+        data=st.data(),
+        graph=graphs(),
+        options=options(),
+        ttl=st.sampled_from([LONG, 0]),
+        turns=st.integers(0, 4),
+    )
+    def begin(
+        self, data: st.DataObject, graph: Any, options: dict[str, Any], ttl: int, turns: int
+    ) -> None:
+        """Two workers of two slots and of one, and a job, maybe begun."""
+        for worker in ("w0", "w0", "w1"):
+            slot = self.engine.slot(worker)
+            self.model.register(slot.id, worker, 0)
+            self.slots.append(slot)
+        self.create(graph, options, ttl, whole=True)
+        self.work(data, turns)

@@ -6,7 +6,7 @@ from typing import Any
 
 import hypothesis.strategies as st
 from driver import Engine, Slot
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from hypothesis.stateful import RuleBasedStateMachine, rule
 from invariants import JobView
 from model import Call, Queue
 from simulator.server import BEGIN, CLOCK
@@ -18,7 +18,7 @@ __all__ = ["Machine"]
 
 
 class Machine(RuleBasedStateMachine):
-    """Two workers of two slots and of one, and no job."""
+    """A queue of which nothing is there yet."""
 
     link: Link
 
@@ -32,15 +32,11 @@ class Machine(RuleBasedStateMachine):
         self.slots: list[Slot] = []
         #: What a slot reported in each of its calls, for copies that come late.
         self.calls: list[tuple[dict[str, Any], Call]] = []
-        self.cursors: dict[str, int] = {}
-
-    @initialize()
-    def begin(self) -> None:
-        """Two workers of two slots and of one."""
-        for worker in ("w0", "w0", "w1"):
-            slot = self.engine.slot(worker)
-            self.model.register(slot.id, worker, 0)
-            self.slots.append(slot)
+        #: Calls that met a job that was held: their slots make them again.
+        self.held: dict[str, tuple[dict[str, Any], Call]] = {}
+        #: How far the client of each job has read, and of which log; what arrived of it.
+        self.cursors: dict[str, tuple[int, bytes]] = {}
+        self.arrived: dict[str, set[int]] = {}
 
     @rule(ms=st.sampled_from([500, 500, 499, 1]))
     def pass_time(self, ms: int) -> None:
@@ -63,6 +59,9 @@ class Machine(RuleBasedStateMachine):
             assert view.meta["state"].decode() == job.state
             assert ("sealed" in view.meta) == job.sealed
             assert view.finished == job.finished
+            assert ("frozen" in view.meta) == bool(job.frozen)
+            assert int(view.meta.get("damaged", 0)) == job.damaged
+            assert view.parked == job.parked
             assert view.values.keys() == job.values
             assert view.sets.get("", set()) == job.ready
             assert view.alone == job.alone

@@ -23,10 +23,23 @@ class SlotCalls(Machine):
     @rule(data=st.data(), turns=st.integers(1, 6))
     def work(self, data: st.DataObject, turns: int) -> None:
         """Slots finish what they hold, one after the other, and get the next."""
-        for turn in range(turns):
+        first = data.draw(st.integers(0, 2))
+        for turn in range(first, first + turns):
             slot = self.slots[turn % 3]
-            made = slot.lease.tasks if slot.lease else []
-            self._report(data, slot, made)
+            self._report(data, slot, slot.lease.tasks if slot.lease else [])
+
+    @rule(data=st.data(), turns=st.integers(1, 3), late=st.integers(0, 2))
+    def suspend(self, data: st.DataObject, turns: int, late: int) -> None:
+        """The queue is held for some calls of slots, or for longer; a copy of that comes late."""
+        stays = data.draw(st.integers(0, 4)) == 4
+        for on in [True] if stays else [True, False]:
+            self._suspend(self.model.turns, on=on)
+            self.work(data, turns)
+        self._suspend(max(0, self.model.turns - late), on=self.model.suspended)
+
+    def _suspend(self, turn: int, *, on: bool) -> None:
+        answer = self.engine.call("suspend", on=int(on), turn=turn).decode()
+        assert answer == self.model.suspend(turn, on=on)
 
     @rule(data=st.data(), follow=st.booleans(), want=st.sampled_from([1000, 1000, 2, 0]))
     def step(self, data: st.DataObject, follow: bool, want: int) -> None:
@@ -36,14 +49,16 @@ class SlotCalls(Machine):
         made = tasks[: data.draw(st.integers(0, len(tasks)))]
         self._report(data, slot, self._followed(slot, made) if follow else made, want=want)
 
-    @rule(data=st.data(), follow=st.booleans())
-    def fail(self, data: st.DataObject, follow: bool) -> None:
-        """The last task that a slot ran raised."""
-        slot = self.slots[data.draw(st.integers(0, 2))]
-        tasks = slot.lease.tasks if slot.lease else []
-        made = tasks[: data.draw(st.integers(min(1, len(tasks)), len(tasks)))]
-        made = self._followed(slot, made) if follow else made
-        self._report(data, slot, made[:-1], failure=made[-1] if made else None)
+    @precondition(lambda self: any(slot.lease for slot in self.slots))
+    @rule(data=st.data(), follow=st.booleans(), turns=st.integers(1, 3))
+    def fail(self, data: st.DataObject, follow: bool, turns: int) -> None:
+        """The last task that a slot ran raised; maybe that of its next lease, too."""
+        slot = data.draw(st.sampled_from([slot for slot in self.slots if slot.lease]))
+        for _ in range(turns):
+            tasks = slot.lease.tasks if slot.lease else []
+            made = tasks[: data.draw(st.integers(min(1, len(tasks)), len(tasks)))]
+            made = self._followed(slot, made) if follow else made
+            self._report(data, slot, made[:-1], failure=made[-1] if made else None)
 
     def _report(
         self,
@@ -53,6 +68,9 @@ class SlotCalls(Machine):
         failure: int | None = None,
         want: int = 1000,
     ) -> None:
+        if slot.id in self.held:
+            self._send(slot, *self.held[slot.id])
+            return
         job, groups = slot.lease.job if slot.lease else "", list[Any]()
         if job:
             groups = self.engine.groups(slot, made)
@@ -67,7 +85,7 @@ class SlotCalls(Machine):
         args["epoch"] = epoch
         call = Call(slot.id, args["seq"], job, components, failure, epoch, known, want, floor)
         self.calls.append((args, call))
-        slot.lease = self._send(args, call).lease
+        self._send(slot, args, call)
 
     def _followed(self, slot: Slot, made: list[int]) -> list[int]:
         """Return these tasks and all that can be made from them alone."""
@@ -80,7 +98,15 @@ class SlotCalls(Machine):
                 made.append(task)
         return made
 
-    def _send(self, args: dict[str, Any], call: Call) -> Answer:
+    def _send(self, slot: Slot, args: dict[str, Any], call: Call) -> None:
+        """Make a call, or make it again that met a job that was held."""
+        answer = self._step(args, call)
+        slot.lease = answer.lease
+        self.held.pop(slot.id, None)
+        if answer.status == "frozen":
+            self.held[slot.id] = args, call
+
+    def _step(self, args: dict[str, Any], call: Call) -> Answer:
         answer = self.engine.send(args)
         lease = answer.lease
         held = (lease.job, tuple(lease.tasks), lease.alone) if lease else ("", (), False)
@@ -94,7 +120,7 @@ class SlotCalls(Machine):
     def step_again(self, data: st.DataObject) -> None:
         """A copy of some step arrives, of the last one or of an older one."""
         args, call = self.calls[-1 - data.draw(st.integers(0, len(self.calls) - 1))]
-        self._send(args, call)
+        self._step(args, call)
 
     @rule(data=st.data(), kind=st.sampled_from(["died", "timeout", ""]))
     def end(self, data: st.DataObject, kind: str) -> None:
@@ -115,15 +141,16 @@ class SlotCalls(Machine):
         self.model.register(new.id, slot.worker, 0)
         self.slots[self.slots.index(slot)] = new
 
-    @rule(worker=st.sampled_from(["w0", "w1"]))
+    @rule(worker=st.sampled_from(["w1", "w1", "w0"]))
     def lose(self, worker: str) -> None:
         """A worker is missed; it lives, and registers again."""
         assert self.engine.lose_worker(worker) == [worker]
         self.model.lose(worker)
         for slot in self.slots:
             if slot.worker == worker:
-                self.engine.register(slot)
-                self.model.register(slot.id, worker, slot.seq)
+                answered = slot.seq - (slot.id in self.held)
+                self.engine.register(slot, answered)
+                self.model.register(slot.id, worker, answered)
 
     @rule(worker=st.sampled_from(["w0", "w1"]), dead=st.booleans(), data=st.data())
     def renew(self, worker: str, dead: bool, data: st.DataObject) -> None:
@@ -137,12 +164,15 @@ class SlotCalls(Machine):
         if gone is not None:
             self._replace(gone)
 
+    @precondition(lambda self: any(slot.lease for slot in self.slots))
     @rule(data=st.data())
     def give_back(self, data: st.DataObject) -> None:
         """What waits behind a long task is given to others."""
-        slot = self.slots[data.draw(st.integers(0, 2))]
-        if slot.lease is None:
-            return
+        slots = [slot for slot in self.slots if slot.lease]
+        slot = data.draw(
+            st.sampled_from([s for s in slots if s.lease and s.lease.tasks[1:]] or slots)
+        )
+        assert slot.lease is not None
         position = data.draw(st.integers(0, len(slot.lease.tasks)))
         idle = self.link.command("ZCARD", self.engine.keys("idle", PYTHON)) > 0
         answer = self.engine.give_back(slot, position).decode()

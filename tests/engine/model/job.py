@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-__all__ = ["Job", "Lease"]
+__all__ = ["ANEW", "ONCE", "Job", "Lease"]
+
+
+#: What is missing of a job: it was missed before a rebuild began, or since then.
+ONCE, ANEW = 1, 2
 
 
 @dataclass
@@ -28,8 +32,18 @@ class Job:
         Finished tasks whose value is kept, since somebody needs it.
     log : list of list of int
         Finished outputs, in the order in which they finished; `acked` entries have arrived.
+    frozen, frozen_at : str, float
+        The rebuild that holds the job still, and since when.
+    damaged : int
+        Whether something is missing: `ONCE`, or `ANEW` since the rebuild began that is under way.
+    generation : str
+        The rebuild that wrote the log.
+    buried : bool
+        Whether its results were given up: what is left of it is removed.
     alone : set of int
         Tasks that may have run before.
+    parked : set of int
+        Tasks that miss an input: they are not ready when they come back.
     delayed : dict of int to int
         Failed tasks, and when each is ready again, in ms.
     """
@@ -45,6 +59,11 @@ class Job:
     detached: bool = False
     epoch: str = ""
     state: str = "running"
+    frozen: str = ""
+    frozen_at: float = 0
+    damaged: int = 0
+    generation: str = ""
+    buried: bool = False
     sealed: bool = False
     error: tuple[str, int] = ("", -1)
     blocks: set[int] = field(default_factory=set)
@@ -53,6 +72,7 @@ class Job:
     ready: set[int] = field(default_factory=set)
     leases: dict[str, Lease] = field(default_factory=dict)
     alone: set[int] = field(default_factory=set)
+    parked: set[int] = field(default_factory=set)
     delayed: dict[int, int] = field(default_factory=dict)
     tries: dict[int, int] = field(default_factory=dict)
     deaths: dict[int, int] = field(default_factory=dict)
@@ -76,13 +96,21 @@ class Job:
 
     def consumers(self, task: int) -> int:
         """How often a value is still to be used."""
-        delivered = {t for entry in self.log[: self.acked] for t in entry}
         users = sum(task in self.inputs[u] for u in self.tasks if u not in self.finished)
-        return users + (task in self.outputs and task not in delivered)
+        return users + (task in self.outputs and task not in self.delivered)
 
     def free(self) -> None:
         """Drop values that nobody needs."""
         self.values = {t for t in self.values if self.consumers(t) > 0}
+
+    @property
+    def delivered(self) -> set[int]:
+        """Outputs that have arrived."""
+        return {t for entry in self.log[: self.acked] for t in entry}
+
+    def damage(self) -> None:
+        """Something is missing; a rebuild that is under way may have read before that."""
+        self.damaged = ANEW if self.frozen else ONCE
 
     def end(self, state: str, error: tuple[str, int] = ("", -1)) -> None:
         """Give the job its last state."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from model.ready import Slot
-from model.steps import Steps
+from model.repair import Repairs
 
 __all__ = ["Queue"]
 
 
-class Queue(Steps):
+class Queue(Repairs):
     """All jobs and slots."""
 
     # -- uploads and ends --------------------------------------------------------------------
@@ -53,7 +53,11 @@ class Queue(Steps):
     def forget(self, name: str) -> str:
         """A detached job is given up."""
         job = self.jobs.get(name)
-        return self.cancel(name) if job is None or job.detached else "kept"
+        if job is not None and not job.detached:
+            return "kept"
+        if job is not None:
+            job.buried = True
+        return self.cancel(name)
 
     def sweep(self, name: str) -> int:
         """An ended job is removed."""
@@ -75,29 +79,24 @@ class Queue(Steps):
     # -- readers -----------------------------------------------------------------------------
 
     def gather(
-        self, name: str, cursor: int, limit: int
+        self, name: str, cursor: int, limit: int, generation: str
     ) -> tuple[str, tuple[str, int], int, int, list[int], int]:
         """Answer state, error, finished, the next cursor, outputs, and what is wanted of the client."""
         job = self.jobs[name]
+        cursor = cursor if generation == job.generation else 0
+        if job.state == "running" and job.frozen:
+            return "running", ("", -1), len(job.finished), cursor, [], 1
         if cursor > job.acked and not job.detached:
             job.acked = cursor
             job.free()
+        self._end_if_done(name)
         outputs: list[int] = []
         while cursor < len(job.log) and len(outputs) < limit:
             outputs += job.log[cursor]
             cursor += 1
-        wanted = 2 if job.state == "running" and not job.sealed else 0
+        wanted = 1 if self._is_damaged(name) else 0
+        wanted = 2 if job.state == "running" and not job.sealed else wanted
         return job.state, job.error, len(job.finished), cursor, outputs, wanted
-
-    def report_missing(self, name: str, task: int, needed: int) -> str:
-        """Answer a question about an input that is there, or that needs to be there no more."""
-        job = self.jobs.get(name)
-        if job is None or (job.state != "running" and not (job.state == "done" and task < 0)):
-            return "finished"
-        if task in job.finished:
-            return "finished"
-        assert needed in job.values, "the model knows no lost values"
-        return "there"
 
     # -- slots -------------------------------------------------------------------------------
 
@@ -140,7 +139,9 @@ class Queue(Steps):
         for slot in [s for s, held in self.slots.items() if held.worker == worker]:
             self._leave(slot, lambda *_: True)
         for name in [name for name, job in self.jobs.items() if job.state == "running"]:
-            self._release_due(name)  # who looks for the dead does that, too
+            if not self._is_damaged(name):  # who looks for the dead does this, too
+                self._release_due(name)
+                self._end_if_done(name)
 
     def renew(self, worker: str, live: Collection[str]) -> str:
         """A worker beats, and tells which of its slots live."""
@@ -158,6 +159,8 @@ class Queue(Steps):
             return "over"
         if held.seq != seq or job.state != "running":
             return "over"
+        if job.frozen:
+            return "nobody"
         rest = lease.tasks[position + 1 :]
         if not rest:
             return "given" if lease.given else "over"

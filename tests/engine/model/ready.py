@@ -101,20 +101,22 @@ class Ready:
             return
         left = [t for t in lease.tasks if t not in job.finished and t not in kept]
         job.alone.update(t for i, t in enumerate(lease.tasks) if t in left and begun(i, t))
+        left = [t for t in left if t not in job.parked]
         if job.state == "running":
             self._make_ready(name, left)
 
     # -- which jobs have work --------------------------------------------------------------------
 
     def _make_ready(self, name: str, tasks: Collection[int]) -> None:
-        if tasks:
+        if tasks and not self.jobs[name].frozen:
             self.jobs[name].ready.update(tasks)
             self._activate(name)
 
     def _postpone(self, name: str, task: int) -> None:
         """A task that failed is ready again after a pause."""
         self.jobs[name].delayed[task] = self.now + self.jobs[name].retry_delay
-        self._activate(name)
+        if not self.jobs[name].frozen:
+            self._activate(name)
 
     def _release_due(self, name: str) -> int | None:
         """What is due is ready; tell in how many ms the next one is, if one waits."""
@@ -145,7 +147,9 @@ class Ready:
 
     def _end_if_done(self, name: str) -> None:
         job = self.jobs[name]
-        if job.state == "running" and job.sealed and len(job.finished) == len(job.inputs):
+        if job.state != "running" or not job.sealed or job.damaged:
+            return
+        if len(job.finished) == len(job.inputs):
             self._end(name, "done")
 
     # -- what a slot is given ------------------------------------------------------------------

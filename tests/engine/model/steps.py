@@ -20,6 +20,14 @@ class Steps(Ready):
             return held.answer
         if held is not None and call.seq < held.seq:
             return STALE
+        job = self.jobs.get(call.name)
+        if (
+            job
+            and job.frozen
+            and job.state == "running"
+            and (call.components or call.failure is not None)
+        ):
+            return Answer("frozen")  # the same call again in a moment
         refused, fresh = self._finish(call, held)
         if held is None:
             return Answer("unregistered", tuple(refused))
@@ -102,6 +110,7 @@ class Steps(Ready):
         job.values.update(accepted)
         job.ready.difference_update(accepted)
         job.alone.difference_update(accepted)
+        job.parked.difference_update(accepted)
         job.delayed = {t: at for t, at in job.delayed.items() if t not in job.finished}
         for lease in job.leases.values():
             lease.tasks = [t for t in lease.tasks if t not in job.finished]
