@@ -20,6 +20,7 @@ EXAMPLES = int(os.environ.get("REDISQ_MODEL_EXAMPLES", "60"))
 CALLS = 40
 #: Rules that are missed within a second, and those that `tox -e simulate` switches off.
 SOON = [
+    "R12, a frozen job accepts nothing",
     "R2, an accepted task leaves ready sets and leases",
     "R3, what may have run before runs alone",
     "R6, an older call is refused",
@@ -35,9 +36,12 @@ LATER = [
     "Run again, it has another epoch",
     "Run again, it is rebuilt first",
     "Run again, tries and deaths begin at none",
+    "R12, a frozen job makes nothing ready",
+    "R16, a rebuilt log is read anew",
     "Suspended, a queue gives no lease",
     "Suspended, an old call does not undo a newer one",
 ]
+SLOW = [pytest.mark.long_search, pytest.mark.timeout(600)]
 LIMITS = {
     "stateful_step_count": CALLS,
     "deadline": None,
@@ -59,9 +63,7 @@ def test_the_scripts_do_what_the_model_says(machine: type[QueueMachine]) -> None
         run_state_machine_as_test(machine, settings=settings(**limits))
 
 
-@pytest.mark.parametrize(
-    "rule_off", [*SOON, *(pytest.param(r, marks=pytest.mark.long_search) for r in LATER)]
-)
+@pytest.mark.parametrize("rule_off", [*SOON, *(pytest.param(r, marks=SLOW) for r in LATER)])
 def test_the_model_misses_a_rule(machine: type[QueueMachine], rule_off: str) -> None:
     """With one rule switched off in the Lua they do not agree."""
     # The first example that fails ends it. Job ids are random, and so is which of two is due first.

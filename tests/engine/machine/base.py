@@ -9,6 +9,7 @@ from driver import Engine, Slot
 from hypothesis.stateful import RuleBasedStateMachine, rule
 from invariants import JobView
 from model import Call, Queue
+from model.repair import LIFE, Built
 from simulator.server import BEGIN, CLOCK
 
 from dask_redisq.keys import Keys
@@ -37,8 +38,10 @@ class Machine(RuleBasedStateMachine):
         #: How far the client of each job has read, and of which log; what arrived of it.
         self.cursors: dict[str, tuple[int, bytes]] = {}
         self.arrived: dict[str, set[int]] = {}
+        #: What slow rebuilders are about to put in place: job, arguments, and as the model has it.
+        self.built: list[tuple[str, dict[str, Any], Built]] = []
 
-    @rule(ms=st.sampled_from([500, 500, 499, 1]))
+    @rule(ms=st.sampled_from([500, 500, 499, 1, LIFE]))
     def pass_time(self, ms: int) -> None:
         """Time passes."""
         self.link.command("INCRBY", CLOCK, ms)

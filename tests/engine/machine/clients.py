@@ -113,15 +113,3 @@ class ClientCalls(Machine):
         if arrived:
             self.cursors[name] = cursor, found.generation
             self.arrived[name] |= {t for t, value in found.values.items() if value is not None}
-
-    @precondition(lambda self: any(job.values for job in self.model.jobs.values()))
-    @rule(data=st.data())
-    def ask(self, data: st.DataObject) -> None:
-        """A slot did not find an input that is there."""
-        with_values = sorted(name for name, job in self.model.jobs.items() if job.values)
-        name = data.draw(st.sampled_from(with_values))
-        job = self.model.jobs[name]
-        task = data.draw(st.sampled_from([-1, *job.tasks]))
-        needed = data.draw(st.sampled_from(sorted(job.values)))
-        answer = self.engine.call("report_missing", job=name, task=task, input=needed)
-        assert answer.decode() == self.model.report_missing(name, task, needed)

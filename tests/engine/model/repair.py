@@ -48,24 +48,33 @@ class Repairs(Steps):
         job.deaths, job.tries = {}, {}
         return "rerun"
 
+    def lose_value(self, name: str, task: int) -> None:
+        """An accepted value is gone; nobody knows that yet."""
+        self.jobs[name].values.discard(task)
+
     def report_missing(self, name: str, task: int, needed: int) -> str:
-        """Answer a question about an input that is there, or that needs to be there no more."""
+        """Answer who did not find an input, or -1, the client an output: a missing value is a question."""
         job = self.jobs.get(name)
         if job is None or (job.state != "running" and not (job.state == "done" and task < 0)):
             return "finished"
         if task in job.finished:
             return "finished"
-        assert needed in job.values, "the model knows no lost values"
-        return "there"
+        if needed in job.values:
+            return "there"
+        job.state = "running"
+        job.damage()
+        job.parked.update([task] if task >= 0 else [])
+        return "parked"
 
     def _is_damaged(self, name: str) -> bool:
         """Whether a job wants a rebuild: of one that is not finished, something is somewhere."""
         job = self.jobs[name]
         if job.state != "running" or not job.sealed:
             return False
-        somewhere = job.ready or job.delayed or job.leases or job.parked
-        if not somewhere and len(job.finished) < len(job.inputs):
-            job.damage()
+        if not (job.damaged or job.frozen):
+            somewhere = job.ready or job.delayed or job.leases or job.parked
+            if not somewhere and len(job.finished) < len(job.inputs):
+                job.damage()
         return bool(job.damaged or job.frozen)
 
     # -- a rebuild: hold the job, read it, put what follows in its place --------------------------
