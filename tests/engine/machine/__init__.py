@@ -28,9 +28,9 @@ class QueueMachine(ClientCalls, RepairCalls):
         self, data: st.DataObject, graph: Any, options: dict[str, Any], ttl: int, turns: int
     ) -> None:
         """Two workers of two slots and of one, and a job, maybe begun."""
-        for worker in ("w0", "w0", "w1"):
-            slot = self.engine.slot(worker)
-            self.model.register(slot.id, worker, 0)
+        for worker, tags in (("w0", ()), ("w0", ("big",)), ("w1", ("big",))):
+            slot = self.engine.slot(worker, tags)
+            self.model.register(slot.id, worker, 0, slot.tags)
             self.slots.append(slot)
         self.create(graph, options, ttl, whole=True)
         self.work(data, turns)

@@ -66,7 +66,8 @@ class Machine(RuleBasedStateMachine):
             assert int(view.meta.get("damaged", 0)) == job.damaged
             assert view.parked == job.parked
             assert view.values.keys() == job.values
-            assert view.sets.get("", set()) == job.ready
+            assert view.sets == {s: {*job.ready_in(s)} for s in {*map(job.set_of, job.ready)}}
+            assert state.mapping("sets", name) == {s: BEGIN + at for s, at in job.since.items()}
             assert view.alone == job.alone
             assert view.due == {t: BEGIN + at for t, at in job.delayed.items()}
             assert view.log == job.log

@@ -8,6 +8,7 @@ import hypothesis.strategies as st
 from driver import LONG
 from hypothesis.stateful import precondition, rule
 from model import Job
+from model.job import SOFT
 
 from machine.base import Machine
 
@@ -30,6 +31,10 @@ def graphs(draw: st.DrawFn) -> tuple[dict[int, tuple[int, ...]], set[int]]:
     return inputs, outputs
 
 
+#: Of a worker, of some slots, of nobody; and those that others may run, too.
+TAGS = [("w1",), ("big",), ("nobody",), ("w0", SOFT), ("nobody", SOFT)]
+
+
 def options() -> st.SearchStrategy[dict[str, Any]]:
     """What a job may be given, by the names that the scripts and the model share."""
     return st.fixed_dictionaries(
@@ -38,6 +43,8 @@ def options() -> st.SearchStrategy[dict[str, Any]]:
             "chunk": st.sampled_from([3, 0, 2, 3, -1]),
             "priority": st.integers(0, 1),
             "retries": st.integers(0, 2),
+            "patience": st.just(500),
+            "hard": st.dictionaries(st.integers(0, 7), st.sampled_from(TAGS), max_size=3),
             "retry_delay": st.sampled_from([0, 500]),
         }
     )
@@ -54,6 +61,8 @@ class ClientCalls(Machine):
     def create(self, graph: Any, options: dict[str, Any], ttl: int, whole: bool) -> None:
         """A job is made, and maybe all of it is sent."""
         inputs, outputs = graph
+        hard = {t: tags for t, tags in options["hard"].items() if t in inputs}
+        options = {**options, "hard": hard}
         name = self.engine.create(inputs, outputs, allowed=2, ttl=ttl, **options)
         tasks = tuple(inputs[t] for t in range(len(inputs)))
         self.model.jobs[name] = job = Job(

@@ -137,8 +137,8 @@ class SlotCalls(Machine):
         self._replace(slot)
 
     def _replace(self, slot: Slot) -> None:
-        new = self.engine.slot(slot.worker)
-        self.model.register(new.id, slot.worker, 0)
+        new = self.engine.slot(slot.worker, slot.tags[2:])
+        self.model.register(new.id, slot.worker, 0, new.tags)
         self.slots[self.slots.index(slot)] = new
 
     @rule(worker=st.sampled_from(["w1", "w1", "w0"]))
@@ -150,7 +150,7 @@ class SlotCalls(Machine):
             if slot.worker == worker:
                 answered = slot.seq - (slot.id in self.held)
                 self.engine.register(slot, answered)
-                self.model.register(slot.id, worker, answered)
+                self.model.register(slot.id, worker, answered, slot.tags)
 
     @rule(worker=st.sampled_from(["w0", "w1"]), dead=st.booleans(), data=st.data())
     def renew(self, worker: str, dead: bool, data: st.DataObject) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-__all__ = ["ANEW", "ONCE", "Job", "Lease"]
+__all__ = ["ANEW", "ONCE", "SOFT", "Job", "Lease"]
 
 
 #: What is missing of a job: it was missed before a rebuild began, or since then.
 ONCE, ANEW = 1, 2
+#: A restriction that is a wish.
+SOFT = "soft:"
 
 
 @dataclass
@@ -32,6 +34,11 @@ class Job:
         Finished tasks whose value is kept, since somebody needs it.
     log : list of list of int
         Finished outputs, in the order in which they finished; `acked` entries have arrived.
+    hard : dict of int to tuple of str
+        Tags of which a slot has to carry one that runs the task; with `SOFT` among them any slot may,
+        if none of those took one of them for `patience` ms.
+    since : dict of str to int
+        The ready sets of restrictions that hold something: since when, or when they were last served.
     frozen, frozen_at : str, float
         The rebuild that holds the job still, and since when.
     damaged : int
@@ -57,6 +64,8 @@ class Job:
     retry_delay: int = 0
     allowed: int = 3
     detached: bool = False
+    hard: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    patience: int = 0
     epoch: str = ""
     state: str = "running"
     frozen: str = ""
@@ -71,6 +80,7 @@ class Job:
     values: set[int] = field(default_factory=set)
     ready: set[int] = field(default_factory=set)
     leases: dict[str, Lease] = field(default_factory=dict)
+    since: dict[str, int] = field(default_factory=dict)
     alone: set[int] = field(default_factory=set)
     parked: set[int] = field(default_factory=set)
     delayed: dict[int, int] = field(default_factory=dict)
@@ -88,6 +98,20 @@ class Job:
     def numbers(self) -> range:
         """Those of all blocks."""
         return range(-(-len(self.inputs) // self.block))
+
+    def set_of(self, task: int) -> str:
+        """The ready set of a task: that of its restriction, or the common one, ''."""
+        restrictions = list(dict.fromkeys(self.hard.values()))
+        return f"hard:{restrictions.index(self.hard[task]) + 1}" if task in self.hard else ""
+
+    def ready_in(self, name: str) -> list[int]:
+        """What one ready set holds."""
+        return sorted(t for t in self.ready if self.set_of(t) == name)
+
+    def list_sets(self, now: int) -> None:
+        """Sets that hold something are listed, the others are not."""
+        names = {self.set_of(t) for t in self.ready} - {""}
+        self.since = {name: self.since.get(name, now) for name in names}
 
     def wait(self, task: int) -> int:
         """How much a task waits for: unfinished inputs, and its block."""

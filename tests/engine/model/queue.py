@@ -100,9 +100,9 @@ class Queue(Repairs):
 
     # -- slots -------------------------------------------------------------------------------
 
-    def register(self, slot: str, worker: str, seq: int) -> None:
+    def register(self, slot: str, worker: str, seq: int, tags: tuple[str, ...] = ()) -> None:
         """A slot is there; one that was is not changed."""
-        self.slots.setdefault(slot, Slot(worker, seq))
+        self.slots.setdefault(slot, Slot(worker, seq, tags))
 
     def unregister(self, slot: str, seq: int, begun: int, position: int, kind: str) -> None:
         """A slot is gone; the task that was running is charged."""

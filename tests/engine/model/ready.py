@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from model.job import Job
+from model.job import SOFT, Job
 
 __all__ = ["STALE", "Answer", "Call", "Ready", "Slot"]
 
@@ -64,6 +64,7 @@ class Slot:
 
     worker: str
     seq: int
+    tags: tuple[str, ...] = ()
     answer: Answer = STALE
     job: str = ""
 
@@ -110,6 +111,7 @@ class Ready:
     def _make_ready(self, name: str, tasks: Collection[int]) -> None:
         if tasks and not self.jobs[name].frozen:
             self.jobs[name].ready.update(tasks)
+            self.jobs[name].list_sets(self.now)
             self._activate(name)
 
     def _postpone(self, name: str, task: int) -> None:
@@ -162,26 +164,39 @@ class Ready:
         for name in sorted(self.active, key=lambda j: (self.active[j], j)):
             job = self.jobs[name]
             due = self._release_due(name)
-            if job.ready:
-                tasks, alone = self._pop(job, call, fresh if name == call.name else [], name)
-                return Answer("ok", job=name, tasks=tuple(tasks), alone=alone)
-            looks += [due] if due else []
+            sets, more = self._sets(job, call.slot)
+            count = self._chunk(job, len(job.ready_in("")), call, name)
+            for chosen, own in sets:
+                ready = job.ready_in(chosen)
+                if not job.alone and not job.hard and name == call.name:
+                    ready.sort(key=lambda t: (t not in fresh, t))
+                if ready:
+                    tasks = self._front(job, ready[:count])
+                    job.ready.difference_update(tasks)
+                    job.since.update({chosen: self.now} if own else {})
+                    job.list_sets(self.now)
+                    return Answer("ok", job=name, tasks=tuple(tasks), alone=tasks[0] in job.alone)
+            looks += [*([due] if due else []), *more]
         return Answer("ok", look=min(looks, default=0))
 
-    def _pop(
-        self, job: Job, call: Call, fresh: Collection[int], name: str
-    ) -> tuple[list[int], bool]:
-        """Take tasks from the front of what is ready; one that must run alone only by itself."""
-        count = self._chunk(job, len(job.ready), call, name)
-        if not job.alone:
-            tasks, alone = sorted(job.ready, key=lambda t: (t not in fresh, t))[:count], False
-        else:
-            tasks = sorted(job.ready)[:count]
-            careful = [i for i, t in enumerate(tasks) if t in job.alone]
-            tasks = tasks[: careful[0] or 1] if careful else tasks
-            alone = careful[:1] == [0]
-        job.ready.difference_update(tasks)
-        return tasks, alone
+    def _sets(self, job: Job, slot: str) -> tuple[list[tuple[str, bool]], list[int]]:
+        """The ready sets that a slot may take from, and whether they are its own; when to look for more."""
+        first, last, looks = list[tuple[str, bool]](), list[tuple[str, bool]](), list[int]()
+        tags = {job.set_of(t): job.hard[t] for t in job.hard}
+        for name in sorted(job.since, key=lambda s: (job.since[s], s)):
+            waited = self.now - job.since[name]
+            if {slot, *self.slots[slot].tags} & {*tags[name]}:
+                first.append((name, True))
+            elif SOFT in tags[name] and waited >= job.patience:
+                last.append((name, False))
+            elif SOFT in tags[name]:
+                looks.append(job.patience - waited)
+        return [*first, ("", False), *last], looks
+
+    def _front(self, job: Job, tasks: list[int]) -> list[int]:
+        """As many of these as may run together: one that must run alone only by itself."""
+        careful = [i for i, t in enumerate(tasks) if t in job.alone]
+        return tasks[: careful[0] or 1] if careful else tasks
 
     def _chunk(self, job: Job, backlog: int, call: Call, name: str) -> int:
         """How many tasks a slot may take."""

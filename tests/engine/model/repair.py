@@ -145,3 +145,5 @@ class Repairs(Steps):
         job.delayed = {t: at for t, at in job.delayed.items() if t in job.ready}
         job.ready -= {*held, *job.delayed}
         job.alone -= job.finished
+        job.since = {}
+        job.list_sets(self.now)

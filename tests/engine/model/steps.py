@@ -109,6 +109,7 @@ class Steps(Ready):
         job.finished.update(accepted)
         job.values.update(accepted)
         job.ready.difference_update(accepted)
+        job.list_sets(self.now)
         job.alone.difference_update(accepted)
         job.parked.difference_update(accepted)
         job.delayed = {t: at for t, at in job.delayed.items() if t not in job.finished}
