@@ -38,6 +38,7 @@ LATER = [
     "Run again, tries and deaths begin at none",
     "R12, a frozen job makes nothing ready",
     "R16, a rebuilt log is read anew",
+    "R19, user code wishes, the engine takes",
     "Suspended, a queue gives no lease",
     "Suspended, an old call does not undo a newer one",
 ]

@@ -35,6 +35,8 @@ class Machine(RuleBasedStateMachine):
         self.calls: list[tuple[dict[str, Any], Call]] = []
         #: Calls that met a job that was held: their slots make them again.
         self.held: dict[str, tuple[dict[str, Any], Call]] = {}
+        #: Jobs whose policy a slot is to ask before its next call.
+        self.asked: dict[str, str] = {}
         #: How far the client of each job has read, and of which log; what arrived of it.
         self.cursors: dict[str, tuple[int, bytes]] = {}
         self.arrived: dict[str, set[int]] = {}
@@ -64,6 +66,7 @@ class Machine(RuleBasedStateMachine):
             assert view.finished == job.finished
             assert ("frozen" in view.meta) == bool(job.frozen)
             assert int(view.meta.get("damaged", 0)) == job.damaged
+            assert ("asks" in view.meta) == job.asks
             assert view.parked == job.parked
             assert view.values.keys() == job.values
             assert view.sets == {s: {*job.ready_in(s)} for s in {*map(job.set_of, job.ready)}}

@@ -43,6 +43,7 @@ def options() -> st.SearchStrategy[dict[str, Any]]:
             "chunk": st.sampled_from([3, 0, 2, 3, -1]),
             "priority": st.integers(0, 1),
             "retries": st.integers(0, 2),
+            "asks": st.sampled_from([False, False, True]),
             "patience": st.just(500),
             "hard": st.dictionaries(st.integers(0, 7), st.sampled_from(TAGS), max_size=3),
             "retry_delay": st.sampled_from([0, 500]),
@@ -63,7 +64,9 @@ class ClientCalls(Machine):
         inputs, outputs = graph
         hard = {t: tags for t, tags in options["hard"].items() if t in inputs}
         options = {**options, "hard": hard}
-        name = self.engine.create(inputs, outputs, allowed=2, ttl=ttl, **options)
+        told = {"policy": "return {}" if options["asks"] else "", **options}
+        told.pop("asks")
+        name = self.engine.create(inputs, outputs, allowed=2, ttl=ttl, **told)
         tasks = tuple(inputs[t] for t in range(len(inputs)))
         self.model.jobs[name] = job = Job(
             tasks,

@@ -77,15 +77,25 @@ class SlotCalls(Machine):
         components = [tasks for kind, names, *_ in groups for tasks in ([names] if kind else [[t] for t in names])]  # fmt: skip
         known = data.draw(st.sampled_from([*sorted(self.model.jobs), ""]))
         floor = data.draw(st.sampled_from([1000, 1]))
+        wishes = self._wishes(data, self.asked.pop(slot.id, ""))
         epoch = slot.lease.epoch if slot.lease else ""
         args = self.engine.prepare(
             slot, groups, failure=None if failure is None else (failure, b"boom"), want=want,
-            floor=floor, known=known, rest=True, job=job,
+            floor=floor, known=known, rest=True, job=job, wishes=wishes,
         )  # fmt: skip
         args["epoch"] = epoch
-        call = Call(slot.id, args["seq"], job, components, failure, epoch, known, want, floor)
+        call = Call(
+            slot.id, args["seq"], job, components, failure, epoch, known, want, floor, wishes
+        )
         self.calls.append((args, call))
         self._send(slot, args, call)
+
+    def _wishes(self, data: st.DataObject, name: str) -> dict[str, list[int] | bool]:
+        """What the policy of a job answers that is to be asked: anything, or nothing within its time."""
+        if name not in self.model.jobs:
+            return {}
+        tasks = st.lists(st.sampled_from(self.model.jobs[name].tasks), max_size=4)
+        return {name: data.draw(tasks) if data.draw(st.integers(0, 7)) else False}
 
     def _followed(self, slot: Slot, made: list[int]) -> list[int]:
         """Return these tasks and all that can be made from them alone."""
@@ -103,13 +113,15 @@ class SlotCalls(Machine):
         answer = self._step(args, call)
         slot.lease = answer.lease
         self.held.pop(slot.id, None)
+        if answer.status == "wish":
+            self.asked[slot.id] = answer.asked
         if answer.status == "frozen":
             self.held[slot.id] = args, call
 
     def _step(self, args: dict[str, Any], call: Call) -> Answer:
         answer = self.engine.send(args)
         lease = answer.lease
-        held = (lease.job, tuple(lease.tasks), lease.alone) if lease else ("", (), False)
+        held = (lease.job, tuple(lease.tasks), lease.alone) if lease else (answer.asked, (), False)
         found = model.Answer(answer.status, tuple(answer.refused), *held, answer.retry)
         expected = self.model.step(call)
         assert found == expected, f"step answers {found}, not {expected}"

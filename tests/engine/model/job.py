@@ -39,6 +39,10 @@ class Job:
         if none of those took one of them for `patience` ms.
     since : dict of str to int
         The ready sets of restrictions that hold something: since when, or when they were last served.
+    asks : bool
+        Whether it has a policy, which wishes what a slot is given of it.
+    passed : dict of str to tuple
+        The first task of a ready set, when wishes were last looked at, and since when it is that.
     frozen, frozen_at : str, float
         The rebuild that holds the job still, and since when.
     damaged : int
@@ -66,6 +70,7 @@ class Job:
     detached: bool = False
     hard: dict[int, tuple[str, ...]] = field(default_factory=dict)
     patience: int = 0
+    asks: bool = False
     epoch: str = ""
     state: str = "running"
     frozen: str = ""
@@ -81,6 +86,7 @@ class Job:
     ready: set[int] = field(default_factory=set)
     leases: dict[str, Lease] = field(default_factory=dict)
     since: dict[str, int] = field(default_factory=dict)
+    passed: dict[str, tuple[int, int]] = field(default_factory=dict)
     alone: set[int] = field(default_factory=set)
     parked: set[int] = field(default_factory=set)
     delayed: dict[int, int] = field(default_factory=dict)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 from model.job import SOFT, Job
@@ -13,6 +14,8 @@ __all__ = ["STALE", "Answer", "Call", "Ready", "Slot"]
 
 #: Priorities weigh more than how often a job was served.
 PRIORITY = 2**40
+#: Milliseconds for which wishes may pass over the first task of a ready set.
+PASSED_OVER = 5000
 #: The most tasks of one lease.
 MOST = 1000
 
@@ -28,6 +31,8 @@ class Call(NamedTuple):
         The task that raised.
     epoch : str
         Of the lease.
+    wishes : mapping of str to sequence of int, or False
+        What policies of jobs answered; false for one that did not end.
     known : str
         The job of which `want` and `floor` are told.
     """
@@ -41,6 +46,7 @@ class Call(NamedTuple):
     known: str = ""
     want: int = MOST
     floor: int = 1
+    wishes: Mapping[str, Sequence[int] | bool] = MappingProxyType({})
 
 
 class Answer(NamedTuple):
@@ -163,15 +169,19 @@ class Ready:
         looks = list[int]()
         for name in sorted(self.active, key=lambda j: (self.active[j], j)):
             job = self.jobs[name]
+            if job.asks and not job.sealed:
+                continue  # the right task may be in the last block
+            if job.asks and name not in call.wishes:
+                return Answer("wish", job=name)
             due = self._release_due(name)
             sets, more = self._sets(job, call.slot)
             count = self._chunk(job, len(job.ready_in("")), call, name)
+            wished = self._wished(job, call.wishes.get(name, ()), [s for s, _ in sets], count)
             for chosen, own in sets:
-                ready = job.ready_in(chosen)
-                if not job.alone and not job.hard and name == call.name:
-                    ready.sort(key=lambda t: (t not in fresh, t))
-                if ready:
-                    tasks = self._front(job, ready[:count])
+                ready = self._in_order(job, chosen, fresh if name == call.name else ())
+                tasks = self._front(job, ready[:count])
+                tasks = wished[1] if wished and wished[0] == chosen else [] if wished else tasks
+                if tasks:
                     job.ready.difference_update(tasks)
                     job.since.update({chosen: self.now} if own else {})
                     job.list_sets(self.now)
@@ -192,6 +202,32 @@ class Ready:
             elif SOFT in tags[name]:
                 looks.append(job.patience - waited)
         return [*first, ("", False), *last], looks
+
+    def _in_order(self, job: Job, name: str, fresh: Collection[int]) -> list[int]:
+        if job.alone or job.hard or job.asks:
+            fresh = ()
+        return sorted(job.ready_in(name), key=lambda t: (t not in fresh, t))
+
+    def _wished(
+        self, job: Job, wishes: Sequence[int] | bool, sets: list[str], count: int
+    ) -> tuple[str, list[int]] | None:
+        """What of the wishes is ready, all of one set; but what they passed over for too long is first."""
+        if not job.asks or isinstance(wishes, bool) or not wishes:
+            return None
+        for name in sets:
+            first = job.ready_in(name)[:1]
+            task, since = job.passed.get(name, (-1, 0))
+            if first == [task] and self.now - since >= PASSED_OVER:
+                return name, self._front(job, job.ready_in(name)[:count])
+            if first and first != [task]:
+                job.passed[name] = first[0], self.now
+        tasks = list[int]()
+        for task in wishes:
+            fits = task in job.ready and job.set_of(task) in sets and task not in tasks
+            together = not tasks or (task not in job.alone and tasks[0] not in job.alone)
+            if fits and together and len(tasks) < count:
+                tasks += [task] if not tasks or job.set_of(task) == job.set_of(tasks[0]) else []
+        return (job.set_of(tasks[0]), tasks) if tasks else None
 
     def _front(self, job: Job, tasks: list[int]) -> list[int]:
         """As many of these as may run together: one that must run alone only by itself."""

@@ -28,6 +28,9 @@ class Steps(Ready):
             and (call.components or call.failure is not None)
         ):
             return Answer("frozen")  # the same call again in a moment
+        for name in [name for name, wishes in call.wishes.items() if wishes is False and held]:
+            if name in self.jobs:
+                self.jobs[name].asks = False  # a policy that does not end is asked no more
         refused, fresh = self._finish(call, held)
         if held is None:
             return Answer("unregistered", tuple(refused))
@@ -65,7 +68,7 @@ class Steps(Ready):
     def _next_lease(self, call: Call, fresh: Collection[int]) -> Answer:
         """Something of what is ready, if the slot wants more."""
         answer = self._take(call, fresh) if call.want > 0 else Answer("ok")
-        if answer.job:
+        if answer.tasks:
             self.jobs[answer.job].leases[call.slot] = Lease(call.seq, [*answer.tasks])
             self.slots[call.slot].job = answer.job
             self._serve(answer.job)
