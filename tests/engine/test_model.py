@@ -25,9 +25,9 @@ SOON = [
     "R3, what may have run before runs alone",
     "R6, an older call is refused",
     "R17, a block counts once",
-    "R2, a delayed task is not ready as well",
 ]
 LATER = [
+    "R2, a delayed task is not ready as well",
     "R2, nor when its slot was killed",
     "R2, an accepted task is not delayed",
     "R12, what was delayed becomes ready",
