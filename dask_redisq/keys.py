@@ -22,7 +22,10 @@ PATTERNS: dict[str, tuple[str, str]] = {
     ),
     "jobs": ("jobs", "zset: every job -> server time in ms when it was created"),
     "active": ("active", "zset: jobs with a ready task -> -priority * 2^40 + last served"),
-    "monitor": ("monitor", "hash: check -> when it was last run (ms), and by whom; next job"),
+    "monitor": (
+        "monitor",
+        "hash: check -> when it was last run (ms), and by whom; where the next begins",
+    ),
     "files": ("files", "hash: name -> content of an uploaded file, signed"),
     # workers and slots
     "workers": ("workers", "hash: worker -> msgpack of what it told about itself"),

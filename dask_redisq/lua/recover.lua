@@ -57,10 +57,11 @@ for _, worker in ipairs(redis.call('HKEYS', key.workers())) do
   end
 end
 pass_on(tokens)
--- A hundred jobs a look; where it begins moves on with the clock, so that each has its turn.
-local jobs = math.max(1, redis.call('ZCARD', key.jobs()))
-local first = math.floor(now_ms() / tonumber(arg.interval)) * 100 % jobs
-for _, job in ipairs(redis.call('ZRANGE', key.jobs(), first, first + 99)) do
+-- A hundred jobs a look; the next one goes on behind them, so that each has its turn.
+local first = tonumber(redis.call('HGET', key.monitor(), 'next look') or 0)
+local jobs = redis.call('ZRANGE', key.jobs(), first, first + 99)
+redis.call('HSET', key.monitor(), 'next look', first + 100 < redis.call('ZCARD', key.jobs()) and first + 100 or 0)
+for _, job in ipairs(jobs) do
   local meta = redis.call('HMGET', key.job(job), 'state', 'ttl', 'sealed', 'ended', 'renewed', 'kept', 'life')
   local whole = meta[3] and meta[1] ~= 'cancelled'
   local kept = whole and tonumber(meta[2] or 0) > 0

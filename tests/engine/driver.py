@@ -22,7 +22,7 @@ from dask_redisq.link import Link
 from dask_redisq.pace import EDGES
 from dask_redisq.rebuild import rebuild
 
-__all__ = ["PYTHON", "Answer", "Engine", "Gathered", "Slot"]
+__all__ = ["LONG", "PYTHON", "Answer", "Engine", "Gathered", "Slot"]
 
 #: The tag that slots and jobs carry for their version of Python.
 PYTHON = "python"

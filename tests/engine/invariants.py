@@ -89,7 +89,8 @@ class JobView:
         }
         self.parked = {int(t) for t in state.members("parked", job)}
         self.given: dict[str, list[int]] = {s: x[2] for s, x in held.items() if len(x) > 2}
-        self.delayed = {int(t) for t in state.members("delayed", job)}
+        self.due = {int(t): int(at) for t, at in state.mapping("delayed", job).items()}
+        self.delayed = set(self.due)
         self.alone = {int(t) for t in state.members("alone", job)}
         self.log = [unpack(entry) for entry in state.get("log", job) or ()]
         acked = int(self.meta.get("acked", b"0"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from driver import NEVER, Engine
 from invariants import UNSEEN, JobView
+from simulator.server import BEGIN, CLOCK, simulated
 
 from dask_redisq.codec import pack, unpack
 
@@ -47,6 +48,34 @@ def done_job(engine: Engine, **options: int) -> str:
     engine.step(w1)
     engine.finish(w1, A, B)
     return job
+
+
+# Who looks after them.
+
+
+@pytest.mark.parametrize("jobs", [3, 97])
+def test_each_look_is_at_every_job_of_a_small_queue(engine: Engine, jobs: int) -> None:
+    """Were only those behind a place that moves looked at, the first of 97 jobs waited for 97 looks."""
+    engine.checking = False
+    with simulated():
+        engine.link.command("SET", CLOCK, BEGIN + 1000)  # the place was that of the clock
+        names = [engine.create({A: ()}, {A}) for _ in range(jobs)]
+        for job in names:
+            lose_client(engine, job)
+        assert sorted(look(engine)[0]) == sorted(names)
+
+
+def test_the_next_look_goes_on_behind_a_hundred_jobs(engine: Engine) -> None:
+    """Each of many jobs has its turn, however far apart looks are."""
+    engine.checking = False
+    names = {engine.create({A: ()}, {A}) for _ in range(250)}
+    for job in names:
+        lose_client(engine, job)
+    gone = list[str]()
+    for _ in range(3):
+        engine.link.command("HDEL", engine.keys("monitor"), "recovery")  # long ago
+        gone += unpack(engine.call("recover", who="test", interval=1000, deadline=NEVER))[2]
+    assert len(gone) == len({*gone}) == len(names)
 
 
 # Detached jobs.
