@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dask.delayed import Delayed
+from dask.delayed import Delayed, delayed
 
 from benchmarks.report import Figure
 from benchmarks.storm.runs import all_runs
@@ -77,11 +77,20 @@ class Stage:
         thread.start()
         return thread
 
-    def detach(self, dsk: Callable[[Piece], dict[Any, Any]]) -> Callable[[], None]:
-        """Leave a graph to the server; return what waits for its end, and forgets it."""
+    def detach(
+        self, dsk: Callable[[Piece], dict[Any, Any]], kept: bytes | None = None
+    ) -> Callable[[], None]:
+        """Leave a graph to the server; return what waits for its end, and forgets it.
+
+        With `kept`, each of its tasks reads that as well, of a job that is done.
+        """
         self._jobs += 1
         graph = dsk(Piece(str(self.runs), self._jobs, 0, 0, 0.0))
         outputs = [Delayed(key, graph) for key in graph]
+        if kept is not None:
+            data = self.queue.scatter(kept)
+            graph = {key: delayed(func)(*args, data) for key, (func, *args) in graph.items()}
+            outputs = list(graph.values())
         future = self.queue.compute(*outputs, detach=True, optimize_graph=False)
 
         def wait() -> None:
@@ -135,7 +144,12 @@ def recovery(waits: Waits, repeat: int, say: Callable[[str], None]) -> list[Figu
         (
             "the same, of a job that nobody reads",
             BAR_SERVER,
-            partial(server_killed, usual, repeat, detached=True),
+            partial(server_killed, usual, repeat, lambda on: on.detach(_layers)),
+        ),
+        (
+            "the same, of one that reads persisted values",
+            BAR_SERVER,
+            partial(server_killed, usual, repeat, lambda on: on.detach(_apart, b"kept")),
         ),
     ]
     figures = []
@@ -186,7 +200,11 @@ def host_gone(waits: Waits, repeat: int) -> list[float]:
     return times
 
 
-def server_killed(waits: Waits, repeat: int, *, detached: bool = False) -> list[float]:
+def server_killed(
+    waits: Waits,
+    repeat: int,
+    begin: Callable[[Stage], Callable[[], None]] = lambda on: on.compute(_layers).join,
+) -> list[float]:
     """Kill the server under load; return the seconds from its first answer to the next result.
 
     The start of a task would say less: it may be one that was leased before, and is refused.
@@ -194,7 +212,7 @@ def server_killed(waits: Waits, repeat: int, *, detached: bool = False) -> list[
     times = []
     with stage(waits, 2) as on:
         for _ in range(repeat):
-            wait = on.detach(_layers) if detached else on.compute(_layers).join
+            wait = begin(on)
             until(lambda: len(on.starts()) > 100)
             on.server.kill()
             time.sleep(AWAY)
@@ -215,6 +233,11 @@ def _layers(piece: Piece) -> dict[Any, Any]:
             mine = piece._replace(number=40 * layer + i, pause=0.01)
             dsk["x", layer, i] = (work, mine, b"", *taken)
     return dsk
+
+
+def _apart(piece: Piece) -> dict[Any, Any]:
+    """400 tasks of 10 ms."""
+    return {("x", i): (work, piece._replace(number=i, pause=0.01), b"") for i in range(400)}
 
 
 def _accepted(on: Stage, back: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -15,6 +16,7 @@ from dask_redisq.errors import BadSignature, JobLost
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.open_files import holds_files
+from dask_redisq.rebuild import try_rebuild
 from dask_redisq.record import read_record
 from dask_redisq.staying import let_go
 from dask_redisq.trust import BLOCK, UNSIGNED, VALUE, Seal, Signer
@@ -36,6 +38,8 @@ _told: set[str] = set()
 FIELDS = 2000
 #: Seconds between two looks for kept jobs that are gone.
 TIDY = 2.0
+#: Seconds between two tries to rebuild a kept job.
+REBUILD = 0.5
 
 
 class JobEnded(Exception):
@@ -183,6 +187,8 @@ class SlotMemory:
         #: (queue, job, task, attempt) -> a value of a kept job, whatever job this slot works for.
         self.kept = ValueCache(most_kept)
         self._tidy_at: dict[str, float] = {}
+        #: A kept job that is to be rebuilt -> when to try that next.
+        self._rebuild_at: dict[str, float] = {}
 
     def job(self, keys: Keys, job: str, epoch: str) -> JobMemory:
         """Turn to `job` and return what is known of it."""
@@ -246,7 +252,8 @@ class SlotMemory:
         """Return number -> value for those of some values of kept jobs that are there.
 
         The server is asked which attempt counts; what this slot made, or read before, does not
-        move. One that was lost is asked for, so that it is made again.
+        move. One that was lost is asked for, so that it is made again; a job that is damaged is
+        rebuilt.
 
         Raises
         ------
@@ -277,7 +284,7 @@ class SlotMemory:
         """Return task -> the record of its value, empty if that is lost, for finished tasks."""
         tasks = pack([kept.task for kept in some])
         told = self._link.call("look_kept", keys, job=job, tasks=tasks, values=1)
-        state, _, epoch, _, *items = unpack(told)
+        state, _, epoch, wait, *items = unpack(told)
         if state not in (b"running", b"done"):
             raise JobLost(
                 f"job {job} of queue {keys.queue!r} kept a value that this task uses, and it is "
@@ -288,7 +295,23 @@ class SlotMemory:
                 f"values of job {job} of queue {keys.queue!r} were lost and made again, and with "
                 "pure=False they are others now: submit what uses them again"
             )
+        if wait:
+            self._rebuild_kept(keys, job)
+        else:
+            self._rebuild_at.pop(job, None)
         return dict(zip(items[::2], items[1::2], strict=True))
+
+    def _rebuild_kept(self, keys: Keys, job: str) -> None:
+        """Rebuild a kept job that is damaged, unless that was tried just now.
+
+        It may be that nobody else does. Its client reads it no more, that of the job which uses it
+        knows only its own, and a monitor judges nothing for a whole expiry after the server was
+        away: the tasks would go back, and come again, for as long.
+        """
+        now = time.monotonic()
+        if now >= self._rebuild_at.get(job, 0.0):
+            self._rebuild_at[job] = now + REBUILD
+            try_rebuild(self._link, keys, job)
 
     def _read_kept(
         self,

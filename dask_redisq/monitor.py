@@ -15,13 +15,12 @@ import math
 from typing import Protocol
 
 from dask_redisq.codec import unpack
-from dask_redisq.errors import ServerFull
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
-from dask_redisq.rebuild import rebuild
+from dask_redisq.rebuild import try_rebuild
 from dask_redisq.settings import setting
 
-__all__ = ["Audit", "Check", "Monitor", "Recovery", "renew_values", "sweep", "try_rebuild"]
+__all__ = ["Audit", "Check", "Monitor", "Recovery", "renew_values", "sweep"]
 
 logger = logging.getLogger("dask_redisq")
 
@@ -198,15 +197,6 @@ class Audit:
             name = job.decode()
             logger.warning("job %s is rebuilt, for it is damaged: %s", name, wrong.decode())
             try_rebuild(self.link, self.keys, name)
-
-
-def try_rebuild(link: Link, keys: Keys, job: str) -> bool:
-    """Rebuild a job, unless the server has no room for it: that must not end a worker."""
-    try:
-        return rebuild(link, keys, job)
-    except ServerFull as error:
-        logger.warning("job %s cannot be rebuilt now, the next look tries again: %s", job, error)
-        return False
 
 
 def sweep(link: Link, keys: Keys, job: str) -> bool:

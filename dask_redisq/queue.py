@@ -208,7 +208,7 @@ class Queue(Loops, Jobs, Managed):
         ``x.persist(scheduler=queue.get)`` and `dask.persist` come here. It does not wait, but
         for persisted values that the graph uses. Graphs that use the new collections read the
         values where they are. They are freed, all of one call together, when no collection or
-        future in this process, and no job, needs them.
+        future in this process, and no job, needs them; a detached job does while its results stay.
 
         Parameters
         ----------

@@ -14,11 +14,12 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from dask_redisq.codec import pack, unpack
+from dask_redisq.errors import ServerFull
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.recount import Recount, Truth, recount
 
-__all__ = ["rebuild"]
+__all__ = ["rebuild", "try_rebuild"]
 
 logger = logging.getLogger("dask_redisq")
 
@@ -80,6 +81,15 @@ def rebuild(link: Link, keys: Keys, job: str, have: Collection[int] | None = Non
         link.call("give_up", keys, job=job, generation=generation)
         return False
     return bool(link.call("rebuild", keys, job=job, generation=generation, **built) == b"rebuilt")
+
+
+def try_rebuild(link: Link, keys: Keys, job: str) -> bool:
+    """Rebuild a job, unless the server has no room for it: that must not end a worker."""
+    try:
+        return rebuild(link, keys, job)
+    except ServerFull as error:
+        logger.warning("job %s cannot be rebuilt now, the next look tries again: %s", job, error)
+        return False
 
 
 def _build(

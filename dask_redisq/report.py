@@ -50,20 +50,28 @@ def own_retries(memory: JobMemory, lease: Lease, task: int) -> int:
 
 
 def store_apart(link: Link, keys: Keys, report: Report, stopping: Callable[[], bool]) -> None:
-    """Write large values before the call that makes them count; each is born with an expiry."""
+    """Write large values before the call that makes them count; each is born with an expiry.
+
+    If there is no room for them, they wait for some, and are a failure after that; but a slot that
+    is to end reports nothing then: all of the lease goes back, and runs elsewhere.
+    """
     batch = report.batch
     apart = [p for p in batch.published if not p.inline]
+    names = [keys("value", report.job, p.task, report.attempt) for p in apart]
     deadline = time.monotonic() + FULL_WAIT
     while True:
         try:
-            for p in apart:
-                name = keys("value", report.job, p.task, report.attempt)
+            for name, p in zip(names, apart, strict=True):
                 link.send("SET", name, p.data, "PX", UNSEEN)
             link.receive_all()
             return
         except ServerFull as full:
+            if stopping():  # nobody's fault: there may be room soon, and another worker
+                link.command("UNLINK", *names)
+                report.batch = Batch()
+                return
             # Others may finish meanwhile, which frees; what was written is written again.
-            if time.monotonic() > deadline or stopping():
+            if time.monotonic() > deadline:
                 sizes = sum(len(p.data) for p in apart)
                 error = ServerFull(f"{full}, and results of {sizes:,} bytes wait for room")
                 batch.failed = batch.failed or (apart[0].task, error)

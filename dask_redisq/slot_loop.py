@@ -21,9 +21,10 @@ from dask_redisq.lease import Lease, LeaseRun
 from dask_redisq.link import Link
 from dask_redisq.loading import Loader
 from dask_redisq.memory import JobEnded, SlotMemory, UnreadBlock
-from dask_redisq.monitor import Monitor, try_rebuild
+from dask_redisq.monitor import Monitor
 from dask_redisq.pace import Pace
 from dask_redisq.page import Limit, Page
+from dask_redisq.rebuild import try_rebuild
 from dask_redisq.remote_error import add_note, pack_error
 from dask_redisq.report import Report, kept_of, own_retries, store_apart
 from dask_redisq.server_check import most_bytes
@@ -248,10 +249,7 @@ class Slot:
         more: bool,
         rest: bool,
     ) -> tuple[bytes, list[int], Any, int]:
-        """Call step.lua until it was done: while the job is rebuilt it is put off.
-
-        If nobody does that, this slot does.
-        """
+        """Call step.lua until it was done; a job that nobody rebuilds this slot rebuilds first."""
         told = [
             x for job, tasks in wishes.items() for x in (job, False if tasks is None else tasks)
         ]

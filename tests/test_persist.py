@@ -310,6 +310,25 @@ def test_a_job_holds_what_it_uses_when_its_client_lets_go(
     wait_until(lambda: not job_keys(link))
 
 
+def test_a_detached_job_that_is_done_holds_what_a_lost_result_is_made_of(
+    queue: Queue, link: Link, workers: WorkerProcess
+) -> None:
+    """C lets x go then; who comes later finds no result, and gets it all the same."""
+    x = chunks().persist(scheduler=queue.get)
+    (used,) = {part.job for part in redisq.futures_of(x)}
+    future = queue.compute(x.sum(), detach=True)
+    assert future.result(60) == np.arange(80_000).sum()
+    del x
+    gc.collect()
+    wait_until(lambda: not link.command("EXISTS", queue.keys("client", used)))
+    assert looked_again(link, queue)
+    link.command("DEL", queue.keys("values", future.id))
+    assert queue.attach(future.id).result(60) == np.arange(80_000).sum()
+    future.forget()
+    assert looked_again(link, queue)
+    wait_until(lambda: not job_keys(link))
+
+
 def looked_again(link: Link, queue: Queue) -> bool:
     """Have a monitor look, whenever the last look was."""
     link.command("DEL", queue.keys("monitor"))

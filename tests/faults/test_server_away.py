@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import dask
+import dask.array as da
 import pytest
 from computing import Computing, add, nothing_left
 from conftest import WorkerProcess, wait_until
 from dask.utils_test import inc
 from mortal import MortalServer
 
+import dask_redisq as redisq
 from dask_redisq import link as link_module
 from dask_redisq import pool
 from dask_redisq.keys import Keys
@@ -89,6 +92,71 @@ def test_a_job_that_nobody_reads_goes_on_as_soon(
         assert future.result(timeout=40) == tuple(range(200))
         future.forget()
     nothing_left(mortal.url)
+
+
+def total(values: Any, gate: Path) -> float:
+    """Wait for the gate; return the sum of the values."""
+    wait_until(gate.exists)
+    return float(values.sum())
+
+
+@pytest.fixture
+def slow_monitors(
+    mortal: MortalServer, start_worker: Callable[..., WorkerProcess]
+) -> Iterator[Queue]:
+    """A queue of two slots where no monitor, of worker or client, judges for minutes."""
+    start_worker("test", "--nworkers", "2", "--alive-expiry", "300", url=mortal.url)
+    with dask.config.set({"redisq.alive-expiry": 300}), Queue("test", mortal.url) as queue:
+        queue.wait_for_workers(2, timeout=90)
+        yield queue
+
+
+def restart(mortal: MortalServer) -> float:
+    """Have the server away for a second; return when it was back."""
+    mortal.kill()
+    time.sleep(1)
+    mortal.start()
+    return time.monotonic()
+
+
+def test_work_on_persisted_values_goes_on_as_soon(
+    mortal: MortalServer, slow_monitors: Queue, tmp_path: Path
+) -> None:
+    """Row 20: the job that made them is done, and read by nobody; the slots rebuild it."""
+    values = slow_monitors.persist(da.ones((40, 40), chunks=10))
+    redisq.wait(redisq.futures_of(values))
+    gate = tmp_path / "gate"
+    answer = dask.delayed(total)(values, gate)
+    future = slow_monitors.compute(answer, detach=True)
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(answer.compute, scheduler=slow_monitors.get)
+        wait_until(lambda: len(slow_monitors.tasks()) == 2)
+        back = restart(mortal)
+        gate.touch()
+        assert future.result(timeout=30) == waiting.result(timeout=30) == 1600
+        assert time.monotonic() - back < 3, "work went on too late"
+    future.forget()
+
+
+def test_a_loop_over_scattered_data_goes_on_as_soon(
+    mortal: MortalServer, slow_monitors: Queue, tmp_path: Path
+) -> None:
+    """Row 20: all of its later tasks read the data, whose job is done as well."""
+    data, runs = slow_monitors.scatter([1]), tmp_path / "runs"
+    runs.touch()
+    with ThreadPoolExecutor(1) as thread:
+        loop = thread.submit(
+            slow_monitors.foreach,
+            partial(add, runs, 0.05),
+            itertools.repeat(data, 60),
+            chunk_size=1,
+        )
+        wait_until(lambda: runs.read_text().count("\n") > 10)
+        back = restart(mortal)
+        before = runs.read_text().count("\n")
+        wait_until(lambda: runs.read_text().count("\n") > before + 4)
+        assert time.monotonic() - back < 3, "work went on too late"
+        assert loop.result(timeout=30) == [1] * 60
 
 
 def test_a_server_that_comes_back_older_gives_the_right_answer(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import dask
 import pytest
 from conftest import WorkerProcess, wait_until
 from dask.utils_test import inc
@@ -17,17 +20,21 @@ from dask_redisq.queue import Queue
 from dask_redisq.server import PrivateServer
 
 
+def used_memory(link: Link) -> int:
+    """Return how many bytes the server has."""
+    return next(
+        int(line.split(b":")[1])
+        for line in link.command("INFO", "memory").split(b"\r\n")
+        if line.startswith(b"used_memory:")
+    )
+
+
 @pytest.fixture
 def small() -> Iterator[PrivateServer]:
     """A server that may take 8 MB more than it has."""
     with PrivateServer() as server:
         link = Link(server.url)
-        used = next(
-            int(line.split(b":")[1])
-            for line in link.command("INFO", "memory").split(b"\r\n")
-            if line.startswith(b"used_memory:")
-        )
-        link.command("CONFIG", "SET", "maxmemory", used + 8 * 2**20)
+        link.command("CONFIG", "SET", "maxmemory", used_memory(link) + 8 * 2**20)
         link.close()
         yield server
 
@@ -94,6 +101,40 @@ def test_what_is_running_ends_though_the_memory_is_full(
         link.command("CONFIG", "SET", "maxmemory", 0)
         link.close()
     drained(queue, small)
+
+
+def give_much(log: Path, gate: Path) -> bytes:
+    """Return 4 MB, once the gate is there."""
+    log_and_wait(log, gate)
+    return bytes(4 * 2**20)
+
+
+def test_a_worker_that_drains_hands_back_what_waits_for_room(
+    small: PrivateServer, start_worker: Callable[..., WorkerProcess], tmp_path: Path
+) -> None:
+    """There is room for one of two results; both tasks run elsewhere, with no failure, and in order."""
+    log, gate, link = tmp_path / "log", tmp_path / "gate", Link(small.url)
+    worker = start_worker("test", "--nworkers", "1", url=small.url)
+    with Queue("test", small.url) as queue:
+        queue.wait_for_workers(1, timeout=90)
+        tasks = [dask.delayed(give_much)(log, gate) for _ in range(2)]
+        future = queue.compute(*tasks, detach=True, chunk_size=2)
+        wait_until(lambda: len(pids(log)) == 1)
+        # A command has its value in memory twice.
+        link.command("CONFIG", "SET", "maxmemory", used_memory(link) + 10 * 2**20)
+        before = link.command("INFO", "errorstats")
+        gate.touch()
+        wait_until(lambda: link.command("INFO", "errorstats") != before)
+        assert len(link.command("KEYS", "*value:*")) == 1
+        os.kill(worker.pid, signal.SIGTERM)
+        assert worker.wait() == 0
+        assert link.command("KEYS", "*value:*") == []
+        link.command("CONFIG", "SET", "maxmemory", 0)
+        start_worker("test", "--nworkers", "1", url=small.url)
+        assert [len(x) for x in future.result(timeout=60)] == [4 * 2**20] * 2
+        assert len(pids(log)) == 4
+        future.forget()
+    link.close()
 
 
 def test_nothing_begins_while_the_memory_is_full(queue: Queue, small: PrivateServer) -> None:

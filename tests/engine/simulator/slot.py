@@ -258,10 +258,12 @@ class Slot(Actor):
         run.run()
         batch, failure = run.report(), b""
         self._begin(-1, len(lease.tasks) - 1)
+        lost = yield from self._store_apart(lease, batch)
+        if lost is not None and self.stopping:
+            return Batch(), b""
         if batch.failed is not None:
             job.tries[batch.failed[0]] += 1
             failure = pack([batch.failed[0], "raised", b"boom", -1])
-        lost = yield from self._store_apart(lease, batch)
         if lost is not None and not failure:
             job.tries[lost] += 1
             failure = pack([lost, "raised", b"full", -1])
