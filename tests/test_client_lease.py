@@ -19,6 +19,7 @@ from conftest import PATH, WorkerProcess, all_idle, is_gone, looked, wait_until
 from dask.utils_test import inc
 from test_detach import job_keys
 from test_faults import Background, log_and_wait, pids
+from worker_process import command_of
 
 import dask_redisq as redisq
 from dask_redisq import client_lease
@@ -51,7 +52,7 @@ queue = redisq.Queue("test", {url!r})
     def helpers(self) -> list[psutil.Process]:
         """Return its helper processes."""
         children = psutil.Process(self.process.pid).children()
-        return [p for p in children if "dask_redisq.renewer" in p.cmdline()]
+        return [p for p in children if "dask_redisq.renewer" in command_of(p)]
 
     def output(self) -> str:
         """Return what it printed, once it ended well."""
@@ -381,7 +382,7 @@ def test_a_helper_keeps_the_lease_and_ends_with_its_last_job(
     link.command("HSET", job, "ttl", 0)  # as if its client waited
     client_lease.hold(queue.url, "test", future.id, 1.0)
     client_lease.hold(queue.url, "test", "unknown", 1.0)
-    (helper,) = [p for p in psutil.Process().children() if "dask_redisq.renewer" in p.cmdline()]
+    (helper,) = [p for p in psutil.Process().children() if "dask_redisq.renewer" in command_of(p)]
     assert queue.url not in " ".join(helper.cmdline())
     for _ in range(2):
         link.command("DEL", keys("client", future.id))

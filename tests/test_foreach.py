@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from conftest import WorkerProcess, wait_until
+from worker_process import command_of
 
 import dask_redisq as redisq
 from dask_redisq.body import MOST_KEPT, Setup, forget_setup
@@ -770,7 +771,7 @@ def test_a_killed_slots_iterations_run_again(loops: Queue, cluster: redisq.Local
     def kill_one() -> None:
         wait_until(lambda: loops.stats()["running"] > 0)
         workers = psutil.Process().children(recursive=True)
-        slot = next(p for p in workers if "dask_redisq.slot" in p.cmdline())
+        slot = next(p for p in workers if "dask_redisq.slot" in command_of(p))
         slot.kill()
 
     thread = threading.Thread(target=kill_one)
