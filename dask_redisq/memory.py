@@ -43,7 +43,7 @@ REBUILD = 0.5
 
 
 class JobEnded(Exception):
-    """What every task of a job needs is not there: the job ended meanwhile."""
+    """What every task of a job needs is not there: the job ended meanwhile, or lost it."""
 
 
 class UnreadBlock(Exception):

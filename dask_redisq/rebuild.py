@@ -133,6 +133,8 @@ def _read(
 
     None if its graph is not all there.
     """
+    if not _can_run(link, keys, job, held.blocks):
+        return None
     inputs: list[Sequence[int]] = []
     outputs: set[int] = set()
     for numbers in _slices(range(held.blocks), 100):
@@ -155,6 +157,16 @@ def _read(
         for entry in link.command("LRANGE", keys("log", job), 0, held.acked - 1):
             delivered.update(unpack(entry))
     return Truth(inputs, frozenset(outputs), finished, valued, delivered), gone
+
+
+def _can_run(link: Link, keys: Keys, job: str, blocks: int) -> bool:
+    """Tell whether all blocks and large constants of a job are there."""
+    digests = sorted(link.command("SMEMBERS", keys("consts", job)))
+    names = [keys("const", job, digest.decode()) for digest in digests]
+    return bool(
+        link.command("HLEN", keys("blocks", job)) == blocks
+        and all(link.command("EXISTS", *some) == len(some) for some in _slices(names))
+    )
 
 
 def _survey(link: Link, keys: Keys, job: str) -> tuple[set[int], set[int]]:

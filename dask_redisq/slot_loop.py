@@ -313,6 +313,7 @@ class Slot:
             loader.load_blocks(lease)
             values, tasks = loader.load_inputs(lease)
         except JobEnded:
+            try_rebuild(self.link, queue.keys, lease.job)  # if it goes on, nobody can run its tasks
             return report
         except BaseException as error:  # a __setstate__ that calls exit is no word to the slot
             report.failure = self._not_loaded(queue, lease, error, memory.seal)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -116,6 +118,33 @@ CONSTANTS: dict[str, tuple[Callable[..., None], Any]] = {
 
 
 @pytest.mark.parametrize(("function", "constant"), CONSTANTS.values(), ids=list(CONSTANTS))
+def wait_for(path: Path) -> bool:
+    """Wait until a file is there."""
+    wait_until(path.exists, 60)
+    return True
+
+
+@pytest.mark.usefixtures("workers")
+@pytest.mark.parametrize("lost", ["*:const:*", "*:blocks"])
+def test_a_job_that_lost_what_its_tasks_are_made_of_is_sent_again(
+    queue: Queue, link: Link, tmp_path: Path, lost: str
+) -> None:
+    """Its tasks were leased and given back for ever, and nobody was told."""
+    gate, constant = tmp_path / "gate", bytes(200_000)
+    dsk: dict[Any, Any] = {("wait", i): (wait_for, gate) for i in range(500)}
+    dsk |= {("use", i): (length, constant) for i in range(500)}
+    with ThreadPoolExecutor(1) as thread:
+        answer = thread.submit(queue.get, dsk, list(dsk), chunk_size=10)
+        wait_until(queue.tasks)
+        (blocks,) = link.command("KEYS", "*:blocks")
+        job = blocks.removesuffix(b":blocks")
+        wait_until(lambda: link.command("HEXISTS", job, "sealed"))
+        (name,) = link.command("KEYS", lost)  # slots have read the first of eight blocks
+        link.command("DEL", name)
+        gate.touch()
+        assert list(answer.result(60)) == [True] * 500 + [200_000] * 500
+
+
 def test_what_many_tasks_share_is_stored_once(
     queue: Queue, link: Link, keys: Keys, function: Callable[..., None], constant: Any
 ) -> None:
