@@ -117,7 +117,6 @@ CONSTANTS: dict[str, tuple[Callable[..., None], Any]] = {
 }
 
 
-@pytest.mark.parametrize(("function", "constant"), CONSTANTS.values(), ids=list(CONSTANTS))
 def wait_for(path: Path) -> bool:
     """Wait until a file is there."""
     wait_until(path.exists, 60)
@@ -145,6 +144,7 @@ def test_a_job_that_lost_what_its_tasks_are_made_of_is_sent_again(
         assert list(answer.result(60)) == [True] * 500 + [200_000] * 500
 
 
+@pytest.mark.parametrize(("function", "constant"), CONSTANTS.values(), ids=list(CONSTANTS))
 def test_what_many_tasks_share_is_stored_once(
     queue: Queue, link: Link, keys: Keys, function: Callable[..., None], constant: Any
 ) -> None:
