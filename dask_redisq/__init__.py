@@ -75,8 +75,8 @@ else:
         return found
 
     def __dir__() -> list[str]:
-        """Return the public names too that were not asked for."""
-        return sorted({*globals(), *__all__})
+        """Return the public names, asked for or not."""
+        return __all__
 
 
 __all__ = [

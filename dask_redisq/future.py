@@ -122,6 +122,8 @@ class Future:
         ------
         TimeoutError
             If there is no answer in time; the job goes on.
+        ValueError
+            If `timeout` is no number.
         BaseException
             What a task raised, as its own type.
         JobCancelled, JobLost, RedisqError
@@ -146,6 +148,8 @@ class Future:
         ------
         TimeoutError
             If the job has not ended in time.
+        ValueError
+            If `timeout` is no number.
         """
         with ShortTraceback():
             return self._look(timeout)[1]

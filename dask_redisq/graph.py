@@ -28,7 +28,7 @@ _MISSING = object()
 
 
 class _Reader:
-    """Reads a graph lazily: converts and resolves only what the requested keys need.
+    """Reads a graph lazily: resolves only what the requested keys need.
 
     Each task that is met gets a place, an int, and is known by it from then on: keys are mostly
     tuples, which hash anew at each look (planning took 9.5 us a task by key, 6 by place).
@@ -234,7 +234,8 @@ def plan_graph(
 def _refuse_idle_cycles(reader: _Reader) -> None:
     """Raise for a cycle among tasks that nobody asked for, as `dask.local` does of any cycle.
 
-    What else is wrong with them does not matter, there or here.
+    What else is wrong with them does not matter, there or here. 8 us a task that nobody asked for;
+    collections leave none, as Dask culls their graphs.
     """
     idle: dict[Key, list[Key]] = {}
     for key in reader.dsk.keys() - reader.places.keys():

@@ -273,9 +273,9 @@ class Job(Follower):
             )
         return self._upload()
 
-    def _stage(self, name: str, data: bytes) -> None:
+    def _stage(self, name: str, data: bytes, *how: str) -> None:
         self._staged.append(name)
-        self.link.send("SET", name, data, "PX", min(STAGED, LEASES * self._lease))
+        self.link.send("SET", name, data, "PX", min(STAGED, LEASES * self._lease), *how)
 
     def _stages(self, hard: list[tuple[str, ...]]) -> list[tuple[str, bytes]]:
         """Return what create takes, by the names of its keys."""
@@ -336,7 +336,7 @@ class Job(Follower):
                 count=len(block.tasks),
                 payload=self.seal.sign(A_BLOCK, b"", number, payload),
                 edges=pack([block.inputs, list(block.outputs)]),
-                consts=pack(digests),
+                consts=pack(list(dict.fromkeys(digests))),
                 near=pack(block.near()),
                 about=pack(self.plan.about(first)) if self.options.get_task else b"",
             )  # fmt: skip
@@ -356,7 +356,8 @@ class Job(Follower):
         announce = self.link.send_call if self._announced else self.link.call
         announce("announce", self.keys, job=self.id, digest=digest)
         self._announced = True
-        self._stage(self.keys("const", self.id, digest), data)
+        # A copy of this that comes late must not shorten the life that put_block gave it.
+        self._stage(self.keys("const", self.id, digest), data, "NX")
 
     def _blame(self, first: int, tasks: list[Any], why: Exception) -> None:
         """Note which tasks of a block cannot be sent, and raise the error of the first of them."""

@@ -9,6 +9,7 @@ import hashlib
 import pickle
 from collections.abc import Callable
 from concurrent.futures import Future
+from inspect import signature
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
@@ -23,6 +24,7 @@ from joblib.parallel import (
 )
 
 from dask_redisq.executor import Executor
+from dask_redisq.options import refuse_keywords
 from dask_redisq.queue import Queue
 from dask_redisq.serving import in_slot
 
@@ -98,6 +100,10 @@ class RedisqBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
         inner_max_num_threads: int | None = None,
         **kwargs: Any,
     ) -> None:
+        refuse_keywords(
+            "joblib's backend", kwargs, lambda: signature(type(self)).parameters,
+            "its own are queue and url, and those of a job",
+        )  # fmt: skip
         super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads)
         self.queue = queue if isinstance(queue, Queue) else Queue(queue, url)
         self._words = kwargs

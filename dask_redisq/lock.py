@@ -15,7 +15,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from dask_redisq.amounts import seconds, whole
+from dask_redisq.amounts import patience, seconds, whole
 from dask_redisq.codec import unpack
 from dask_redisq.errors import LockLost, NoServerError, ServerUnavailable
 from dask_redisq.keys import Keys
@@ -149,6 +149,7 @@ class Semaphore:
             Whether it was taken.
         """
         queue, token = self._find_queue(), secrets.token_hex(8)
+        timeout = patience(timeout)
         wait = math.inf if timeout is None or timeout < 0 else timeout
         if not blocking:
             wait = 0.0

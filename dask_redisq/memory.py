@@ -43,7 +43,17 @@ REBUILD = 0.5
 
 
 class JobEnded(Exception):
-    """What every task of a job needs is not there: the job ended meanwhile, or lost it."""
+    """What tasks of a job need is not there: the job ended meanwhile, or lost it.
+
+    Attributes
+    ----------
+    needs : tuple of str or int
+        The command that tells whether it is there.
+    """
+
+    def __init__(self, told: str, *needs: str | int) -> None:
+        super().__init__(told)
+        self.needs = needs
 
 
 class UnreadBlock(Exception):
@@ -105,7 +115,8 @@ class JobMemory:
             found = self._link.command("HMGET", self._keys("blocks", self._job), *missing)
             for number, payload in zip(missing, found, strict=True):
                 if payload is None:
-                    raise JobEnded(f"block {number} of job {self._job} is gone")
+                    told = f"block {number} of job {self._job} is gone"
+                    raise JobEnded(told, "HEXISTS", self._keys("blocks", self._job), number)
                 packed = PackedBlock.read(self.seal.open(BLOCK, b"", number, payload))
                 others = differences(packed.made_by)
                 if others and others not in _told:
@@ -168,9 +179,10 @@ class JobMemory:
         return self._objects[digest]
 
     def _fetch(self, digest: str) -> bytes:
-        found: bytes | None = self._link.command("GET", self._keys("const", self._job, digest))
+        name = self._keys("const", self._job, digest)
+        found: bytes | None = self._link.command("GET", name)
         if found is None:
-            raise JobEnded(f"constant {digest} of job {self._job} is gone")
+            raise JobEnded(f"constant {digest} of job {self._job} is gone", "EXISTS", name)
         self.seal.check_constant(digest, found)
         self.size += len(found)
         return found

@@ -204,6 +204,8 @@ class Part:
         ------
         TimeoutError
             If it is not there in time; the job goes on.
+        ValueError
+            If `timeout` is no number.
         BaseException
             What a task raised, as its own type.
         JobCancelled, JobLost, RedisqError

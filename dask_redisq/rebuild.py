@@ -45,8 +45,14 @@ class _Frozen(NamedTuple):
     pure: bool
 
 
-def rebuild(link: Link, keys: Keys, job: str, have: Collection[int] | None = None) -> bool:
-    """Rebuild a job; false if it cannot be now: somebody else does, or it does not run.
+def rebuild(
+    link: Link,
+    keys: Keys,
+    job: str,
+    have: Collection[int] | None = None,
+    needs: Sequence[str | int] = (),
+) -> bool:
+    """Rebuild a job; false if somebody else does, it does not run, or nobody can: then it failed.
 
     Parameters
     ----------
@@ -58,6 +64,9 @@ def rebuild(link: Link, keys: Keys, job: str, have: Collection[int] | None = Non
         Outputs that the caller, its client, has; without it, those that its client said it has.
         That may be more: a client of impure tasks forgets outputs, and a server that came back
         older does not know.
+    needs : sequence of str or int, optional
+        A command that tells whether something is there without which the rest cannot run. Who
+        missed it tells; a job that is all done may do without a constant that is gone.
     """
     generation = ""
     while True:
@@ -69,7 +78,8 @@ def rebuild(link: Link, keys: Keys, job: str, have: Collection[int] | None = Non
         if held.status != "frozen":
             return False
         since = link.unbroken_since
-        built = _build(link, keys, job, generation, held, have)
+        whole = not needs or link.command(*needs)
+        built = _build(link, keys, job, generation, held, have) if whole else None
         # The server came back older, and a copy of `freeze` that came late holds the job there
         # too: then one half was read of one history, the other half of another. So another turn,
         # under a name of its own: what was sent in this one may still be on its way.
@@ -83,10 +93,10 @@ def rebuild(link: Link, keys: Keys, job: str, have: Collection[int] | None = Non
     return bool(link.call("rebuild", keys, job=job, generation=generation, **built) == b"rebuilt")
 
 
-def try_rebuild(link: Link, keys: Keys, job: str) -> bool:
+def try_rebuild(link: Link, keys: Keys, job: str, needs: Sequence[str | int] = ()) -> bool:
     """Rebuild a job, unless the server has no room for it: that must not end a worker."""
     try:
-        return rebuild(link, keys, job)
+        return rebuild(link, keys, job, needs=needs)
     except ServerFull as error:
         logger.warning("job %s cannot be rebuilt now, the next look tries again: %s", job, error)
         return False
@@ -133,10 +143,8 @@ def _read(
 
     None if its graph is not all there.
     """
-    if not _can_run(link, keys, job, held.blocks):
-        return None
-    inputs: list[Sequence[int]] = []
-    outputs: set[int] = set()
+    inputs: list[Any] = []
+    outputs: set[Any] = set()
     for numbers in _slices(range(held.blocks), 100):
         for packed in link.command("HMGET", keys("edges", job), *numbers):
             try:
@@ -145,6 +153,8 @@ def _read(
                 outputs.update(its_outputs)
             except Exception:  # gone, no msgpack, or msgpack of something else
                 return None
+    if not _is_graph(inputs, outputs, held.n):
+        return None
     bits = link.command("GET", keys("finished", job)) or b""
     finished = {
         8 * i + k for i, byte in enumerate(bits) if byte for k in range(8) if byte & (128 >> k)
@@ -159,14 +169,12 @@ def _read(
     return Truth(inputs, frozenset(outputs), finished, valued, delivered), gone
 
 
-def _can_run(link: Link, keys: Keys, job: str, blocks: int) -> bool:
-    """Tell whether all blocks and large constants of a job are there."""
-    digests = sorted(link.command("SMEMBERS", keys("consts", job)))
-    names = [keys("const", job, digest.decode()) for digest in digests]
-    return bool(
-        link.command("HLEN", keys("blocks", job)) == blocks
-        and all(link.command("EXISTS", *some) == len(some) for some in _slices(names))
-    )
+def _is_graph(inputs: list[Any], outputs: set[Any], n: int) -> bool:
+    """Tell whether what was read are the edges of `n` tasks; anybody may have written it."""
+    if len(inputs) != n or not all(isinstance(its, list | tuple) for its in inputs):
+        return False
+    tasks = {*outputs, *(task for its in inputs for task in its)}
+    return all(type(task) is int and 0 <= task < n for task in tasks)
 
 
 def _survey(link: Link, keys: Keys, job: str) -> tuple[set[int], set[int]]:

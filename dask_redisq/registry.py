@@ -6,6 +6,7 @@ import time
 from collections.abc import Collection
 from typing import Any
 
+from dask_redisq.amounts import patience
 from dask_redisq.annotations import RESOURCE, may_run
 from dask_redisq.codec import unpack
 from dask_redisq.errors import NoWorkersError
@@ -73,6 +74,7 @@ def is_suspended(link: Link, keys: Keys) -> bool:
 
 def wait_for_slots(link: Link, keys: Keys, n: int, timeout: float | None) -> None:
     """Do what `Queue.wait_for_workers` promises."""
+    timeout = patience(timeout)
     deadline = None if timeout is None else time.monotonic() + timeout
     while True:
         slots = link.command("SCARD", keys("slots"))

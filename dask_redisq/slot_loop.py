@@ -312,8 +312,8 @@ class Slot:
             loader = Loader(self.link, queue.keys, self.memory, memory, page.begin, page.reading)
             loader.load_blocks(lease)
             values, tasks = loader.load_inputs(lease)
-        except JobEnded:
-            try_rebuild(self.link, queue.keys, lease.job)  # if it goes on, nobody can run its tasks
+        except JobEnded as ended:  # or it goes on, and nobody can run its tasks
+            try_rebuild(self.link, queue.keys, lease.job, ended.needs)
             return report
         except BaseException as error:  # a __setstate__ that calls exit is no word to the slot
             report.failure = self._not_loaded(queue, lease, error, memory.seal)

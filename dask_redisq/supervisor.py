@@ -218,6 +218,8 @@ class Supervisor:
             self.crew.stop()  # each place is filled again
         elif word.verb == "cancel":
             self.crew.cancel(word.slot, word.job, word.seq)
+        elif not word.verb:
+            logger.warning("queue %s: a control word cannot be read", word.keys.queue)
 
     def _leave_queue(self, keys: Keys) -> None:
         """Leave one queue; without any the worker ends."""

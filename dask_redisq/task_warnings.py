@@ -137,16 +137,37 @@ def issue_warnings(entries: Iterable[bytes]) -> None:
     """
     for entry in sorted(entries):
         try:
-            module, name, text, filename, lineno, *where = unpack(entry)
-            about = text.decode(), _category(module.decode(), name.decode()), filename.decode()
-            # Told nothing, Python takes the file's name for the module's; told None, it does
-            # nothing.
-            known = {"module": where[0].decode()} if where and where[0] else {}
-            line = int(lineno)
+            warning = _read(entry)
         except Exception as why:  # no msgpack, and msgpack of anything
             logger.warning("a warning on the server cannot be read, and is left out: %r", why)
             continue
-        warnings.warn_explicit(*about, line, **known)
+        warnings.warn_explicit(**warning)
+
+
+def _read(entry: bytes) -> dict[str, Any]:
+    """Return the arguments of `warnings.warn_explicit`."""
+    module, name, text, filename, lineno, *where = unpack(entry)
+    if not 0 <= lineno < 2**31:
+        raise ValueError(f"there is no line {lineno}")
+    category = _category(module.decode(), name.decode())
+    found = {
+        "message": _instance(category, text.decode()),
+        "category": category,
+        "filename": filename.decode(),
+        "lineno": lineno,
+    }
+    # Told nothing, Python takes the file's name for the module's; told None, it does nothing.
+    return found | ({"module": where[0].decode()} if where and where[0] else {})
+
+
+def _instance(category: type[Warning], text: str) -> Warning:
+    """Return a warning that says `text`, whatever its class asks for besides."""
+    try:
+        return category(text)
+    except Exception:
+        found = category.__new__(category, text)
+        found.args = (text,)
+        return found
 
 
 def _category(module: str, name: str) -> type[Warning]:

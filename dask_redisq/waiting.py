@@ -50,6 +50,8 @@ def as_completed(futures: Iterable[Any], timeout: float | None = None) -> Iterat
     ------
     TimeoutError
         If some are not done in time.
+    ValueError
+        If `timeout` is no number.
     TypeError
         For what is no future.
 

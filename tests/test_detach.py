@@ -247,6 +247,10 @@ def test_a_wait_for_what_is_no_number_is_refused(queue: Queue, timeout: Any) -> 
         future.result(timeout)
     with pytest.raises(ValueError, match="timeout is a number, not"):
         list(redisq.as_completed([future], timeout))
+    with pytest.raises(ValueError, match="timeout is a number, not"):
+        queue.wait_for_workers(1, timeout)
+    with pytest.raises(ValueError, match="timeout is a number, not"):
+        redisq.Lock(queue=queue).acquire(timeout=timeout)
     assert future.result(float("inf")) == 5
 
 

@@ -24,7 +24,7 @@ from sklearn.base import BaseEstimator
 from test_faults import Background
 
 import dask_redisq as redisq
-from dask_redisq.joblib import MOST_PACKED, _packed, register_redisq
+from dask_redisq.joblib import MOST_PACKED, RedisqBackend, _packed, register_redisq
 from dask_redisq.queue import Queue
 
 
@@ -115,6 +115,12 @@ def test_an_error_comes_as_it_is_and_the_backend_goes_on(
     with Queue("test", cluster.url) as queue:
         wait_until(lambda: queue.jobs() == [])
     assert Parallel()(delayed(seven)(i) for i in range(5)) == [0, 1, 2, 3, 4]
+
+
+def test_a_keyword_that_there_is_not_is_refused_before_calls_are_made() -> None:
+    """By its own name, with the one that may be meant."""
+    with pytest.raises(TypeError, match="joblib's backend has no keyword 'retrys': did you mean"):
+        RedisqBackend(retrys=1)
 
 
 def test_a_timeout_aborts_what_runs(backend: None, cluster: redisq.LocalCluster) -> None:

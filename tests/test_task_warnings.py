@@ -13,7 +13,7 @@ import dask
 import pytest
 from conftest import WorkerProcess
 
-from dask_redisq.codec import unpack
+from dask_redisq.codec import pack, unpack
 from dask_redisq.queue import Queue
 from dask_redisq.task_warnings import MOST, WarningBox, issue_warnings
 
@@ -202,11 +202,27 @@ def test_an_entry_that_cannot_be_read_is_left_out(
 ) -> None:
     """Whoever may write to the server can write it; the answer and other warnings arrive."""
     warnings.warn_explicit("explicit", UserWarning, "a line of C", 7)
-    entries = [b"junk", b"\x01", b"\x91\x01", *box.take()]
+    nowhere = pack(["builtins", "UserWarning", "no line", "a file", 2**40, ""])
+    entries = [b"junk", b"\x01", b"\x91\x01", nowhere, *box.take()]
     with pytest.warns(UserWarning, match="explicit") as caught:
         issue_warnings(entries)
     assert len(caught) == 1
-    assert caplog.text.count("cannot be read") == 3
+    assert caplog.text.count("cannot be read") == 4
+
+
+class Needy(UserWarning):
+    """A warning of a library, which takes more than its text."""
+
+    def __init__(self, text: str, code: int) -> None:
+        super().__init__(text, code)
+
+
+def test_a_category_that_takes_more_than_a_text_is_issued(box: WarningBox) -> None:
+    """It is made again of its text; an error of its own would throw the answer away."""
+    warnings.warn_explicit(Needy("needy", 5), Needy, "a file", 7)
+    entries = box.take()
+    with pytest.warns(Needy, match="needy"):
+        issue_warnings(entries)
 
 
 def test_an_entry_without_a_module_is_issued(box: WarningBox) -> None:

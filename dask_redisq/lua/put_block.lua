@@ -21,11 +21,11 @@
 -- the job's policy is to know of them, or ''.
 local state = redis.call('HGET', key.job(arg.job), 'state') or ''
 if state ~= 'running' then return state end
-hear_client(arg.job)
 local life, digests = life_of(arg.job), cmsgpack.unpack(arg.consts)
 for _, digest in ipairs(digests) do
   if redis.call('EXISTS', key.const(arg.job, digest)) == 0 then return state end
 end
+hear_client(arg.job)
 for _, digest in ipairs(digests) do
   redis.call('SADD', key.consts(arg.job), digest)
   redis.call('PEXPIRE', key.consts(arg.job), life)

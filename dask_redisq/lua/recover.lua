@@ -58,9 +58,10 @@ for _, worker in ipairs(redis.call('HKEYS', key.workers())) do
 end
 pass_on(tokens)
 -- A hundred jobs a look; the next one goes on behind them, so that each has its turn.
-local first = tonumber(redis.call('HGET', key.monitor(), 'next look') or 0)
+local first, count = tonumber(redis.call('HGET', key.monitor(), 'next look') or 0), redis.call('ZCARD', key.jobs())
+if first >= count then first = 0 end
 local jobs = redis.call('ZRANGE', key.jobs(), first, first + 99)
-redis.call('HSET', key.monitor(), 'next look', first + 100 < redis.call('ZCARD', key.jobs()) and first + 100 or 0)
+redis.call('HSET', key.monitor(), 'next look', first + 100)
 for _, job in ipairs(jobs) do
   local meta = redis.call('HMGET', key.job(job), 'state', 'ttl', 'sealed', 'ended', 'renewed', 'kept', 'life')
   local whole = meta[3] and meta[1] ~= 'cancelled'

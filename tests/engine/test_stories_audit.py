@@ -47,7 +47,10 @@ def test_a_sound_job_is_found_sound_at_every_moment(engine: Engine) -> None:
     assert audit(engine, job) == (0, "")
 
 
-@pytest.mark.parametrize("junk", [b"junk", pack(1), pack([1, 2]), b""])
+@pytest.mark.parametrize("junk", [
+    b"junk", pack(1), pack([1, 2]), b"", pack([[1, 2], []]), pack([b"ab", []]),
+    pack([[["x"], []], []]),
+])  # fmt: skip
 def test_a_graph_that_cannot_be_read_is_damage_that_nobody_repairs(
     engine: Engine, junk: bytes
 ) -> None:

@@ -279,6 +279,18 @@ def test_a_constant_that_is_sent_again_lives_as_long_as_its_job(engine: Engine) 
     assert engine.state().ttl[engine.keys("const", job, "d")] > 4 * UNSEEN
 
 
+def test_what_is_done_does_without_its_constants(engine: Engine) -> None:
+    """One expired that no block used, or was evicted: the job is sound, and a repair leaves it so."""
+    w1, job = engine.slot(), engine.job({A: ()}, {A}, ttl=NEVER)
+    store_constant(engine, job, "unused")
+    engine.finish(w1, *engine.step(w1).tasks)
+    engine.link.command("DEL", engine.keys("const", job, "unused"))
+    engine.doubtful.add(job)
+    engine.call("greet", run="another")
+    engine.rebuild(job)
+    assert engine.state().mapping("job", job)["state"] == b"done"
+
+
 def test_a_block_whose_constant_the_server_forgot_is_not_taken(engine: Engine) -> None:
     """It came back as it was before the constant: its tasks would be leased and given back, for ever."""
     w1 = engine.slot()
