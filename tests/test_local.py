@@ -249,7 +249,13 @@ def test_what_a_task_prints_goes_to_the_log(
     path = tmp_path / "log"
     start(1, log={"file": path, "-": "-", "stdout": sys.stdout}[log])
     run(queue, os.system, "echo printed by a task")
-    assert "printed by a task" in (path.read_text() if log == "file" else capfd.readouterr().out)
+    said: list[str] = []
+
+    def is_there() -> bool:
+        said.append(path.read_text() if log == "file" else capfd.readouterr().out)
+        return "printed by a task" in "".join(said)
+
+    wait_until(is_there)  # the line takes another way than the result
 
 
 def test_without_a_log_a_worker_is_silent(
