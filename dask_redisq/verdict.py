@@ -235,8 +235,8 @@ def _unseen(_job: str, name: str, payload: bytes) -> BaseException:
 
 def _damaged(job: str, _name: str, _payload: bytes) -> BaseException:
     return JobFailed(
-        f"job {job} cannot be repaired: part of its graph is gone from the server. Was a key of "
-        "the queue deleted by hand, or evicted? Submit again"
+        f"job {job} cannot be repaired: part of what it is made of is gone from the server. Was a "
+        "key of the queue deleted by hand, or evicted? Submit again"
     )
 
 

@@ -1,4 +1,4 @@
--- Fail a frozen job that nobody can repair: part of its graph is gone from the server.
+-- Fail a frozen job that nobody can repair: part of its graph is gone, or a constant.
 -- keys: job
 -- args: job generation
 -- returns: 'failed', or 'late' when the job is not frozen under this generation
