@@ -313,7 +313,10 @@ class Slot:
             loader.load_blocks(lease)
             values, tasks = loader.load_inputs(lease)
         except JobEnded as ended:  # or it goes on, and nobody can run its tasks
-            try_rebuild(self.link, queue.keys, lease.job, ended.needs)
+            if not try_rebuild(self.link, queue.keys, lease.job, ended.needs):
+                time.sleep(
+                    0.05
+                )  # its client brings it, or is found dead: not at full speed till then
             return report
         except BaseException as error:  # a __setstate__ that calls exit is no word to the slot
             report.failure = self._not_loaded(queue, lease, error, memory.seal)

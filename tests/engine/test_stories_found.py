@@ -291,6 +291,16 @@ def test_what_is_done_does_without_its_constants(engine: Engine) -> None:
     assert engine.state().mapping("job", job)["state"] == b"done"
 
 
+def test_the_list_of_constants_lasts_as_long_as_they_do(engine: Engine) -> None:
+    """A detached job ended, and nobody came for long: who swept it then found no constant to remove."""
+    job = engine.create({A: ()}, {A}, ttl=1000)
+    store_constant(engine, job, "d")
+    engine.put_block(job, 0, consts=["d"])
+    engine.call("cancel", job=job, reason="", tomb="")
+    life = engine.state().ttl
+    assert life[engine.keys("consts", job)] >= life[engine.keys("const", job, "d")] - 1000
+
+
 def test_a_block_whose_constant_the_server_forgot_is_not_taken(engine: Engine) -> None:
     """It came back as it was before the constant: its tasks would be leased and given back, for ever."""
     w1 = engine.slot()

@@ -37,6 +37,8 @@ local function end_job(job, state, reason)
     set_life(job, ttl + MARGIN)
     renew_all(job)
     redis.call('HSET', key.job(job), 'expiring', '1')
+    -- Its constants keep the life that they were given. If nobody comes until then, who sweeps finds them.
+    redis.call('PEXPIRE', key.consts(job), first_life(0, ttl))
   end
 end
 

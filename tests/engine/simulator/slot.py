@@ -23,9 +23,9 @@ __all__ = ["RECHECK", "UNSEEN", "Boom", "Slot"]
 
 #: As in the package, in ms.
 RECHECK, UNSEEN, FULL_WAIT = 5000, 600_000, 10_000
-#: Between two calls while a job is rebuilt, or the server is full: fewer than in the package, since
-#: each of them costs a world time.
-FROZEN, FULL_PAUSE = 1000, 2000
+#: Between two calls while a job is rebuilt, the server is full, or a constant is gone: fewer than in
+#: the package, since each of them costs a world time.
+FROZEN, FULL_PAUSE, GONE = 1000, 2000, 20_000
 
 #: Pages without a lease, and without a limit.
 NOTHING, UNLIMITED = Cursor(-1, -1, 0, 0, 0, 0, b""), Limit(0, 0, -1)
@@ -309,6 +309,7 @@ class Slot(Actor):
                     name = self.world.server.keys("const", job.id, digest)
                     if (yield Command(("GET", name))) is None:
                         self.world.judge.constant_gone(job, digest)
+                        yield Wait(self.world.server.now + GONE)
                         return False
                     self._constants.add((job.id, digest))
         return True
