@@ -40,6 +40,8 @@ FIELDS = 2000
 TIDY = 2.0
 #: Seconds between two tries to rebuild a kept job.
 REBUILD = 0.5
+#: Seconds before tasks are leased again of which a block or constant was gone.
+GONE = 0.05
 
 
 class JobEnded(Exception):
@@ -312,6 +314,15 @@ class SlotMemory:
         else:
             self._rebuild_at.pop(job, None)
         return dict(zip(items[::2], items[1::2], strict=True))
+
+    def missed(self, keys: Keys, job: str, what: JobEnded) -> None:
+        """Have a job repaired, or given up, if it goes on though nobody can run its tasks.
+
+        If it is not all here its client may bring what is missing, or is found dead: until then
+        its tasks come and go back, and not at full speed.
+        """
+        if not try_rebuild(self._link, keys, job, what.needs):
+            time.sleep(GONE)
 
     def _rebuild_kept(self, keys: Keys, job: str) -> None:
         """Rebuild a kept job that is damaged, unless that was tried just now.

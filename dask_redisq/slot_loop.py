@@ -312,11 +312,8 @@ class Slot:
             loader = Loader(self.link, queue.keys, self.memory, memory, page.begin, page.reading)
             loader.load_blocks(lease)
             values, tasks = loader.load_inputs(lease)
-        except JobEnded as ended:  # or it goes on, and nobody can run its tasks
-            if not try_rebuild(self.link, queue.keys, lease.job, ended.needs):
-                time.sleep(
-                    0.05
-                )  # its client brings it, or is found dead: not at full speed till then
+        except JobEnded as ended:
+            self.memory.missed(queue.keys, lease.job, ended)
             return report
         except BaseException as error:  # a __setstate__ that calls exit is no word to the slot
             report.failure = self._not_loaded(queue, lease, error, memory.seal)
