@@ -1,5 +1,5 @@
 -- End a job: one state, that every script looks at first; removal comes later, in slices.
--- keys: active job settle slot leases held holders children
+-- keys: active job consts settle slot leases held holders children
 --@include client
 --@include control
 --@include expire
