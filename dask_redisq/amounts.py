@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-__all__ = ["is_number", "number", "patience", "seconds", "whole"]
+__all__ = ["deadline_of", "is_number", "number", "patience", "seconds", "whole"]
 
 #: What a number may be at most: of seconds, thirty years. Larger ones end nobody's wait sooner or
 #: later, and a server's clock in ms plus some of them must fit into 14 digits, which Lua writes.
@@ -65,6 +65,12 @@ def patience(timeout: float | None) -> float | None:
         If it is no number. Nothing is later than a moment in nan seconds.
     """
     return None if timeout is None or timeout == math.inf else number("timeout", timeout)
+
+
+def deadline_of(timeout: float | None, now: float) -> float | None:
+    """Return the moment until which who waits from `now` on does so; see `patience`."""
+    longest = patience(timeout)
+    return None if longest is None else now + longest
 
 
 def whole(what: str, value: Any, least: int) -> int:

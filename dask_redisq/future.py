@@ -12,7 +12,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, NoReturn
 
-from dask_redisq.amounts import patience
+from dask_redisq.amounts import deadline_of
 from dask_redisq.answer import Answer
 from dask_redisq.errors import JobLost, RedisqError
 from dask_redisq.follow import Follower
@@ -208,8 +208,7 @@ class Future:
 
     def _read(self, timeout: float | None) -> tuple[Any, BaseException | None]:
         """Wait for the outcome; what is no outcome of the job (no server, no time) is raised."""
-        timeout = patience(timeout)
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = deadline_of(timeout, time.monotonic())
         for _ in range(AGAIN if self._again is not None else 0):
             job = self.id
             value, error, lost = self._follow(job, deadline)

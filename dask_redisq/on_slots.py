@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from dask_redisq import client_lease
-from dask_redisq.amounts import patience
+from dask_redisq.amounts import deadline_of
 from dask_redisq.body import Caught, catching
 from dask_redisq.calls import Call, plan_calls
 from dask_redisq.errors import RedisqError
@@ -45,8 +45,7 @@ def run_on_slots(
             "a task cannot run something on the workers of its own queue: its slot is one of them"
         )
     client_lease.look()
-    timeout = patience(timeout)
-    deadline = None if timeout is None else time.monotonic() + timeout
+    deadline = deadline_of(timeout, time.monotonic())
     with pool.lend(keys) as link:
         rows = [row for row in list_workers(link, keys) if python_tag() in row["tags"]]
         slots = sorted(slot for row in rows for slot in row["slots"])

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from dask.delayed import Delayed
 from dask.typing import Key
 
-from dask_redisq.amounts import patience
+from dask_redisq.amounts import deadline_of
 from dask_redisq.client_lease import Hold
 from dask_redisq.errors import JobLost, RedisqError
 from dask_redisq.frames import ShortTraceback
@@ -211,8 +211,7 @@ class Part:
         JobCancelled, JobLost, RedisqError
             What went wrong otherwise.
         """
-        timeout = patience(timeout)
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = deadline_of(timeout, time.monotonic())
         with (
             ShortTraceback(),
             self.kept.pool.lend() as link,
@@ -222,8 +221,7 @@ class Part:
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return what `result` would raise, None if it would not; waits as that does."""
-        timeout = patience(timeout)
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = deadline_of(timeout, time.monotonic())
         with ShortTraceback(), self.kept.pool.lend() as link:
             reader: KeptReader | None = None
             try:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection
 from typing import Any
 
-from dask_redisq.amounts import patience
+from dask_redisq.amounts import deadline_of
 from dask_redisq.annotations import RESOURCE, may_run
 from dask_redisq.codec import unpack
 from dask_redisq.errors import NoWorkersError
@@ -74,8 +74,7 @@ def is_suspended(link: Link, keys: Keys) -> bool:
 
 def wait_for_slots(link: Link, keys: Keys, n: int, timeout: float | None) -> None:
     """Do what `Queue.wait_for_workers` promises."""
-    timeout = patience(timeout)
-    deadline = None if timeout is None else time.monotonic() + timeout
+    deadline = deadline_of(timeout, time.monotonic())
     while True:
         slots = link.command("SCARD", keys("slots"))
         if slots >= n:  # perhaps some of workers that vanished

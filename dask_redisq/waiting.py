@@ -8,7 +8,7 @@ from concurrent.futures import Future as CallFuture
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
-from dask_redisq.amounts import patience
+from dask_redisq.amounts import deadline_of
 from dask_redisq.future import Future
 from dask_redisq.keys import Keys
 from dask_redisq.page import Wait
@@ -61,8 +61,7 @@ def as_completed(futures: Iterable[Any], timeout: float | None = None) -> Iterat
     >>> list(redisq.as_completed([]))
     []
     """
-    timeout = patience(timeout)
-    deadline = None if timeout is None else time.monotonic() + timeout
+    deadline = deadline_of(timeout, time.monotonic())
     left, pause = list(dict.fromkeys(futures)), SOON
     with ExitStack() as stack:
         for pool, keys in _places(left):
