@@ -26,7 +26,9 @@ if tonumber(meta[3]) == 0 then return 'kept' end
 if redis.call('EXISTS', key.tomb(job)) == 1 or meta[6] or now_ms() >= tonumber(meta[5]) + tonumber(meta[3]) then
   return 'over'
 end
--- It failed while it was sent, or its keys were deleted: nobody else has the graph.
+-- It failed while it was sent, or its keys were deleted: nobody else has the graph. Of a server that came
+-- back older the whole graph may be there of a job that was never sealed: its client is done with it, so it
+-- is sealed here; else it would be frozen for a rebuild that refuses it.
 local blocks = tonumber(meta[4])
 if redis.call('HLEN', key.blocks(job)) ~= blocks or redis.call('HLEN', key.edges(job)) ~= blocks then
   return 'incomplete'
@@ -34,7 +36,7 @@ end
 if meta[2] ~= arg.epoch then return 'late' end
 
 reopen(job)
-redis.call('HSET', key.job(job), 'epoch', fresh, 'damaged', '1', 'frozen', 'nobody', 'frozen_at', 0)
+redis.call('HSET', key.job(job), 'sealed', '1', 'epoch', fresh, 'damaged', '1', 'frozen', 'nobody', 'frozen_at', 0)
 redis.call('HDEL', key.job(job), 'error', 'renewed')
 redis.call('DEL', key.deaths(job), key.tries(job))
 redis.call('ZADD', key.jobs(), 'NX', now_ms(), job)

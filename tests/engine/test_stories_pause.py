@@ -119,6 +119,22 @@ def test_a_job_that_failed_while_it_was_sent_is_not_whole(engine: Engine) -> Non
     assert engine.gather(job).state == "failed"
 
 
+def test_a_whole_job_that_failed_unsealed_goes_on(engine: Engine) -> None:
+    """The server came back from before it was sealed; its client left, and a reader runs it again."""
+    w1 = engine.slot("w1")
+    job = engine.create({A: ()}, {A}, ttl=LONG)
+    engine.put_block(job, 0)
+    engine.step(w1)
+    engine.step(w1, failure=(A, b"boom"))
+    assert engine.gather(job).state == "failed"
+    assert rerun(engine, job) == b"rerun"
+    assert engine.rebuild(job)
+    assert engine.gather(job).wanted == 0, "nobody is asked for an upload"
+    assert engine.step(w1).tasks == [A]
+    engine.finish(w1, A)
+    assert engine.gather(job).state == "done"
+
+
 def test_a_job_that_runs_or_has_a_client_is_left_alone(engine: Engine) -> None:
     """It says what it is."""
     running = engine.job({A: ()}, {A}, ttl=LONG)

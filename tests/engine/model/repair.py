@@ -43,7 +43,7 @@ class Repairs(Steps):
             return "incomplete"
         if job.epoch != epoch:
             return "late"
-        job.state, job.error, job.epoch = "running", ("", -1), fresh
+        job.state, job.error, job.epoch, job.sealed = "running", ("", -1), fresh, True
         job.damaged, job.frozen, job.frozen_at = ONCE, "nobody", -math.inf
         job.deaths, job.tries = {}, {}
         return "rerun"
