@@ -76,10 +76,19 @@ class Judge:
         assert told, f"constant {digest} of {job} is gone"
 
     def stored(self, name: str) -> None:
-        """Note what was stored for a job that did not run any more: nobody sweeps it."""
-        _, kind, *_ = name.removeprefix(self.world.server.keys("job", "")).split(":")
-        job = self.world.jobs[name.split(":")[3]]
-        if kind == "const" and self._state_of(job) != b"running":
+        """Note what was stored for a job that did not run any more: nobody sweeps it.
+
+        Nor does anybody know of it if the server forgot that it was announced, and came back
+        before it was stored.
+        """
+        kind, *rest = name.split(":")[4:]
+        job, keys = self.world.jobs[name.split(":")[3]], self.world.server.keys
+        if kind != "const":
+            return
+        forgotten = self.world.rolled_back and not self.world.server.command(
+            "SISMEMBER", keys("consts", job.id), rest[0]
+        )
+        if forgotten or self._state_of(job) != b"running":
             self._strays.add(name)
 
     def _state_of(self, job: Job) -> bytes | None:

@@ -57,12 +57,24 @@ class Oracle:
         """The server came back with another history."""
         self.world.judge.looked = -1
         self._leases.clear()
-        self._answered.clear()
+        self._answered = self._read_answers()
         self._turns, self.suspended = self._read_turns()
         self._reruns.clear()
         self._forgiven.clear()
         for job in self.world.jobs.values():
             job.careful.clear()
+
+    def _read_answers(self) -> dict[str, tuple[int, bytes]]:
+        """Return what the server answers to copies of calls that it remembers."""
+        slots, keys = list(self.world.slots), self.world.server.keys
+        found = self.world.server.commands(
+            [("HMGET", keys("slot", slot), "seq", "answer") for slot in slots]
+        )
+        return {
+            slot: (int(seq), answer or b"")
+            for slot, (seq, answer) in zip(slots, found, strict=True)
+            if seq is not None
+        }
 
     # -- steps ---------------------------------------------------------------------------
 
