@@ -165,7 +165,7 @@ class Judge:
 
     def sleepers(self) -> None:
         """P14: while all sleep there is no ready task, or a slot was told when it will be."""
-        if self.world.oracle.suspended:
+        if self.world.oracle.suspended or self._is_token_astray():
             return
         waits = [s.op for s in self.world.of(Slot) if s.waits_for is None]
         if any(not isinstance(op, Wait) or op.told or not op.wake for op in waits):
@@ -176,6 +176,14 @@ class Judge:
         found = self.world.server.command("ZRANGE", self.world.server.keys("active"), 0, -1)
         active = [job for job in found if self._is_open(job)]
         assert not active, f"all slots sleep; {active} have ready tasks, and were bound to end"
+
+    def _is_token_astray(self) -> bool:
+        """Tell whether a slot was woken that does not sleep: the server forgot that it has a lease."""
+        busy = [s.slot for s in self.world.of(Slot) if s.waits_for is not None]
+        if not busy or not self.world.rolled_back:
+            return False
+        wake = [self.world.server.keys("wake", slot) for slot in busy]
+        return bool(self.world.server.command("EXISTS", *wake))
 
     def _is_open(self, job: bytes) -> bool:
         """Tell whether tasks of a job may be leased: of one with a policy, once it is sealed."""

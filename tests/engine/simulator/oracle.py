@@ -57,16 +57,16 @@ class Oracle:
         """The server came back with another history."""
         self.world.judge.looked = -1
         self._leases.clear()
-        self._answered = self._read_answers()
+        self._answered = self._read_answers(self.world.slots)
         self._turns, self.suspended = self._read_turns()
         self._reruns.clear()
         self._forgiven.clear()
         for job in self.world.jobs.values():
             job.careful.clear()
 
-    def _read_answers(self) -> dict[str, tuple[int, bytes]]:
+    def _read_answers(self, slots: Collection[str]) -> dict[str, tuple[int, bytes]]:
         """Return what the server answers to copies of calls that it remembers."""
-        slots, keys = list(self.world.slots), self.world.server.keys
+        keys = self.world.server.keys
         found = self.world.server.commands(
             [("HMGET", keys("slot", slot), "seq", "answer") for slot in slots]
         )
@@ -178,7 +178,8 @@ class Oracle:
     def _register(self, args: dict[str, Any], answer: bytes, late: bool) -> None:
         slot, seq = args["slot"], args["seq"]
         if slot and self._answered.get(slot, (0, b""))[0] > seq:
-            self._answered[slot] = (seq, b"")
+            # It was not registered any more, or stays as it is.
+            self._answered |= self._read_answers([slot])
         if not late:
             self.world.workers[args["worker"]].renewed = self.world.server.now
 
