@@ -93,7 +93,9 @@ class JobView:
         self.delayed = set(self.due)
         self.alone = {int(t) for t in state.members("alone", job)}
         self.log = [unpack(entry) for entry in state.get("log", job) or ()]
-        acked = int(self.meta.get("acked", b"0"))
+        # Of a detached or a kept job another reader may want what one has.
+        shared = int(self.meta.get("ttl", b"0")) > 0 or "kept" in self.meta
+        acked = 0 if shared else int(self.meta.get("acked", b"0"))
         delivered = {t for entry in self.log[:acked] for t in entry}
         self.awaited = graph.outputs - delivered
         self.used: Counter[int] = Counter()
