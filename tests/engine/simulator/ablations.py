@@ -202,9 +202,10 @@ ABLATIONS = {
         "false then new_epoch(job) end",
         "saved",
         "rolled back",
+        "client dies",
     ),
     "R13, no slot waits for a job that nobody rebuilds": _lua(
-        "step.lua", "(meta[3] or meta[5] and meta[6])", "(meta[3] or meta[5])"
+        "step.lua", "(meta[3] or meta[5] and meta[6])", "(meta[3] or meta[5])", "saved", "rolled back", "client dies"
     ),
     "R14, who was away himself judges nobody": Ablation(off="R14"),
     "R15, nothing is made of a job that ended": _lua(

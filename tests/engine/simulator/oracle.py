@@ -148,12 +148,16 @@ class Oracle:
             self._check_deaths()
 
     def _charge(self, args: dict[str, Any]) -> None:
-        """Count a death or a timeout, once: it is charged to the run of its job that goes on now."""
+        """Count a death or a timeout, once: it is charged to the run of its job that goes on now.
+
+        Not if the task is finished: the reply to that was under way.
+        """
         slot, begun = args["slot"], args["begun"]
         if args["kind"] and begun >= 0 and slot not in self._told:
             self._told.add(slot)
             job = self.world.jobs[self.world.slots[slot].page.cursor.job.decode()]
-            (job.deaths if args["kind"] == "died" else job.tries)[begun] += 1
+            if not self._is_finished(job.id, begun):
+                (job.deaths if args["kind"] == "died" else job.tries)[begun] += 1
 
     def charged(self, job: Job, task: int) -> tuple[int, int]:
         """Return how often a task failed, and how often its process died, since its job was run again."""

@@ -11,8 +11,9 @@ from dask_redisq.codec import loads, pack, unpack
 from dask_redisq.errors import ServerFull
 from dask_redisq.lease import Lease, LeaseRun
 from dask_redisq.page import Cursor, Limit
+from dask_redisq.rebuild import try_rebuild
 from dask_redisq.record import read_record
-from simulator.actors import Actor, Call, Command, Killed, Life, Wait
+from simulator.actors import Actor, Call, Command, Killed, Life, Wait, in_thread
 from simulator.jobs import PYTHON, Job
 
 if TYPE_CHECKING:
@@ -309,10 +310,20 @@ class Slot(Actor):
                     name = self.world.server.keys("const", job.id, digest)
                     if (yield Command(("GET", name))) is None:
                         self.world.judge.constant_gone(job, digest)
-                        yield Wait(self.world.server.now + GONE)
+                        yield from self._missed(job, name)
                         return False
                     self._constants.add((job.id, digest))
         return True
+
+    def _missed(self, job: Job, name: str) -> Life[None]:
+        """Have a job given up that nobody can run; if it is not all there it may yet be sent."""
+        keys = self.world.server.keys
+        if not (
+            yield from in_thread(
+                self, lambda link: try_rebuild(link, keys, job.id, ("EXISTS", name))
+            )
+        ):
+            yield Wait(self.world.server.now + GONE)
 
     def _load_inputs(self, job: Job, lease: Lease) -> Life[tuple[dict[int, int], list[int]]]:
         """Return the inputs, and the tasks whose inputs are all there; the others are questions."""

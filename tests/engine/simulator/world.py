@@ -239,15 +239,22 @@ class World:
                 self.pass_time()
 
     def _has_orphans(self) -> bool:
-        """Tell whether an upload is incomplete that nobody completes: it ends with its lease.
+        """Tell whether a constant is missing that nobody sends again: its job ends with its lease.
 
         A client left its detached job, or died, and the server came back with an older copy of
-        that job. Until then its readers wait, and so do others for the only slot of a kind.
+        that job, unsealed. Until then it may keep the only slot of a kind from others.
         """
         theirs = {client.job.id for client in self.of(Client)}
-        jobs = [self.server.keys("job", job) for job in self.jobs if job not in theirs]
-        fields = [self.server.command("HMGET", job, "state", "sealed") for job in jobs]
-        return any(state == b"running" and sealed is None for state, sealed in fields)
+        keys, command = self.server.keys, self.server.command
+        for job in self.jobs.values():
+            state, sealed = command("HMGET", keys("job", job.id), "state", "sealed")
+            if job.id in theirs or state != b"running" or sealed is not None:
+                continue
+            for number in map(int, command("HKEYS", keys("blocks", job.id))):
+                names = [keys("const", job.id, digest) for digest in job.constants(number)]
+                if names and command("EXISTS", *names) < len(names):
+                    return True
+        return False
 
     def _ended(self, actor: Actor) -> bool:
         return actor.over or isinstance(actor, Slot | Supervisor)
