@@ -257,9 +257,11 @@ ABLATIONS = {
         "create.lua", "if above then priority = math.max(priority, above + NESTED) end", "", "computes"
     ),
     "Nested, its parent lends what it holds": _lua(
-        "lend.lua", "redis.call('HDEL', key.slot(arg.slot), 'holds')", "", "computes"
+        "lend.lua", "redis.call('HDEL', key.slot(arg.slot), 'holds')", "", "computes", "needs"
     ),
-    "Nested, who waits for what is lent is woken": _lua("lend.lua", "pass_on(1)", "", "computes"),
+    "Nested, who waits for what is lent is woken": _lua(
+        "lend.lua", "pass_on(1)", "", "computes", "needs"
+    ),
     "Nested, an old call lends nothing": _lua(
         "lend.lua", "or tonumber(state[1]) ~= tonumber(arg.seq) then", "then", "computes"
     ),

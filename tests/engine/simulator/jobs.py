@@ -244,8 +244,9 @@ def random_job(
     used = {i for its in inputs for i in its}
     outputs = frozenset(t for t in range(n) if t not in used or choices.chance(0.2))
     hard = {}
-    if choices.chance(0.25):
-        wanted = choices.pick([("gpu",), (NEED,), (SOFT, "gpu"), (SOFT, "lab")])
+    if "needs" in often or choices.chance(0.25):
+        kinds = [("gpu",), (NEED,), (SOFT, "gpu"), (SOFT, "lab")]
+        wanted = (NEED,) if "needs" in often else choices.pick(kinds)
         hard = {t: wanted for t in range(n) if choices.chance(0.4)}
     graph = Graph(tuple(inputs), outputs, choices.pick([128, 3]), hard)
     detached = not parent and choices.chance(0.9 if "run again" in often else 0.3)

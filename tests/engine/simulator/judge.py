@@ -9,6 +9,7 @@ from state import State, look
 
 from dask_redisq.codec import unpack
 from simulator.actors import Wait
+from simulator.client import Client
 from simulator.jobs import NEED, RESOURCE, Job, check_tree
 from simulator.slot import Slot
 
@@ -190,6 +191,24 @@ class Judge:
         name = self.world.server.keys("job", job.decode())
         asks, sealed = self.world.server.command("HMGET", name, "asks", "sealed")
         return asks is None or sealed is not None
+
+    def is_orphan_there(self) -> bool:
+        """Tell whether a constant is missing that nobody sends again: its job ends with its lease.
+
+        A client left its detached job, or died, and the server came back with an older copy of
+        that job, unsealed. Until then it may keep the only slot of a kind from others.
+        """
+        theirs = {client.job.id for client in self.world.of(Client)}
+        keys, command = self.world.server.keys, self.world.server.command
+        for job in self.world.jobs.values():
+            state, sealed = command("HMGET", keys("job", job.id), "state", "sealed")
+            if job.id in theirs or state != b"running" or sealed is not None:
+                continue
+            for number in map(int, command("HKEYS", keys("blocks", job.id))):
+                names = [keys("const", job.id, digest) for digest in job.constants(number)]
+                if names and command("EXISTS", *names) < len(names):
+                    return True
+        return False
 
     def runs(self) -> None:
         """P13: not more tasks ran again than were in the hands of what failed."""

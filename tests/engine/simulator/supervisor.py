@@ -104,8 +104,8 @@ class Supervisor(Actor):
                 yield from self._beat()
                 beat = server.now + EXPIRY // 3
             yield from self.look.run()
-            if any(slot.over for slot in self.slots):
-                continue
+            if any(slot.over or self._is_to_lend(slot) for slot in self.slots):
+                continue  # it looks at their pages more often than it waits here
             yield Wait(min([beat, server.now + 5000, *self._dues()]))
         yield Call("unregister", self._unregistered("", (-1, -1, -1), ""))
 
@@ -163,11 +163,15 @@ class Supervisor(Actor):
 
     def _lend(self, slot: Slot) -> Life[None]:
         """Let others have the resource of a slot whose task waits for what it computes."""
-        lease = slot.slot, slot.page.cursor.seq
-        if slot.waits_for is None or lease in self._lent or slot.over or RESOURCE not in self.tags:
-            return
-        self._lent.add(lease)
-        yield Call("lend", {"slot": lease[0], "seq": lease[1]})
+        if self._is_to_lend(slot):
+            self._lent.add((slot.slot, slot.page.cursor.seq))
+            yield Call("lend", {"slot": slot.slot, "seq": slot.page.cursor.seq})
+
+    def _is_to_lend(self, slot: Slot) -> bool:
+        waits = slot.waits_for is not None and not slot.over
+        return (
+            waits and RESOURCE in self.tags and (slot.slot, slot.page.cursor.seq) not in self._lent
+        )
 
     def _look_after(self, slot: Slot) -> Life[None]:
         yield from self._lend(slot)

@@ -228,7 +228,7 @@ class World:
         calls, end = self.calls + share, self.server.now + 3 * LEASE + 3_600_000
         orphans = False
         while not done():
-            if self.calls >= calls and not orphans and (orphans := self._has_orphans()):
+            if self.calls >= calls and not orphans and (orphans := self.judge.is_orphan_there()):
                 advance_heard(self, LEASE)
                 calls += share
             assert self.calls < calls, (
@@ -237,24 +237,6 @@ class World:
             assert self.server.now < end, f"{what}, which was bound to end by now: {self.actors}"
             if not self.go_on() and self.actors:
                 self.pass_time()
-
-    def _has_orphans(self) -> bool:
-        """Tell whether a constant is missing that nobody sends again: its job ends with its lease.
-
-        A client left its detached job, or died, and the server came back with an older copy of
-        that job, unsealed. Until then it may keep the only slot of a kind from others.
-        """
-        theirs = {client.job.id for client in self.of(Client)}
-        keys, command = self.server.keys, self.server.command
-        for job in self.jobs.values():
-            state, sealed = command("HMGET", keys("job", job.id), "state", "sealed")
-            if job.id in theirs or state != b"running" or sealed is not None:
-                continue
-            for number in map(int, command("HKEYS", keys("blocks", job.id))):
-                names = [keys("const", job.id, digest) for digest in job.constants(number)]
-                if names and command("EXISTS", *names) < len(names):
-                    return True
-        return False
 
     def _ended(self, actor: Actor) -> bool:
         return actor.over or isinstance(actor, Slot | Supervisor)
