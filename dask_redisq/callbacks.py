@@ -5,12 +5,15 @@ they may change; ``start_state``; per task ``pretask`` when a slot has it, ``pos
 result was accepted; ``finish``, whatever happened. All in the thread that called `get`. No I/O.
 Source: section 1.6 of Dask's contract.
 
-Unlike Dask's own schedulers, this one does not take the active callbacks away while it works: that
-is one set for the whole process, and another thread may compute meanwhile.
+What they compute themselves is not told to them. Dask's own schedulers take the active callbacks
+away while they work, which is one set for the whole process: of two threads that compute the second
+has none, and if it ends last it leaves the set empty for good. Here the set is left alone, and each
+thread knows which of them it has at work.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -44,11 +47,26 @@ CLIENT = "client"
 Hooks = tuple[Any, Any, Any, Any, Any]
 
 
+class _Taken(threading.local):
+    """The callbacks of the computations that this thread is in."""
+
+    # Not a context variable: some graphs compute while they are made, in a context of their own.
+    hooks: tuple[Hooks, ...] = ()
+
+
+_taken = _Taken()
+
+
 def active_callbacks(given: Iterable[Any] | None = None) -> list[Hooks]:
-    """Return the callbacks of a computation: those given to `get`, else those that are active."""
-    # A copy, in one step: another thread may register one.
-    found = list(Callback.active) if given is None else given
-    return [normalize_callback(one) for one in found]
+    """Return the callbacks of a computation: those given to `get`, else those that are active.
+
+    But for those of a computation that this one is a part of: a callback computes something, or a
+    task that is run again here does.
+    """
+    if given is None:
+        # A copy, in one step: another thread may register one.
+        given = [one for one in list(Callback.active) if one not in _taken.hooks]
+    return [normalize_callback(one) for one in given]
 
 
 def looks_at_values(callbacks: Iterable[Hooks], mode: str = "auto") -> bool:
@@ -109,6 +127,7 @@ class Observer:
         self.state: dict[str, Any] = {}
         self._results = set(flatten_keys(keys))
         self._started: list[Hooks] = []
+        self._outer: tuple[Hooks, ...] = ()
         self._aliases: set[Key] = set()
         self._number: dict[Key, int] = {}
         self._pre = [hooks[2] for hooks in callbacks if hooks[2]]
@@ -118,14 +137,19 @@ class Observer:
         return f"<Observer of {len(self.dsk)} tasks for {len(self.callbacks)} callbacks>"
 
     def __enter__(self) -> Self:
+        self._outer = _taken.hooks
+        _taken.hooks = (*self._outer, *self.callbacks)
         return self
 
     def __exit__(
         self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
     ) -> None:
-        for hooks in self._started:
-            if hooks[4]:
-                hooks[4](self.dsk, self.state, error is not None)
+        try:
+            for hooks in self._started:
+                if hooks[4]:
+                    hooks[4](self.dsk, self.state, error is not None)
+        finally:
+            _taken.hooks = self._outer
 
     def start(self) -> None:
         """Call ``start``: a callback may put values in place of tasks, as Dask's `Cache` does."""

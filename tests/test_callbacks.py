@@ -398,3 +398,66 @@ def test_callbacks_see_partitions_of_persisted_dataframes(
         assert len(dd.concat([dd.from_pandas(frame), dd.from_pandas(frame)]).compute()) == 20
         assert list(dd.from_delayed([part]).compute().a) == [1, 2]
         assert da.concatenate([whole, whole]).compute().sum() == 4
+
+
+@pytest.mark.parametrize("hook", ["start", "start_state", "pretask", "posttask", "finish"])
+def test_what_a_callback_computes_is_not_told_to_it(
+    queue: Queue, workers: WorkerProcess, hook: str
+) -> None:
+    """As with Dask's own schedulers; one that is made there is told, and all are active after."""
+    called: list[int] = []
+    inner: list[Recorder] = []
+
+    def compute(*_: Any) -> None:
+        called.append(1)
+        if len(called) > 9:  # or it would go on until the stack ends
+            raise AssertionError("it is told of what it computes")
+        # Dask computes where to cut while it makes the graph of this one.
+        frame = dd.from_pandas(pd.DataFrame({"a": [2, 1]}), npartitions=2)
+        assert list(frame.sort_values("a").compute(scheduler=queue.get).a) == [1, 2]
+        with Recorder() as recorder:
+            assert queue.get({"x": (inc, 1)}, "x") == 2
+        inner.append(recorder)
+
+    outer = Callback(**{hook: compute})
+    with outer:
+        before = set(Callback.active)
+        assert queue.get({"y": (inc, 2)}, "y") == 3
+        assert len(called) == 1
+        assert Callback.active == before
+        assert queue.get({"y": (inc, 2)}, "y") == 3
+        assert len(called) == 2
+    assert [entry for entry in inner[0].seen if entry[0] == "posttask"] == [("posttask", "x", 2)]
+    assert not Callback.active
+
+
+def test_a_callback_that_computes_takes_no_callback_from_another_thread(
+    queue: Queue, workers: WorkerProcess
+) -> None:
+    """It is the thread that is in one which does not see it: another one computes as ever."""
+    told: list[Any] = []
+
+    def start(dsk: Any) -> None:
+        told.append(next(iter(dsk)))
+        if "a" in dsk:
+            assert Background(queue.get, {"b": (inc, 1)}, "b").result() == 2
+            assert queue.get({"c": (inc, 2)}, "c") == 3
+
+    with Callback(start=start):
+        assert queue.get({"a": (inc, 3)}, "a") == 4
+    assert told == ["a", "b"]
+
+
+def test_a_callback_that_raises_is_called_for_the_next_computation(queue: Queue) -> None:
+    """The thread sees it again, whatever happened in it."""
+    told: list[Any] = []
+
+    def finish(*_: Any) -> None:
+        told.append(1)
+        raise RuntimeError("broken")
+
+    with Callback(finish=finish):
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="broken"):
+                queue.get({"x": 1}, "x")
+    assert told == [1, 1]
