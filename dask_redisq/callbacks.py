@@ -5,17 +5,20 @@ they may change; ``start_state``; per task ``pretask`` when a slot has it, ``pos
 result was accepted; ``finish``, whatever happened. All in the thread that called `get`. No I/O.
 Source: section 1.6 of Dask's contract.
 
-Unlike Dask's own schedulers, this one does not take the active callbacks away while it works: that
-is one set for the whole process, and another thread may compute meanwhile.
+What they compute themselves is not told to them. Dask's own schedulers take the active callbacks
+away while they work, which is one set for the whole process: of two threads that compute the second
+has none, and if it ends last it leaves the set empty for good. Here the set is left alone, and each
+thread knows which of them it has at work.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from dask._task_spec import Alias, GraphNode, convert_legacy_graph
+from dask._task_spec import Alias, DataNode, GraphNode, convert_legacy_graph
 from dask.callbacks import Callback, normalize_callback
 from dask.typing import Key
 
@@ -44,11 +47,26 @@ CLIENT = "client"
 Hooks = tuple[Any, Any, Any, Any, Any]
 
 
+class _Taken(threading.local):
+    """The callbacks of the computations that this thread is in."""
+
+    # Not a context variable: some graphs compute while they are made, in a context of their own.
+    hooks: tuple[Hooks, ...] = ()
+
+
+_taken = _Taken()
+
+
 def active_callbacks(given: Iterable[Any] | None = None) -> list[Hooks]:
-    """Return the callbacks of a computation: those given to `get`, else those that are active."""
-    # A copy, in one step: another thread may register one.
-    found = list(Callback.active) if given is None else given
-    return [normalize_callback(one) for one in found]
+    """Return the callbacks of a computation: those given to `get`, else those that are active.
+
+    But for those of a computation that this one is a part of: a callback computes something, or a
+    task that is run again here does.
+    """
+    if given is None:
+        # A copy, in one step: another thread may register one.
+        given = [one for one in list(Callback.active) if one not in _taken.hooks]
+    return [normalize_callback(one) for one in given]
 
 
 def looks_at_values(callbacks: Iterable[Hooks], mode: str = "auto") -> bool:
@@ -109,6 +127,7 @@ class Observer:
         self.state: dict[str, Any] = {}
         self._results = set(flatten_keys(keys))
         self._started: list[Hooks] = []
+        self._outer: tuple[Hooks, ...] = ()
         self._aliases: set[Key] = set()
         self._number: dict[Key, int] = {}
         self._pre = [hooks[2] for hooks in callbacks if hooks[2]]
@@ -118,14 +137,19 @@ class Observer:
         return f"<Observer of {len(self.dsk)} tasks for {len(self.callbacks)} callbacks>"
 
     def __enter__(self) -> Self:
+        self._outer = _taken.hooks
+        _taken.hooks = (*self._outer, *self.callbacks)
         return self
 
     def __exit__(
         self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
     ) -> None:
-        for hooks in self._started:
-            if hooks[4]:
-                hooks[4](self.dsk, self.state, error is not None)
+        try:
+            for hooks in self._started:
+                if hooks[4]:
+                    hooks[4](self.dsk, self.state, error is not None)
+        finally:
+            _taken.hooks = self._outer
 
     def start(self) -> None:
         """Call ``start``: a callback may put values in place of tasks, as Dask's `Cache` does."""
@@ -140,19 +164,40 @@ class Observer:
         nodes: dict[Key, GraphNode] = dict(zip(plan.keys, plan.nodes, strict=True))
         self._number = dict(zip(plan.keys, range(len(plan)), strict=True))
         nodes |= plan.local
+        cache: dict[Key, Any] = {}
         for name in [*plan.names, *plan.data]:
-            if name not in nodes and type(node := self.dsk.get(name)) is Alias:
-                nodes[name] = node
-                self._aliases.add(name)
-        cache = {name: value for name, value in plan.data.items() if name not in self._aliases}
-        cache |= {k: v for k, v in plan.constants.items() if k not in self._aliases}
-        # Of persisted collections: they are there, and stay where they are.
-        cache |= {name: UNREAD for name, n in plan.names.items() if n < 0 and name not in nodes}
+            key = name
+            while key not in nodes and isinstance(node := self.dsk.get(key), Alias):
+                nodes[key] = node
+                self._aliases.add(key)
+                key = node.target  # the plan may know this one by its other name only
+            if key not in nodes:
+                # Else it is of a persisted collection: it is there, and stays where it is.
+                cache[key] = node.value if isinstance(node, DataNode) else UNREAD
         self.state = _first_state(nodes, cache)
         for hooks in self.callbacks:
             if hooks[1]:
                 hooks[1](self.dsk, self.state)
-        self._follow_aliases(self._aliases & self.state["ready"].keys())
+
+    def wanted(self, plan: Plan) -> dict[Key, Any]:
+        """Return key -> part of the persisted values that callbacks see under other names.
+
+        An alias is a task, in Dask: ``posttask`` gets its value, if anybody looks at it.
+        """
+        if not (self.looks and self._aliases):
+            return {}
+        users, cache = self.state["dependents"], self.state["cache"]
+        return {
+            name: plan.parts[n]
+            for name, n in plan.names.items()
+            if n < 0 and name in cache and not self._aliases.isdisjoint(users[name])
+        }
+
+    def read(self, values: Mapping[Key, Any]) -> None:
+        """Note the values that were `wanted`, and let be done what only renames what is there."""
+        state = self.state
+        state["cache"] |= {key: values[key] for key in state["cache"].keys() & values.keys()}
+        self._follow_aliases(self._aliases & state["ready"].keys())
 
     # -- what happens ------------------------------------------------------------------
 
@@ -188,6 +233,11 @@ class Observer:
         return sorted(found & self._number.keys(), key=self._number.__getitem__)
 
     def _end(self, key: Key, value: Any, worker: str, *, told: bool) -> None:
+        freed = self._end_one(key, value, worker, told=told)
+        if self._aliases:
+            self._follow_aliases(self._aliases.intersection(freed), told=told)
+
+    def _end_one(self, key: Key, value: Any, worker: str, *, told: bool) -> list[Key]:
         state = self.state
         self.taken(key)
         if self.looks:
@@ -196,8 +246,7 @@ class Observer:
         if told:  # else it would be a value that it never had
             for call in self._post:
                 call(key, value, self.dsk, state, worker)
-        if self._aliases:
-            self._follow_aliases(self._aliases.intersection(freed), told=told)
+        return freed
 
     def _finish(self, key: Key) -> list[Key]:
         """Update the state as `dask.local.finish_task` does; return what became ready."""
@@ -225,9 +274,11 @@ class Observer:
 
     def _follow_aliases(self, ready: Iterable[Key], *, told: bool = True) -> None:
         """Let those be done that only are other names of what is done: no worker gets them."""
-        cache = self.state["cache"]
-        for key in list(ready):
-            self._end(key, cache.get(self.dsk[key].target, UNREAD), CLIENT, told=told)
+        cache, todo = self.state["cache"], list(ready)
+        while todo:
+            key = todo.pop()
+            value = cache.get(self.dsk[key].target, UNREAD)
+            todo += self._aliases.intersection(self._end_one(key, value, CLIENT, told=told))
 
     def here(self, key: Key, compute: Callable[[], Any]) -> Any:
         """Do what the client does itself, as a task that the callbacks see."""

@@ -156,10 +156,7 @@ def _values(
     rerun: Callable[[Key], Any] | None = None,
 ) -> dict[Key, Any]:
     """Return requested key -> value: of the constants, and of what workers compute."""
-    values: dict[Key, Any] = dict(plan.constants)
-    if plan.fetched:
-        with pool.lend() as link:
-            values.update(fetch_parts(plan.fetched, link))
+    values: dict[Key, Any] = plan.constants | _fetched(pool, plan, observer)
     if len(plan):
         signer = find_secret(pool.url)  # refused before anything is sent
         with pool.lend(names) as link:
@@ -167,6 +164,18 @@ def _values(
             job = Job(link, names, plan, options, signer, observer=observer, rerun=rerun)
             values.update(job.compute())
     return values
+
+
+def _fetched(pool: Pool, plan: Plan, observer: Observer | None) -> dict[Key, Any]:
+    """Return requested key -> value, of what is persisted; show an observer what it wants."""
+    parts = plan.fetched if observer is None else plan.fetched | observer.wanted(plan)
+    found: dict[Key, Any] = {}
+    if parts:
+        with pool.lend() as link:
+            found = fetch_parts(parts, link)
+    if observer is not None:
+        observer.read(found)
+    return {key: found[key] for key in plan.fetched}
 
 
 class Submitted(NamedTuple):

@@ -10,8 +10,13 @@ from typing import Any
 
 import dask
 import dask.array as da
+import dask.bag as db
+import dask.dataframe as dd
+import numpy as np
+import pandas as pd
 import pytest
 from conftest import WorkerProcess, wait_until
+from dask._task_spec import Alias
 from dask.cache import Cache
 from dask.callbacks import Callback
 from dask.diagnostics import CacheProfiler, Profiler, ProgressBar, ResourceProfiler
@@ -111,24 +116,42 @@ def test_a_callback_is_told_each_step_of_each_task(queue: Queue, workers: Worker
     assert recorder.threads == {threading.get_ident()}
 
 
-def test_the_state_ends_as_that_of_dask(queue: Queue, workers: WorkerProcess) -> None:
-    """What is finished, released and kept."""
+@pytest.mark.parametrize(
+    ("dsk", "keys"),
+    [
+        (DIAMOND, ["c", "e"]),
+        ({"x": 1, "y": "x"}, ["y"]),
+        ({"x": 1, "y": "x"}, ["x", "y"]),
+        ({"x": 1, "y": "x", "z": "y", "w": (inc, "z")}, ["w", "y"]),
+        ({"x": (inc, 1), "y": "x", "z": "y", "w": (add, "z", "z")}, ["w"]),
+        ({0: (inc, 1)} | {("x", i): ("x", i - 1) if i else 0 for i in range(2000)}, [("x", 1999)]),
+    ],
+)
+def test_the_state_ends_as_that_of_dask(
+    queue: Queue, workers: WorkerProcess, dsk: dict[Any, Any], keys: list[Any]
+) -> None:
+    """What is finished, released and kept; names of names, and of constants, are tasks."""
 
     def ends(get: Any) -> Any:
         states: list[Any] = []
-        with Callback(finish=lambda dsk, state, failed: states.append(state), posttask=ignore):
-            get(DIAMOND, ["c", "e"])
+        told: list[Any] = []
+        with Callback(
+            pretask=lambda key, *_: told.append(key),
+            posttask=lambda key, value, *_: told.append((key, value)),
+            finish=lambda dsk, state, failed: states.append(state),
+        ):
+            told.append(get(dsk, keys))
         (state,) = states
-        return {k: state[k] for k in ("finished", "released", "cache", "waiting", "running")} | {
-            k: {key: set(deps) for key, deps in state[k].items()}
-            for k in ("dependencies", "dependents", "waiting_data")
-        }
+        return (
+            {k: state[k] for k in ("finished", "released", "cache", "waiting", "running")}
+            | {
+                k: {key: set(deps) for key, deps in state[k].items()}
+                for k in ("dependencies", "dependents", "waiting_data")
+            }
+            | {"told": sorted(told, key=str)}
+        )
 
     assert ends(queue.get) == ends(dask.get)
-
-
-def ignore(*_: Any) -> None:
-    """Do nothing, and look at the value for all that one can tell."""
 
 
 def test_a_task_is_told_when_it_begins_and_when_it_ends(
@@ -325,3 +348,116 @@ def test_callbacks_see_a_graph_that_uses_persisted_values(
         assert x.sum().compute(scheduler=queue.get) == 4950
         assert (x + 1).max().compute(scheduler=queue.get) == 100
         assert x.compute(scheduler=queue.get).sum() == 4950
+
+
+def test_another_name_of_a_persisted_value_is_told_with_that_value(
+    queue: Queue, workers: WorkerProcess
+) -> None:
+    """Also where only a task reads it; values that nobody looks at stay where they are."""
+    x = dask.delayed(inc)(1).persist(scheduler=queue.get)
+    dsk = {"y": Alias("y", x.key), "z": Alias("z", "y"), "w": (inc, "z")}
+    for mode, told in (("auto", {"y": [2], "z": [2], "w": [3]}), ("never", {"y": [None]})):
+        with dask.config.set({"redisq.callback-values": mode}), Recorder() as recorder:
+            assert queue.get(dsk, "w") == 3
+        values = {key: value for what, key, *value in recorder.seen[2:-1] if what == "posttask"}
+        assert values.keys() == {"y", "z", "w"}
+        assert values.items() >= told.items()
+
+
+@pytest.mark.parametrize("made", ["bag", "array"])
+def test_what_a_cache_keeps_of_persisted_values_are_values(
+    queue: Queue, workers: WorkerProcess, made: str
+) -> None:
+    """A concatenation only gives them other names: the second time the cache has these."""
+    import cachey
+
+    b, a = db.range(4, 2), da.arange(4, chunks=2)
+    x = (b if made == "bag" else a).persist(scheduler=queue.get)
+    twice = db.concat([x, x]) if made == "bag" else da.concatenate([x, x])
+    with Cache(cachey.Cache(1e9, limit=0)):
+        for _ in range(3):
+            assert list(twice.compute(scheduler=queue.get)) == [0, 1, 2, 3, 0, 1, 2, 3]
+
+
+def test_callbacks_see_partitions_of_persisted_dataframes(
+    queue: Queue, workers: WorkerProcess
+) -> None:
+    """And graphs of which nothing is left but another name of what is there."""
+    frame = pd.DataFrame({"a": range(10)})
+    part = dask.delayed(pd.DataFrame)({"a": [1, 2]})
+    whole = da.from_delayed(dask.delayed(np.ones)(2), (2,), float)
+    with Profiler(), dask.config.set(scheduler=queue.get):
+        p = dd.from_pandas(frame, npartitions=3).persist()
+        assert list(p.head(1).a) == [0]
+        assert list(p.tail(1).a) == [9]
+        assert list(p.partitions[0].compute().a) == [0, 1, 2, 3]
+        assert list(p.get_partition(2).compute().a) == [7, 8, 9]
+        assert list(p.loc[2:3].compute().a) == [2, 3]
+        assert [row.a for row in p.itertuples()] == list(range(10))
+        assert len(dd.concat([p, p]).compute()) == 20
+        assert len(dd.concat([dd.from_pandas(frame), dd.from_pandas(frame)]).compute()) == 20
+        assert list(dd.from_delayed([part]).compute().a) == [1, 2]
+        assert da.concatenate([whole, whole]).compute().sum() == 4
+
+
+@pytest.mark.parametrize("hook", ["start", "start_state", "pretask", "posttask", "finish"])
+def test_what_a_callback_computes_is_not_told_to_it(
+    queue: Queue, workers: WorkerProcess, hook: str
+) -> None:
+    """As with Dask's own schedulers; one that is made there is told, and all are active after."""
+    called: list[int] = []
+    inner: list[Recorder] = []
+
+    def compute(*_: Any) -> None:
+        called.append(1)
+        if len(called) > 9:  # or it would go on until the stack ends
+            raise AssertionError("it is told of what it computes")
+        # Dask computes where to cut while it makes the graph of this one.
+        frame = dd.from_pandas(pd.DataFrame({"a": [2, 1]}), npartitions=2)
+        assert list(frame.sort_values("a").compute(scheduler=queue.get).a) == [1, 2]
+        with Recorder() as recorder:
+            assert queue.get({"x": (inc, 1)}, "x") == 2
+        inner.append(recorder)
+
+    outer = Callback(**{hook: compute})
+    with outer:
+        before = set(Callback.active)
+        assert queue.get({"y": (inc, 2)}, "y") == 3
+        assert len(called) == 1
+        assert Callback.active == before
+        assert queue.get({"y": (inc, 2)}, "y") == 3
+        assert len(called) == 2
+    assert [entry for entry in inner[0].seen if entry[0] == "posttask"] == [("posttask", "x", 2)]
+    assert not Callback.active
+
+
+def test_a_callback_that_computes_takes_no_callback_from_another_thread(
+    queue: Queue, workers: WorkerProcess
+) -> None:
+    """It is the thread that is in one which does not see it: another one computes as ever."""
+    told: list[Any] = []
+
+    def start(dsk: Any) -> None:
+        told.append(next(iter(dsk)))
+        if "a" in dsk:
+            assert Background(queue.get, {"b": (inc, 1)}, "b").result() == 2
+            assert queue.get({"c": (inc, 2)}, "c") == 3
+
+    with Callback(start=start):
+        assert queue.get({"a": (inc, 3)}, "a") == 4
+    assert told == ["a", "b"]
+
+
+def test_a_callback_that_raises_is_called_for_the_next_computation(queue: Queue) -> None:
+    """The thread sees it again, whatever happened in it."""
+    told: list[Any] = []
+
+    def finish(*_: Any) -> None:
+        told.append(1)
+        raise RuntimeError("broken")
+
+    with Callback(finish=finish):
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="broken"):
+                queue.get({"x": 1}, "x")
+    assert told == [1, 1]
