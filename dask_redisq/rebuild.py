@@ -90,7 +90,11 @@ def rebuild(
     if built is None:
         link.call("give_up", keys, job=job, generation=generation)
         return False
-    return bool(link.call("rebuild", keys, job=job, generation=generation, **built) == b"rebuilt")
+    if link.call("rebuild", keys, job=job, generation=generation, **built) == b"rebuilt":
+        return True
+    # Somebody else took over. What of it was taken, by a call whose reply was lost, has other names.
+    _drop_staged(link, keys, job, generation, unpack(built["hard"]))
+    return False
 
 
 def try_rebuild(link: Link, keys: Keys, job: str, needs: Sequence[str | int] = ()) -> bool:

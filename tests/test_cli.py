@@ -152,7 +152,7 @@ def test_a_password_on_the_command_line_is_warned_about() -> None:
     """It is taken, but every user of the machine sees it."""
     with mock.patch("dask_redisq.supervisor.supervise", return_value=0):
         result = run_cli("worker", "--url", "redis://:secret@host")
-    assert "warning: a password in --url is visible" in result.stderr
+    assert "warning: a password in --url is visible" in result.output
     assert "secret" not in result.output
 
 

@@ -298,7 +298,7 @@ def test_a_client_is_made_as_the_queues_own_connections() -> None:
     assert options["password"] == "secret"  # noqa: S105
     assert options["socket_timeout"] == 15.0
     assert options["socket_connect_timeout"] == 5.0
-    assert options["retry"].get_retries() == 0
+    assert options["retry"]._retries == 0
     with (
         dask.config.set({"redisq.url": "redis://:secret@host:x"}),
         pytest.raises(redisq.BadURL) as info,

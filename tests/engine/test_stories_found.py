@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import pytest
 from driver import NEVER, Engine
@@ -11,6 +12,7 @@ from invariants import UNSEEN, JobView
 from dask_redisq.codec import pack
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
+from dask_redisq.rebuild import rebuild
 from dask_redisq.recount import Truth, recount
 
 A, B, C = range(3)
@@ -182,6 +184,35 @@ def test_a_rebuild_that_read_one_history_and_holds_another_reads_anew(engine: En
         torn.close()
     assert torn.broken
     assert JobView(engine.state(), job, engine.graphs[job]).finished == {A, B}
+
+
+class SlowLink(Link):
+    """Somebody stops before what a rebuild asks last; `meanwhile` tells what happens then."""
+
+    meanwhile: Callable[[], object] = staticmethod(lambda: None)
+
+    def call(self, script: str, keys: Keys, /, **args: object) -> Any:
+        """Be late with `rebuild`."""
+        if script == "rebuild":
+            self.meanwhile()
+        return super().call(script, keys, **args)
+
+
+def test_a_rebuilder_that_was_overtaken_leaves_nothing_behind(engine: Engine) -> None:
+    """It was stopped for ten seconds, and another took over: what it built aside goes at once."""
+    job = engine.job({A: (), B: (A,)}, {B})
+    slow = SlowLink(engine.link.url, patience=5.0)
+
+    def overtake() -> None:
+        engine.link.command("HSET", engine.keys("job", job), "frozen_at", 0)
+        assert rebuild(engine.link, engine.keys, job)
+
+    slow.meanwhile = overtake
+    try:
+        assert not rebuild(slow, engine.keys, job)
+    finally:
+        slow.close()
+    assert [name for name in engine.check().content if ":built:" in name] == []
 
 
 def test_what_came_of_a_forgotten_run_is_made_again_if_tasks_are_impure() -> None:
