@@ -92,7 +92,7 @@ def rebuild(
         return False
     if link.call("rebuild", keys, job=job, generation=generation, **built) == b"rebuilt":
         return True
-    # Somebody else took over. What of it was taken, by a call whose reply was lost, has other names.
+    # Somebody else took over. What was taken, by a call whose reply was lost, has another name.
     _drop_staged(link, keys, job, generation, unpack(built["hard"]))
     return False
 
