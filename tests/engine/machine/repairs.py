@@ -70,11 +70,15 @@ class RepairCalls(SlotCalls):
         run = self.link.command("HGET", self.engine.keys("queue"), "run") or b""
         made = sha1(f"{fresh} {run.decode()}".encode(), usedforsecurity=False).hexdigest()[:16]
         assert answer.decode() == self.model.rerun(name, epoch, made)
+        if data.draw(st.booleans()):
+            self._rebuild(name, None, "")
+            self.work(data, 3)
+            self.fail_for_good(data, 1)
 
-    def fail_for_good(self, data: st.DataObject) -> None:
+    def fail_for_good(self, data: st.DataObject, times: int = 3) -> None:
         """Some slot lets what it holds fail, again and again."""
         for slot in [slot for slot in self.slots if slot.lease][:1]:
-            for _ in range(3):
+            for _ in range(times):
                 tasks = slot.lease.tasks[:1] if slot.lease else []
                 self._report(data, slot, [], failure=tasks[0] if tasks else None)
 
@@ -104,7 +108,9 @@ class RepairCalls(SlotCalls):
         """A job is rebuilt, by its client, which knows what it has, or by somebody else, who may be stopped."""
         held = sorted(name for name, job in self.model.jobs.items() if job.frozen or job.damaged)
         name = data.draw(st.sampled_from([*held, *held, *sorted(self.model.jobs)]))
-        have = {*self.arrived[name]} if by_client else None
+        self._rebuild(name, {*self.arrived[name]} if by_client else None, until)
+
+    def _rebuild(self, name: str, have: set[int] | None, until: str) -> None:
         over, done = Rebuilder(self.link, until), False
         with contextlib.suppress(Stopped):
             done = rebuild(over, self.engine.keys, name, have)  # type: ignore[arg-type]

@@ -164,6 +164,19 @@ class SlotCalls(Machine):
                 self.engine.register(slot, answered)
                 self.model.register(slot.id, worker, answered, slot.tags)
 
+    @precondition(lambda self: any(slot.lease for slot in self.slots))
+    @rule(data=st.data())
+    def overtake(self, data: st.DataObject) -> None:
+        """A worker is missed; what its slot ran fails in others, and then its report comes."""
+        slot = data.draw(st.sampled_from([slot for slot in self.slots if slot.lease]))
+        tasks = slot.lease.tasks if slot.lease else []
+        self.lose(slot.worker)
+        for other in [other for other in self.slots if other.worker != slot.worker]:
+            self._report(data, other, [])
+            taken = other.lease.tasks[:1] if other.lease else []
+            self._report(data, other, [], failure=taken[0] if taken else None)
+        self._report(data, slot, tasks)
+
     @rule(worker=st.sampled_from(["w0", "w1"]), dead=st.booleans(), data=st.data())
     def renew(self, worker: str, dead: bool, data: st.DataObject) -> None:
         """A worker beats; one of its slots may have ended just before."""
