@@ -183,7 +183,7 @@ def worker(
             secret_file=secret_file,
             allow_unsigned=allow_unsigned,
         )
-    except (ValueError, RedisqError) as error:
+    except (ValueError, RedisqError, OSError) as error:
         raise click.UsageError(str(error)) from None
     _set_up_log(log_file)
     sys.exit(_run(options))

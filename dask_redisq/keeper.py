@@ -55,8 +55,9 @@ TAIL = 4096
 #: Whether the kernel ends the command when its keeper dies.
 KERNEL_HELPS = sys.platform.startswith("linux")
 
-_STOP = (signal.SIGTERM, signal.SIGHUP)
-_HANDLED = (*_STOP, signal.SIGCHLD)
+#: None where no keeper runs: a client on Windows imports this module all the same.
+_STOP = (signal.SIGTERM, signal.SIGHUP) if hasattr(signal, "SIGHUP") else ()
+_HANDLED = (*_STOP, signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else ()
 _PR_SET_PDEATHSIG = 1
 
 

@@ -19,6 +19,7 @@ from dask.system import cpu_count
 
 from dask_redisq.amounts import whole
 from dask_redisq.errors import NoServerError, RedisqError
+from dask_redisq.host import check_posix
 from dask_redisq.inherit import inherited
 from dask_redisq.keeper import GRACE, Kept
 from dask_redisq.keys import check_queue_name
@@ -118,7 +119,10 @@ def start_local_workers(
         There is no server to work for.
     ValueError
         `n` is less than 1, or no queue can have that name.
+    OSError
+        On Windows.
     """
+    check_posix()
     n = whole("n, the number of slots of a worker,", n, 1)
     url = url or setting("url") or _default_url()
     queue = check_queue_name(setting("queue", queue))

@@ -11,13 +11,16 @@ import math
 import secrets
 import threading
 import time
+import weakref
 from contextlib import suppress
+from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from dask_redisq.amounts import patience, seconds, whole
 from dask_redisq.codec import unpack
 from dask_redisq.errors import LockLost, NoServerError, ServerUnavailable
+from dask_redisq.forks import in_forked_child
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.local import LocalCluster
@@ -36,20 +39,39 @@ RECHECK = 5.0
 SOON = 1.0
 
 
-class _Place(NamedTuple):
-    """A place that is held."""
+class _Place:
+    """A place that is held: until it is released, or nobody refers to this any more."""
 
-    token: str
-    fence: int
-    released: threading.Event
+    def __init__(self, token: str, fence: int) -> None:
+        self.token = token
+        self.fence = fence
+        #: Tells the thread that renews it how it was over: "released", or "forgotten". No
+        #: Event, which has a lock: that very thread may hold it as it collects garbage.
+        self.over: SimpleQueue[str] = SimpleQueue()
+
+    def __del__(self) -> None:
+        self.over.put("forgotten")
+
+
+#: Those of this process.
+_semaphores: weakref.WeakSet[Semaphore] = weakref.WeakSet()
+
+
+@in_forked_child
+def _hold_nothing() -> None:
+    """Forget in a forked child what is its parent's, as a pickled copy does."""
+    for semaphore in _semaphores:
+        semaphore._held = []  # noqa: SLF001 - of this module
 
 
 class Semaphore:
     """At most so many holders at a time, over all clients and workers of a queue's server.
 
-    It can be pickled: in another process it is the same semaphore, held by nobody there. It
-    travels without a URL, and is looked for on the server that the other process uses. It is as
-    durable as that server: one that came back older, or empty, may give a place twice.
+    It can be pickled: in another process it is the same semaphore, held by nobody there, nor in a
+    forked child. It travels without a URL, and is looked for on the server that the other process
+    uses. It is as durable as that server: one that came back older, or empty, may give a place
+    twice. What an object holds that nobody refers to any more is given back, as that of a task
+    which raised before `release`.
 
     Parameters
     ----------
@@ -101,6 +123,7 @@ class Semaphore:
         self.name = secrets.token_hex(16) if name is None else name
         self.expiry = seconds("expiry", expiry, 1)
         self._held: list[_Place] = []
+        _semaphores.add(self)
         self._queue = queue_of(queue) if isinstance(queue, Queue | LocalCluster) else None
         self._queue_name = setting("queue", queue) if self._queue is None else self._queue.name
         #: Whether it stays that name, whatever cluster runs when this is first used, or sent.
@@ -119,6 +142,7 @@ class Semaphore:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._queue, self._held, self._settled = None, [], True
+        _semaphores.add(self)
 
     def _settle(self) -> None:
         """Take the queue of the one cluster that runs here: it is the default of its tasks."""
@@ -163,11 +187,13 @@ class Semaphore:
                     # take what nobody would give back.
                     link.call("release", queue.keys, name=self.name, token=token)
         if fence:
-            place = _Place(token, fence, threading.Event())
+            place = _Place(token, fence)
             self._held.append(place)
+            words = {"name": self.name, "token": token}
             threading.Thread(
-                target=self._renew, args=(queue, place), name="lock", daemon=True
-            ).start()
+                target=_renew, args=(queue, place.over, words, self.expiry),
+                name="lock", daemon=True,
+            ).start()  # fmt: skip
         return fence > 0
 
     def _wait(self, link: Link, keys: Keys, token: str, deadline: float) -> int:
@@ -198,37 +224,30 @@ class Semaphore:
         Raises
         ------
         RuntimeError
-            If this object does not hold it.
+            If this object does not hold it, or its parent does, in a forked child.
         LockLost
             If it was not renewed for longer than `expiry`: somebody else may have had it meanwhile.
+            Or if its server has ended, as that of a `LocalCluster` that was closed.
         """
         if not self._held:
-            raise RuntimeError(f"{self!r} is not held: it cannot be released")
+            raise RuntimeError(f"{self!r} is not held here: it cannot be released")
         place = self._held.pop()
-        place.released.set()
+        place.over.put("released")
         queue = self._find_queue()
-        with queue.pool.lend() as link:
-            if not link.call("release", queue.keys, name=self.name, token=place.token):
-                raise LockLost(
-                    f"{self!r} was not renewed for {self.expiry:g} s, and somebody else may have "
-                    "had it: what it guards may have been changed by both"
-                )
+        try:
+            with queue.pool.lend() as link:
+                held = link.call("release", queue.keys, name=self.name, token=place.token)
+        except NoServerError as ended:
+            raise LockLost(f"{self!r} is lost: {ended}") from None
+        if not held:
+            raise LockLost(
+                f"{self!r} was not renewed for {self.expiry:g} s, and somebody else may have "
+                "had it: what it guards may have been changed by both"
+            )
 
     def locked(self) -> bool:
         """Tell whether this object holds it."""
         return bool(self._held)
-
-    def _renew(self, queue: Queue, place: _Place) -> None:
-        while not place.released.wait(self.expiry / 3):
-            try:
-                with queue.pool.lend() as link:
-                    if not link.call(
-                        "hold", queue.keys, name=self.name, token=place.token,
-                        expiry=int(self.expiry * 1000),
-                    ):  # fmt: skip
-                        return  # `release` says so
-            except ServerUnavailable:
-                continue
 
     def _find_queue(self) -> Queue:
         if self._queue is None:
@@ -247,6 +266,33 @@ class Semaphore:
         ___: TracebackType | None,
     ) -> None:
         self.release()
+
+
+def _renew(queue: Queue, over: SimpleQueue[str], words: dict[str, str], expiry: float) -> None:
+    """Renew a place until it is over; give it back if nobody else will.
+
+    This knows neither the place nor its semaphore: it would keep them from being garbage.
+    """
+
+    def call(script: str, **more: int) -> bool:
+        try:
+            with queue.pool.lend() as link:
+                return bool(link.call(script, queue.keys, **words, **more))
+        except NoServerError:
+            return False  # the server has ended, and the lock with it: `release` says so
+        except ServerUnavailable:
+            return True
+
+    while True:
+        try:
+            end = over.get(timeout=expiry / 3)
+        except Empty:
+            if not call("hold", expiry=int(expiry * 1000)):
+                return  # `release` says so
+        else:
+            if end == "forgotten":
+                call("release")
+            return
 
 
 class Lock(Semaphore):

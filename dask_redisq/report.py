@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from dask_redisq.batch import Batch
-from dask_redisq.errors import ServerFull
+from dask_redisq.errors import ServerFull, ValueTooLarge
 from dask_redisq.keys import Keys
 from dask_redisq.lease import Lease
 from dask_redisq.link import Link
@@ -44,8 +44,10 @@ def kept_of(memory: JobMemory, lease: Lease, batch: Batch) -> frozenset[int]:
     return frozenset([t for t in large if t in blocks[t // size].outputs])
 
 
-def own_retries(memory: JobMemory, lease: Lease, task: int) -> int:
-    """Return how often a task may run again by its own annotation; -1 without one."""
+def own_retries(memory: JobMemory, lease: Lease, task: int, why: BaseException) -> int:
+    """Return how often a task that failed may run again by its own annotation; -1 without one."""
+    if isinstance(why, ValueTooLarge):
+        return 0  # it would be as large the next time
     return memory.blocks[task // lease.block].limits.get(task, (0.0, -1))[1]
 
 

@@ -99,7 +99,7 @@ def is_private(url: str) -> bool:
         If `url` is none.
     """
     path = _socket_of(url)
-    if not path:
+    if not path or not hasattr(os, "getuid"):
         return False
     try:
         # Of the directory that the name leads to, as a link of that name may be anybody's, there

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from dask_redisq.errors import NoServerError, ServerUnavailable
+from dask_redisq.host import check_posix
 from dask_redisq.keeper import Kept
 
 __all__ = ["PrivateServer", "find_server"]
@@ -86,6 +87,8 @@ class PrivateServer:
         There is no server program (see `find_server`).
     ServerUnavailable
         The server did not answer in time. The message holds the last lines of its log.
+    OSError
+        On Windows.
 
     Examples
     --------
@@ -96,6 +99,7 @@ class PrivateServer:
     """
 
     def __init__(self) -> None:
+        check_posix()
         program = find_server()
         folder = _new_folder()
         self._path = str(folder / "redis.sock")

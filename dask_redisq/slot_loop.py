@@ -14,7 +14,7 @@ import dask
 
 from dask_redisq.allowance import Allowance
 from dask_redisq.codec import pack, unpack
-from dask_redisq.errors import BadSignature, ValueTooLarge
+from dask_redisq.errors import BadSignature
 from dask_redisq.files import SlotFiles
 from dask_redisq.keys import Keys
 from dask_redisq.lease import Lease, LeaseRun
@@ -345,10 +345,11 @@ class Slot:
         self.page.begin(-1, len(lease.tasks) - 1)
         store_apart(self.link, queue.keys, report, lambda: self.stopping)
         if report.batch.failed is not None:
-            task, why = report.batch.failed
-            # It would be as large the next time.
-            retries = 0 if isinstance(why, ValueTooLarge) else own_retries(memory, lease, task)
-            report.failure = self._failure(task, len(lease.tasks), why, memory.seal, retries)
+            retries = own_retries(memory, lease, *report.batch.failed)
+            done = len(lease.tasks)
+            report.failure = self._failure(*report.batch.failed, done, memory.seal, retries)
+            # Frames of the task lead back to this one: a cycle, which kept their data and locks.
+            run.failed = report.batch.failed = None
         elif report.batch.unpublished is not None:
             task, text = report.batch.unpublished
             told = text[:LONGEST].encode(errors="backslashreplace")  # the words of any __reduce__
@@ -373,13 +374,13 @@ class Slot:
         if isinstance(error, BadSignature):  # one a lease: the first one ends it
             who = self._attempt(lease)
             self.link.call("refuse", queue.keys, job=lease.job, who=who, total=1)
-        return self._failure(lease.tasks[0], -1, error, seal, unread=unread)
+        return self._failure(lease.tasks[0], error, -1, seal, unread=unread)
 
     def _failure(
         self,
         task: int,
-        position: int,
         error: BaseException,
+        position: int,
         seal: Seal,
         retries: int = -1,
         unread: tuple[int, int] | None = None,

@@ -9,7 +9,6 @@ back and starts another. One thread, one selector: children, signals, and the se
 from __future__ import annotations
 
 import logging
-import platform
 import secrets
 import selectors
 import socket
@@ -96,8 +95,6 @@ class Supervisor:
         PreloadFailed
             If what the first slots preload raises.
         """
-        if platform.system() == "Windows":
-            raise OSError("dask-redisq workers need a POSIX system")
         try:
             self._find_server()
             with Signals(self._on_stop) as signals:

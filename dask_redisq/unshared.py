@@ -8,12 +8,14 @@ which can be shared, and is.
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator
+from functools import partial
 from types import FunctionType
 from typing import Any
 
-from dask._task_spec import DataNode, GraphNode, Task, TaskRef
+from dask._task_spec import DataNode, Task, TaskRef
 from dask.typing import Key
 
 from dask_redisq.errors import RedisqError
@@ -23,13 +25,15 @@ from dask_redisq.shared_locks import LockSharer
 __all__ = ["holds_open_file", "share_or_refuse"]
 
 _PARTD = ("zpartd-", "partd-", "shuffle-partd-")
-#: In the names of tasks that write.
-_WRITES = ("store-map-", "to-hdf-")
+#: In the names of tasks that write: by themselves, or as part of what `delayed` waits for.
+_WRITES = re.compile("store-map-|to-hdf-|finalize-hlg")
 #: Attributes by which what wraps a store or a file system has it.
 _WRAPPED = ("store", "_store", "_mutable_mapping", "fs", "sync_fs")
 #: Wrappers in each other that are looked into.
 _DEEP = 8
 _IN_MEMORY = {"MemoryStore", "MemoryFileSystem"}
+_IN_ZIP = {"ZipStore", "ZipFileSystem"}
+_ZIPPED = "a zarr array in a zip file"
 #: Attributes that tell others the address of an array: CuPy's, PyTorch's.
 _ADDRESSES = ("__array_interface__", "__cuda_array_interface__", "__dlpack__")
 
@@ -68,10 +72,10 @@ def share_or_refuse(plan: Plan, *, one_disk: bool = False, copies: bool = False)
         if known is None:
             if name.startswith(_PARTD) and not one_disk:
                 _refuse_disk(key)
-            if not one_of_many and not any(word in name for word in _WRITES):
+            if not one_of_many and not _WRITES.search(name):
                 continue  # a name of its own each, as those of `delayed`, and they are many
             if not copies:
-                _refuse_memory(plan.nodes[task], plan.data, key)
+                _refuse_memory(plan, task)
         if known is not False:
             node = plan.nodes[task]
             plan.nodes[task] = sharer.share(node)
@@ -95,50 +99,69 @@ def _refuse_p2p(plan: Plan) -> None:
         if kind.__name__ == "P2PBarrierTask":
             raise RedisqError(
                 f"the graph shuffles between workers of distributed (task {key!r}), and there are "
-                "none here. Build it under redisq.enable(), or with "
-                'dask.config.set({"dataframe.shuffle.method": "tasks", '
-                '"array.rechunk.method": "tasks"})'
+                'none here. Pass shuffle_method="tasks" to a dataframe\'s shuffle or merge, '
+                'method="tasks" to an array\'s rechunk. Without a method it is a Client of '
+                "distributed that asked for this: close it before you build the graph"
             )
 
 
-def _refuse_memory(node: GraphNode, data: Mapping[Key, Any], key: Key) -> None:
-    target = _target(node, data)
-    kind = "" if target is None else _memory(target)
-    if kind:
-        raise RedisqError(
-            f"task {key!r} stores into {kind}, which is in this process: a worker would write into "
-            "a copy of its own, and the target would stay as it is. Store into a file, such as "
-            "zarr's, that all workers see, or compute the array and assign it. If copies are what "
-            "you want: redisq.allow-memory-store"
-        )
+def _refuse_memory(plan: Plan, task: int) -> None:
+    key = plan.keys[task]
+    for target in _targets(plan.nodes[task], partial(_constant, plan)):
+        kind = _memory(target)
+        if kind == _ZIPPED:
+            raise RedisqError(
+                f"task {key!r} stores into {kind}, which one process can write, that closes it at "
+                "the end: each worker would write one of its own over it. Store into a directory "
+                "that all workers see, and pack it when that is done"
+            )
+        if kind:
+            raise RedisqError(
+                f"task {key!r} stores into {kind}, which is in this process: a worker would write "
+                "into a copy of its own, and the target would stay as it is. Store into a file, "
+                "such as zarr's, that all workers see, or compute the array and assign it. If "
+                "copies are what you want: redisq.allow-memory-store"
+            )
 
 
-def _target(node: Any, data: Mapping[Key, Any]) -> Any:
-    """Return what a task of `dask.array.store` writes into, None if that is not known."""
-    if type(node) is not Task:
-        return None
+def _targets(node: Any, find: Callable[[Key], Any]) -> Iterator[Any]:
+    """Yield what a task writes into by `dask.array.store`, as far as `find` knows values."""
+    # Any task: Dask wraps those of what is given to `delayed`, as xarray does, in another each.
+    if not isinstance(node, Task):
+        return
     # Asked of plain functions only: a callable of the user may answer with anything.
     name = node.func.__name__ if type(node.func) is FunctionType else ""
     if name in {"store_chunk", "load_store_chunk"} and len(node.args) > 1:
-        return _value(node.args[1], data)
-    if name == "_execute_subgraph":  # fused: graph, its output, names of its inputs, inputs
+        yield _value(node.args[1], find)
+    elif name == "_execute_subgraph":  # fused: graph, its output, names of its inputs, inputs
         graph, _, names, *inputs = node.args
-        known = {n: _value(v, data) for n, v in zip(_value(names, data), inputs, strict=False)}
-        for inner in _value(graph, data).values():
-            found = _target(inner, known)
-            if found is not None:
-                return found
+        known = {n: _value(v, find) for n, v in zip(_value(names, find), inputs, strict=False)}
+        for inner in _value(graph, find).values():
+            yield from _targets(inner, known.get)
+    else:
+        for inner in (*node.args, *node.kwargs.values()):
+            yield from _targets(inner, find)
+
+
+def _value(thing: Any, find: Callable[[Key], Any]) -> Any:
+    if isinstance(thing, DataNode):
+        return thing.value
+    return find(thing.key) if isinstance(thing, TaskRef) else thing
+
+
+def _constant(plan: Plan, key: Key) -> Any:
+    """Return a constant of a plan, also one that Dask wrapped as a task; None if it is none."""
+    if key in plan.data:
+        return plan.data[key]
+    task = plan.names.get(key, -1)
+    node = plan.nodes[task] if task >= 0 else None
+    if type(node) is Task and getattr(node.func, "__name__", "") == "_identity":
+        return _value(node.args[0], plan.data.get)
     return None
 
 
-def _value(thing: Any, data: Mapping[Key, Any]) -> Any:
-    if isinstance(thing, DataNode):
-        return thing.value
-    return data.get(thing.key) if isinstance(thing, TaskRef) else thing
-
-
 def _memory(target: Any) -> str:
-    """Say what kind of memory of this process a target is; nothing, if it is none."""
+    """Say what kind of thing a target is that only this process writes; nothing, if it is none."""
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(target, numpy.ndarray):
         return "a NumPy array"
@@ -154,8 +177,11 @@ def _memory(target: Any) -> str:
         inner = next((x for w in _WRAPPED if (x := getattr(inner, w, None)) is not None), None)
         if inner is None:
             break
-        if isinstance(inner, dict) or _IN_MEMORY & {kind.__name__ for kind in type(inner).__mro__}:
+        names = {kind.__name__ for kind in type(inner).__mro__}
+        if isinstance(inner, dict) or _IN_MEMORY & names:
             return "a zarr array in memory"
+        if _IN_ZIP & names:
+            return _ZIPPED
     return ""
 
 

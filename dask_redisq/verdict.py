@@ -32,6 +32,10 @@ __all__ = [
 ]
 
 
+#: By its number, the same on all workers: a client on Windows knows it by no name.
+_SIGKILL = 9
+
+
 def as_exception(reason: bytes, job: str, keys: Sequence[Key], seal: Seal) -> BaseException:
     """Return the exception for the reason that a script stored (lua/lib/ending.lua).
 
@@ -179,6 +183,8 @@ def how_it_ended(code: int) -> str:
     """
     if code >= 0:
         return f"exit code {code}"
+    if code == -_SIGKILL:
+        return "signal SIGKILL"
     try:
         return f"signal {signal.Signals(-code).name}"
     except ValueError:  # one without a name
@@ -201,7 +207,7 @@ def _died(_job: str, name: str, payload: bytes) -> BaseException:
         f"after a peak of {format_bytes(peak)}"
         for worker, code, peak, _, doing, *_ in deaths
     )
-    killed = any(code == -signal.SIGKILL for _, code, *_ in deaths)
+    killed = any(code == -_SIGKILL for _, code, *_ in deaths)
     return WorkerDied(
         f"task {name} was in hand at {len(deaths)} deaths of its process, as many as "
         f"allowed_failures: {told}. A task that crashes Python or runs out of memory does this"
@@ -221,7 +227,7 @@ def _timeout(_job: str, name: str, payload: bytes) -> BaseException:
     worker, limit, peak, lines = unpack(payload)
     return TaskTimeout(
         f"task {name} ran longer than its timeout of {limit:g} s on worker {worker.decode()}, and "
-        f"its process was killed by {how_it_ended(-signal.SIGKILL)}, after a peak of "
+        f"its process was killed by {how_it_ended(-_SIGKILL)}, after a peak of "
         f"{format_bytes(peak)}. Raise the timeout, or give it retries" + _last_lines(worker, lines)
     )
 

@@ -13,6 +13,7 @@ from dask_redisq.amounts import seconds, whole
 from dask_redisq.annotations import check_resources
 from dask_redisq.crew import WorkerOptions
 from dask_redisq.errors import NoServerError
+from dask_redisq.host import check_posix
 from dask_redisq.inherit import inherited
 from dask_redisq.keys import check_queue_name
 from dask_redisq.retirement import Terms
@@ -60,6 +61,8 @@ def run_worker(
     RedisqError, ValueError
         No server is named, or answers; there is no secret and one is needed; a wrong option; what
         is to be preloaded raises.
+    OSError
+        On Windows.
 
     Examples
     --------
@@ -104,9 +107,10 @@ def plan_worker(
 
     Raises
     ------
-    ValueError, SecretError
-        If it cannot be done; the message says why.
+    ValueError, SecretError, OSError
+        If it cannot be done, or not on this host; the message says why.
     """
+    check_posix()
     host = socket.gethostname()
     # One that comes twice counts once.
     names = tuple(dict.fromkeys(map(check_queue_name, tuple(queues) or (setting("queue"),))))

@@ -20,7 +20,7 @@ from typing import Any
 import dask
 import psutil
 import pytest
-from conftest import is_gone, slots_of, wait_until
+from conftest import WorkerProcess, is_gone, slots_of, wait_until
 from test_faults import Background
 
 from dask_redisq import LocalCluster, Lock, Queue, Semaphore, enable, start_local_workers
@@ -518,18 +518,60 @@ def test_a_cluster_ends_with_its_process(how: str) -> None:
     wait_until(lambda: not Path(told["url"].removeprefix("unix://")).parent.exists())
 
 
+#: Makes of a process one that lacks what only POSIX has, as on Windows.
+ELSEWHERE = """
+import os, platform, signal, sys
+import dask.array, psutil, redis  # what others need is theirs
+for name in ("fork", "register_at_fork", "killpg", "setsid", "getuid", "getpgid", "sysconf"):
+    delattr(os, name)
+for name in ("SIGHUP", "SIGCHLD", "SIGKILL", "SIGPIPE", "SIGXFSZ", "pthread_sigmask"):
+    delattr(signal, name)
+sys.modules.update(dict.fromkeys(("fcntl", "resource", "pwd", "grp")))
+platform.system = lambda: "Windows"
+import dask_redisq as redisq
+"""
+
+
 def test_the_package_is_imported_where_processes_cannot_fork() -> None:
     """A client may have such a host; nor are there the modules that only POSIX has."""
-    script = """
-import os, sys
-import dask.array  # what others need is theirs
-for name in ("fork", "register_at_fork", "killpg", "setsid"):
-    delattr(os, name)
-sys.modules.update(dict.fromkeys(("fcntl", "resource", "pwd", "grp")))
-import dask_redisq
-print(dask_redisq.Queue.__name__)
+    assert in_new_process(ELSEWHERE + "print(redisq.Queue.__name__)").stdout == "Queue\n"
+
+
+def test_a_client_computes_where_there_is_no_posix(queue: Queue, workers: WorkerProcess) -> None:
+    """With locks, and `enable`; what ended its task's process is told as elsewhere."""
+    script = f"""
+from dask_redisq.secret import is_private
+print(is_private({queue.url!r}))  # nobody can tell there whose it is
+dask.config.set({{"redisq.allow-unsigned": True}})
+queue = redisq.Queue("test", {queue.url!r})
+add = dask.delayed(lambda *numbers: sum(numbers), pure=False)
+with redisq.enable(queue), redisq.Lock("x", queue), redisq.Semaphore(2, "y", queue):
+    print(add(1, 2).compute())
+end = dask.delayed(lambda: os.kill(os.getpid(), 9), pure=False)()
+late = dask.delayed(lambda: __import__("time").sleep(60), pure=False)()
+for task, words in (end, {{"allowed_failures": 1}}), (late, {{"timeout": 0.2}}):
+    try:
+        queue.compute(task, **words).result(timeout=60)
+    except redisq.RedisqError as error:
+        print(type(error).__name__, str(error).count("by signal SIGKILL"))
 """
-    assert in_new_process(script).stdout == "Queue\n"
+    told = in_new_process(f"{ELSEWHERE}\nimport dask\n{script}").stdout.splitlines()
+    assert told == ["False", "3", "WorkerDied 1", "TaskTimeout 1"]
+
+
+@pytest.mark.parametrize(
+    "start", ["LocalCluster()", "start_local_workers(1)", "run_worker('x', url='unix:///x')"]
+)
+def test_workers_say_that_they_need_posix(start: str) -> None:
+    """So does a private server, whether there is a program for it or not."""
+    script = f"""
+try:
+    redisq.{start}
+except OSError as error:
+    print(error)
+"""
+    told = in_new_process(ELSEWHERE + script).stdout
+    assert "need a POSIX system: run them on another host" in told
 
 
 # From Python 3.12 on; the threads are OpenBLAS's, and the child takes no lock of theirs.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -388,6 +390,88 @@ def test_a_lock_in_another_process_is_held_by_nobody_there(queue: Queue) -> None
         assert (copy.name, copy.expiry, copy.fence) == ("x", 7.0, 0)
         assert queue.url.encode() not in pickle.dumps(lock)
     assert redisq.Lock(queue=queue).name != redisq.Lock(queue=queue).name
+
+
+def release_in_child(lock: redisq.Lock) -> int:
+    """Fork; return 0 if the child holds nothing, can give nothing back, and can take nothing."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            held = lock.locked() or lock.fence > 0
+            lock.release()
+        except RuntimeError:
+            code = int(held or lock.acquire(blocking=False))
+        finally:
+            os._exit(code)
+    return os.waitpid(child, 0)[1]
+
+
+# From Python 3.12 on; the threads are those that renew, and the child takes no lock of theirs.
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_forked_child_holds_nothing_of_its_parent(queue: Queue) -> None:
+    """It would give back what its parent counts on."""
+    with redisq.Lock("x", queue) as lock:
+        assert release_in_child(lock) == 0
+        assert not redisq.Lock("x", queue).acquire(blocking=False)
+
+
+@pytest.mark.parametrize("kind", [redisq.Lock, redisq.Semaphore])
+def test_what_nobody_refers_to_is_given_back(queue: Queue, kind: Callable[..., Any]) -> None:
+    """A thread would renew it for as long as the process lives."""
+    other = kind(name="x", queue=queue)
+    kind(name="x", queue=queue, expiry=3600).acquire()
+    assert other.acquire(timeout=20)
+    other.release()
+    kind(name="x", queue=queue).acquire()
+    circle: list[Any] = [kind(name="y", queue=queue, expiry=3600)]
+    circle.append(circle)
+    assert circle[0].acquire()
+    del circle
+    gc.collect()
+    assert kind(name="y", queue=queue).acquire(timeout=20)
+
+
+def take_and_fail(lock: redisq.Lock) -> None:
+    """Raise while it is held."""
+    lock.acquire()
+    raise ZeroDivisionError
+
+
+def test_a_task_that_raises_while_it_holds_a_lock_gives_it_back(
+    queue: Queue, workers: WorkerProcess
+) -> None:
+    """Its slot lives, and would renew it; the expiry is not waited for."""
+    take = dask.delayed(lambda: take_and_fail(redisq.Lock("x", "test", expiry=3600)))
+    with pytest.raises(ZeroDivisionError):
+        queue.compute(take()).result(timeout=80)
+    assert redisq.Lock("x", queue).acquire(timeout=20)
+
+
+def test_a_lock_whose_cluster_was_closed_is_lost() -> None:
+    """Its holder is told as it gives it back; what renews it says nothing."""
+    with redisq.LocalCluster(n_workers=1) as cluster:
+        lock = redisq.Lock("x", cluster, expiry=1)
+        lock.acquire()
+        renews = next(thread for thread in threading.enumerate() if thread.name == "lock")
+    renews.join(20)  # it looks within a third of a second
+    assert not renews.is_alive()
+    with pytest.raises(redisq.LockLost, match="has ended, and its server with it"):
+        lock.release()
+    assert not lock.locked()
+
+
+def test_the_lock_of_a_store_is_soon_forgotten(
+    queue: Queue, workers: WorkerProcess, link: Link, keys: Keys, tmp_path: Path
+) -> None:
+    """Each store has one of its own, and nobody asks for its fence; that of a named one stays."""
+    target: Any = Slices(tmp_path / "whole.npy")
+    np.save(target.path, np.zeros(40))
+    da.store(da.arange(40, chunks=20), target, lock=True, scheduler=queue.get)
+    (name,) = link.command("KEYS", keys("lock", "dask:*"))
+    assert link.command("PTTL", name) <= 600_000
+    redisq.Lock("mine", queue).acquire()
+    assert link.command("PTTL", keys("lock", "mine")) > 80_000_000
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ import pytest
 from conftest import WorkerProcess, wait_until
 from dask.base import collections_to_expr
 from dask.core import flatten
+from dask.graph_manipulation import checkpoint
 from dask.utils import SerializableLock
 
 import dask_redisq as redisq
@@ -105,6 +106,47 @@ def test_a_store_whose_name_was_lost_in_fusion_is_found(queue: Queue) -> None:
     stored: Any = da.store(grid(), target, compute=False, return_stored=True)
     with pytest.raises(redisq.RedisqError, match="a NumPy array"):
         (stored + 1).compute(scheduler=queue.get)
+
+
+@pytest.mark.parametrize("wrapped", ["delayed", "list", "checkpoint", "target", "loaded", "sum"])
+def test_a_store_into_memory_is_refused_as_an_argument_of_a_task(
+    queue: Queue, wrapped: str
+) -> None:
+    """Dask puts each task of such an argument into another one; with one chunk they are one."""
+    out = np.zeros((40, 40))
+    target = dask.delayed(out) if wrapped == "target" else out
+    words: Any = {"compute": False, "return_stored": wrapped in {"loaded", "sum"}}
+    x = da.ones((40, 40), chunks=40 if wrapped == "sum" else 10)
+    stored: Any = da.store(x, target, **words)
+    if wrapped == "sum":
+        stored = stored.sum()
+    fn = dask.delayed(lambda stored: 1)
+    made = checkpoint(fn(stored)) if wrapped == "checkpoint" else fn(stored)
+    made = fn([stored, 1]) if wrapped == "list" else made
+    with pytest.raises(redisq.RedisqError, match="a NumPy array, which is in this process"):
+        made.compute(scheduler=queue.get)
+
+
+def test_zarr_in_memory_is_refused_as_an_argument_of_a_task(queue: Queue) -> None:
+    """That is how xarray does it by itself."""
+    target = zarr.create_array(
+        store=zarr.storage.MemoryStore(), shape=(40, 40), chunks=(10, 10), dtype="f8"
+    )
+    with redisq.enable(queue):
+        written = dask.delayed(lambda x: 1)(grid().to_zarr(target, compute=False))
+        later = dataset().to_zarr(zarr.storage.MemoryStore(), compute=False, zarr_format=2)
+        for made in (written, later):
+            with pytest.raises(redisq.RedisqError, match="a zarr array in memory"):
+                made.compute()
+
+
+def test_storing_into_a_zip_file_is_refused(queue: Queue, tmp_path: Path) -> None:
+    """One process writes its list of contents, as it closes it: what others wrote is not there."""
+    store = zarr.storage.ZipStore(tmp_path / "x.zip", mode="w")
+    target = zarr.create_array(store=store, shape=(40, 40), chunks=(10, 10), dtype="f8")
+    with pytest.raises(redisq.RedisqError, match=r"in a zip file, .* Store into a directory"):
+        da.store(grid(), target, scheduler=queue.get)
+    store.close()
 
 
 def test_storing_what_is_in_memory_is_no_store_into_it(
@@ -457,14 +499,15 @@ def test_to_hdf_takes_the_lock_of_the_queue(
     assert back.equals(frame)
 
 
-def test_a_shuffle_between_workers_of_distributed_is_refused() -> None:
-    """It needs distributed's scheduler; a graph that was built for one says so."""
-    shuffle = pytest.importorskip("distributed.shuffle._core")
-    barrier = shuffle.P2PBarrierTask.__new__(shuffle.P2PBarrierTask)
-    plan = plan_graph({"x": (sum, [1, 2])}, ["x"])
-    plan.nodes[0] = barrier
-    with pytest.raises(redisq.RedisqError, match="between workers of distributed"):
-        share_or_refuse(plan)
+def test_a_shuffle_between_workers_of_distributed_is_refused(queue: Queue) -> None:
+    """It needs distributed's scheduler. What to do helps also under `enable`."""
+    pytest.importorskip("distributed.shuffle._core")
+    frame: Any = dd.from_pandas(pd.DataFrame({"a": range(8)}), npartitions=2)
+    with (
+        redisq.enable(queue),
+        pytest.raises(redisq.RedisqError, match=r'distributed .* Pass shuffle_method="tasks"'),
+    ):
+        frame.shuffle("a", shuffle_method="p2p").compute()
 
 
 def test_a_bag_grouped_on_disk_is_refused_unless_there_is_one_disk() -> None:

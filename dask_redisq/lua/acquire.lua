@@ -42,11 +42,11 @@ if places <= 0 then return cmsgpack.pack({0, first - now}) end
 fence = math.max(last + 1, now)
 write_when_full()
 for _, token in ipairs(over) do remove_place(arg.name, token) end
-local life = math.max(24 * 3600 * 1000, 2 * arg.expiry)
+local life = memory_of(arg.name, arg.expiry)
 redis.call('HSET', name, arg.token, cmsgpack.pack({now + arg.expiry, fence, arg.slot}), 'last', fence)
 redis.call('PEXPIRE', name, life)
 if arg.slot ~= '' then
   redis.call('HSET', key.places(arg.slot), arg.token, arg.name)
-  redis.call('PEXPIRE', key.places(arg.slot), life)
+  redis.call('PEXPIRE', key.places(arg.slot), memory_of('', arg.expiry))
 end
 return cmsgpack.pack({fence, 0})

@@ -15,7 +15,7 @@ write_when_full()
 local held = remove_place(arg.name, arg.token)
 local entry = arg.token .. (held and '+' or '-')
 redis.call('HSET', name, 'gone', string.sub(entry .. gone, 1, 64 * #entry))
-if redis.call('PTTL', name) < 0 then redis.call('PEXPIRE', name, 24 * 3600 * 1000) end
+if redis.call('PTTL', name) < 0 then redis.call('PEXPIRE', name, memory_of(arg.name, 0)) end
 if not held then return 0 end
 wake_for_place(arg.name)
 return 1

@@ -3,6 +3,13 @@
 --
 -- A place is {until, fence, slot} in the hash of its lock. `places` of a slot names the locks of its own.
 
+-- For how many ms a lock is remembered: its fence, and tokens that a late copy of a call may bring. Of what
+-- Dask makes for one graph, a lock named `dask:` and a uuid, nobody reads the fence, and there may be many.
+local function memory_of(name, expiry)
+  local least = string.sub(name, 1, 5) == 'dask:' and 10 * 60 * 1000 or 24 * 3600 * 1000
+  return math.max(least, 2 * expiry)
+end
+
 -- Forget a place; return whether it was there.
 local function remove_place(name, token)
   local packed = redis.call('HGET', key.lock(name), token)
