@@ -126,6 +126,8 @@ def _windows(
             calls.append(Call(body, args if plain else (first + len(calls), *args)))
             if slow := not whole and time.perf_counter() - started > DRAWING:
                 break
+        if isinstance(body, Parcel):
+            body.further = first > 0 or len(calls) != loop.length()
         yield calls, range(first, first + len(calls))
         first += len(calls)
         size = 1 if slow and len(calls) < FEW else min(2 * size, largest)

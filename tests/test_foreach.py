@@ -548,6 +548,57 @@ def test_functions_that_a_process_let_go_are_set_up_again() -> None:
     assert "MODEL" not in names
 
 
+def test_worker_init_runs_once_in_a_slot_however_many_loops_there_are(
+    loops: Queue, tmp_path: Path
+) -> None:
+    """Five over generators at once, so that each comes in many jobs, in turns with the others."""
+
+    def run(k: int) -> None:
+        init = note_init(tmp_path / str(k))
+        found.append(loops.foreach(abs, slowly(30, 0.01), worker_init=init))
+
+    found: list[Any] = []
+    threads = [threading.Thread(target=run, args=(k,)) for k in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [list(range(30))] * 5
+    for k in range(5):
+        pids = (tmp_path / str(k)).read_text().split()
+        assert sorted(pids) == sorted(set(pids))
+
+
+def test_worker_init_runs_once_in_a_slot_however_large_it_is(loops: Queue, tmp_path: Path) -> None:
+    """It comes with tens of megabytes; what it made of them is there for the next job as well."""
+    log, table = tmp_path / "log", np.zeros(3_000_000)
+
+    def init() -> None:
+        assert not table.any()
+        note_init(log)()
+
+    assert loops.foreach(abs, slowly(12, 0.03), worker_init=init) == list(range(12))
+    pids = log.read_text().split()
+    assert sorted(pids) == sorted(set(pids))
+
+
+def slowly(n: int, seconds: float) -> Iterator[int]:
+    """Yield numbers, each of which takes its time: so each, or a few, are a job."""
+    for i in range(n):
+        time.sleep(seconds)
+        yield i
+
+
+def note_init(log: Path) -> Callable[[], None]:
+    """Return what notes the process that it is called in."""
+
+    def init() -> None:
+        with log.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+
+    return init
+
+
 def test_what_stays_of_a_loop_goes_when_nobody_asks_for_it() -> None:
     """In an idle slot: it may hold models, and open files."""
     for token, asked in (("early", 0.0), ("late", 50.0)):
