@@ -221,7 +221,7 @@ class Reduced:
 
     def __call__(self, _: int, first: int, width: int, *args: Any) -> Any:
         """Run iterations from `first` on, each with `width` of the arguments."""
-        results, faults = [], []
+        results, faults, left_out = [], [], None
         for i, start in enumerate(range(0, len(args), width), first):
             value = self.body(i, *args[start : start + width])
             if type(value) is not Caught:
@@ -230,8 +230,12 @@ class Reduced:
             error = value.error(repr(i))
             if self.tell:
                 faults.append((i, repr(error)))
-            if not self.leave_out:
+            if self.leave_out:
+                left_out = value
+            else:
                 results.append(error)
+        if left_out is not None and not results:  # with nothing to reduce the chunk has raised
+            return Told(left_out, faults) if faults else left_out
         with _of_the_job():
             reduced = self.reduce(results)
         return Told(reduced, faults) if faults else reduced
