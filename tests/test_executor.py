@@ -205,6 +205,21 @@ def test_no_more_calls_run_at_a_time_than_max_workers(
         redisq.Executor("test", cluster.url, max_workers=0)
 
 
+def test_an_initializer_can_be_called() -> None:
+    """As in the standard library it is looked at at once."""
+    with pytest.raises(TypeError, match="initializer is a function, not 3"):
+        redisq.Executor("test", initializer=3)  # type: ignore[arg-type]
+
+
+def test_a_delayed_value_among_the_arguments_is_refused(executor: redisq.Executor) -> None:
+    """Whatever kind of delayed it is: nothing would be computed, and nobody told."""
+    for delayed in (dask.delayed(3), dask.delayed(abs)(3)):
+        with pytest.raises(TypeError, match="to be persisted first"):
+            executor.submit(operator.add, 1, delayed).result(60)
+        with pytest.raises(TypeError, match="to be persisted first"):
+            executor.queue.foreach(abs, [delayed])
+
+
 def test_an_initializer_runs_once_per_slot(cluster: redisq.LocalCluster, tmp_path: Path) -> None:
     """With its arguments, before the first call there."""
 
