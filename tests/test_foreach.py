@@ -371,7 +371,7 @@ def test_a_reduction_sees_errors_as_the_loop_handles_them(loops: Queue) -> None:
     rows = itertools.repeat(data)
     words: dict[str, Any] = {"reduce": repr, "chunk_size": 3}
     removed = loops.foreach(raise_odd, 4, rows, errorhandling="remove", **words)
-    assert removed == ["[0, 2]", "[]"]
+    assert removed == ["[0, 2]"]
     (passed, _) = loops.foreach(raise_odd, 4, rows, errorhandling="pass", **words)
     assert passed == "[0, ValueError('1 is odd'), 2]"
     with pytest.raises(ValueError, match="is odd"):
@@ -580,6 +580,33 @@ def test_worker_init_runs_once_in_a_slot_however_large_it_is(loops: Queue, tmp_p
     assert loops.foreach(abs, slowly(12, 0.03), worker_init=init) == list(range(12))
     pids = log.read_text().split()
     assert sorted(pids) == sorted(set(pids))
+
+
+def test_a_chunk_with_nothing_left_is_left_out(
+    loops: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What reduces is not called with an empty list, which max and many others refuse."""
+    words: dict[str, Any] = {"reduce": max, "combine": max, "chunk_size": 2}
+    items = ["x", "y", "1", "2"]
+    assert loops.foreach(int, items, errorhandling="remove", **words) == 2
+    with caplog.at_level("INFO", logger="dask_redisq.foreach"):
+        loops.foreach(int, items, errorhandling="remove", verbose=True, **words)
+    told = [r.message for r in caplog.records if "fault:" in r.message]
+    assert sum("iteration" in message for message in told) == 2
+
+
+def test_a_loop_says_once_that_there_are_no_workers(
+    queue: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Though it has many jobs that wait."""
+
+    def numbers() -> Iterator[int]:
+        yield from range(3)
+        wait_until(lambda: len(queue.jobs()) > 1)
+
+    with pytest.raises(redisq.NoWorkersError):
+        queue.foreach(abs, numbers(), no_workers_timeout=6.0)
+    assert sum("has no workers" in record.message for record in caplog.records) == 1
 
 
 def slowly(n: int, seconds: float) -> Iterator[int]:
