@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,13 +31,14 @@ OF_THE_JOB = (
     "dask-redisq: raised by packages, worker_init or reduce, which are of all iterations, and no "
     "error of one of them"
 )
-#: Setups with names to show that a process remembers: they may be of models, and large.
-MOST_KEPT = 2
+#: Setups with names to show that a process remembers, those that were lately asked for: they may be
+#: of models, and large; but those of all executors that are in use at once have to be among them.
+MOST_KEPT = 32
 #: Tokens of the loops whose setup this process has done -> where it set names, if they are kept,
 #: and which.
-_done: dict[str, tuple[Globals, Globals]] = {}
-#: Among global names: the setup whose names are there.
-_SHOWN = "__redisq_setup__"
+_done: OrderedDict[str, tuple[Globals, Globals]] = OrderedDict()
+#: Among global names: the setup whose names are there, and the names that one has set.
+_SHOWN, _SET = "__redisq_setup__", "__redisq_set__"
 
 
 @dataclass(frozen=True)
@@ -63,15 +65,20 @@ class Setup:
     def do(self) -> None:
         """Do it, unless this process did; what it raises is the error of the job."""
         if self.token in _done:
+            if self.kept_for is not None:
+                _done.move_to_end(self.token)
             return
         names = _names_of(self.kept_for)
-        before = dict(names)
+        # What it set here before it was forgotten is its own, also if it sets the same once more.
+        before = {k: v for k, v in names.items() if k not in names.get(_SET, ())}
         with _of_the_job():
             for name in self.packages:
                 import_module(name)
             if self.worker_init is not None:
                 self.worker_init()
         new = {k: v for k, v in names.items() if k not in before or before[k] is not v}
+        if new:
+            names[_SET] = frozenset(new)
         _done[self.token] = names, new
         kept = [token for token, (home, _) in _done.items() if home]
         for token in kept[:-MOST_KEPT]:
@@ -214,7 +221,7 @@ class Reduced:
 
     def __call__(self, _: int, first: int, width: int, *args: Any) -> Any:
         """Run iterations from `first` on, each with `width` of the arguments."""
-        results, faults = [], []
+        results, faults, left_out = [], [], None
         for i, start in enumerate(range(0, len(args), width), first):
             value = self.body(i, *args[start : start + width])
             if type(value) is not Caught:
@@ -223,8 +230,12 @@ class Reduced:
             error = value.error(repr(i))
             if self.tell:
                 faults.append((i, repr(error)))
-            if not self.leave_out:
+            if self.leave_out:
+                left_out = value
+            else:
                 results.append(error)
+        if left_out is not None and not results:  # with nothing to reduce the chunk has raised
+            return Told(left_out, faults) if faults else left_out
         with _of_the_job():
             reduced = self.reduce(results)
         return Told(reduced, faults) if faults else reduced

@@ -12,7 +12,6 @@ from dask.typing import Key
 from dask_redisq.annotations import limits, restrictions
 from dask_redisq.codec import KeptValue
 from dask_redisq.options import JobOptions, job_options
-from dask_redisq.persist import Scattered
 from dask_redisq.plan import Plan
 from dask_redisq.settings import setting
 
@@ -47,7 +46,7 @@ class CallPlan(Plan):
 def _part(arg: Any) -> Any:
     """Return the value of a kept job that an argument stands for; None if it is a plain one."""
     kind = type(arg)
-    if kind is Scattered or kind is Delayed:
+    if issubclass(kind, Delayed):
         arg = arg.__dask_graph__().get(arg.key)
         kind = type(arg)
     elif not getattr(kind, "__dask_future__", False):

@@ -16,9 +16,9 @@ __all__ = ["NOTHING", "Combiner"]
 #: There is no such value: None may be one.
 NOTHING: Any = type("Nothing", (), {"__repr__": lambda _: "NOTHING"})()
 #: Builtins that take one iterable, and may be given what they returned before.
-_FOLDING = {builtins.sum, builtins.min, builtins.max, builtins.any, builtins.all}
+_FOLDING = (builtins.sum, builtins.min, builtins.max, builtins.any, builtins.all)
 #: Those that take one iterable, and may not: they get all results at once.
-_COLLECTING: set[Any] = {builtins.list, builtins.tuple, builtins.set}
+_COLLECTING: tuple[Any, ...] = (builtins.list, builtins.tuple, builtins.set)
 
 
 class Combiner:
@@ -79,8 +79,8 @@ class Combiner:
         self._most = maxcombine if multicombine else 2
         self._inorder = inorder
         self._final = final
-        self._lists = combine in _FOLDING
-        self._collects = combine is None or combine in _COLLECTING
+        self._lists = any(combine is one for one in _FOLDING)  # it may have no hash
+        self._collects = combine is None or any(combine is one for one in _COLLECTING)
         self._parts: list[Any] = [] if init is NOTHING else [init]
         self._combined = False  # whether the first of the parts is what `combine` returned
         self._early: dict[int, Any] = {}

@@ -23,6 +23,7 @@ from dask_redisq import client_lease
 from dask_redisq.amounts import whole
 from dask_redisq.body import Caught, Setup, catching
 from dask_redisq.calls import Call, CallPlan, call_settings, plan_calls
+from dask_redisq.loop import check_callable
 from dask_redisq.options import refuse_keywords
 from dask_redisq.page import Wait
 from dask_redisq.queue import Queue
@@ -65,7 +66,7 @@ class Executor(BaseExecutor):
     Raises
     ------
     TypeError
-        For a keyword that there is not.
+        For a keyword that there is not, or an `initializer` that cannot be called.
 
     Examples
     --------
@@ -93,6 +94,7 @@ class Executor(BaseExecutor):
         self._words, self._options = call_settings(self.queue.with_defaults(kwargs))
         self._setup = None
         if initializer is not None:
+            check_callable("initializer", initializer)
             init = _Initializer(initializer, initargs)
             self._setup = Setup(secrets.token_hex(8), worker_init=init, kept_for=initializer)
         self._cap = None if max_workers is None else whole("max_workers", max_workers, 1)

@@ -113,6 +113,8 @@ class Follower:
         self.options = options
         link.ends_loops = bool(options.get_task)
         self.received: dict[int, Any] = {}
+        #: What was said of missing workers.
+        self.said: set[str] = set()
         self.ended: str | None = None
         #: Whether it ended though nobody wanted that: see `Dropped`.
         self.dropped = False
@@ -222,7 +224,7 @@ class Follower:
     @cached_property
     def _lookout(self) -> Lookout:
         limit = self.options.no_workers_timeout
-        return Lookout(self.link, self.keys, self.id, limit, self.restricted, self._born)
+        return Lookout(self.link, self.keys, self.id, limit, self.restricted, self._born, self.said)
 
     @cached_property
     def _events(self) -> Events | None:

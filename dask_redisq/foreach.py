@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 from dask.sizeof import sizeof
@@ -24,6 +25,7 @@ from dask_redisq.combine import NOTHING, Combiner
 from dask_redisq.keys import Keys
 from dask_redisq.loop import Loop
 from dask_redisq.loop_progress import Progress
+from dask_redisq.monitor import server_ms
 from dask_redisq.options import JobOptions
 from dask_redisq.parcel import Parcel
 from dask_redisq.pool import Pool
@@ -78,6 +80,8 @@ def _run(
     combiner, more = loop.combiner, True
     each = loop.errorhandling != "stop"
     told = loop.noun if loop.verbose else ""
+    with pool.lend(keys) as link:  # what is removed from now on is the queue of this loop
+        options = replace(options, since=server_ms(link))
     with Stream(pool, keys, options, signer, each=each, verbose=told) as stream:
         while True:
             while more and _has_room(stream, combiner):
@@ -122,6 +126,8 @@ def _windows(
             calls.append(Call(body, args if plain else (first + len(calls), *args)))
             if slow := not whole and time.perf_counter() - started > DRAWING:
                 break
+        if isinstance(body, Parcel):
+            body.further = first > 0 or len(calls) != loop.length()
         yield calls, range(first, first + len(calls))
         first += len(calls)
         size = 1 if slow and len(calls) < FEW else min(2 * size, largest)

@@ -252,6 +252,7 @@ class Job(Follower):
             ordered=int(plan.ordered),
             parent=self.options.parent,
             policy=self.options.get_task,
+            since=self.options.since,
             python=python_tag(),
             allowed=self.options.allowed_failures,
             retries=self.options.retries,

@@ -20,6 +20,7 @@ PATTERNS: dict[str, tuple[str, str]] = {
         "queue",
         "hash: schema, suspended, finished, refused, files, turns (these grow), serves, run...",
     ),
+    "removing": ("removing", "string with expiry: why the queue is being removed, and now"),
     "jobs": ("jobs", "zset: every job -> server time in ms when it was created"),
     "active": ("active", "zset: jobs with a ready task -> -priority * 2^40 + last served"),
     "monitor": (
@@ -46,6 +47,7 @@ PATTERNS: dict[str, tuple[str, str]] = {
     "places": ("places:%s", "hash: token -> lock, of the places that a task of this slot holds"),
     "freed": ("freed:%s", "list: a token wakes one that waits for this lock"),
     "tomb": ("tomb:%s", "string with expiry: msgpack [state, reason] of a job that is gone"),
+    "removed": ("tomb:queue", "as a tomb, of a queue that had loops: msgpack [when (ms), why]"),
     # one job: truth
     "job": ("job:%s", "hash: state, epoch, n, finished, settings, error, life"),
     "answer": ("job:%s:answer", "string: what makes the answer of a detached job from its outputs"),

@@ -47,6 +47,8 @@ class Lookout:
         the job, and asks the server when it is late.
     now : float
         The time, as for all that follows by `time.monotonic`.
+    said : set of str
+        What was said; shared by the jobs of a loop, which are one thing to its user.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Lookout:
         limit: float | None,
         restricted: Mapping[int, tuple[str, ...]] | None,
         now: float,
+        said: set[str],
     ) -> None:
         self.link = link
         self.keys = keys
@@ -66,7 +69,7 @@ class Lookout:
         self._known = restricted is not None
         #: When the first look at a quiet job is due, in seconds without progress.
         self.patience = QUIET if limit is None else min(QUIET, limit)
-        self._said = False
+        self._said = said
         self._looked: float | None = None
         #: Since when nobody was seen who may run one of the restricted tasks.
         self._since: float | None = None
@@ -138,7 +141,7 @@ class Lookout:
     def _tell(self, problem: str, seconds: float) -> None:
         """Say once that nobody is able, or give up, after so many seconds."""
         if seconds >= QUIET and not self._said:
-            self._said = True
+            self._said.add(problem)
             logger.warning("job %s waits: %s", self.job, problem)
         if self.limit is not None and seconds >= self.limit:
             raise NoWorkersError(f"gave up after {self.limit:g} s: {problem}")

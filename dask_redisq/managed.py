@@ -182,9 +182,12 @@ class Managed:
         Waits until the workers left, or until those that do not answer are past their expiry; at
         most `timeout` seconds.
 
+        What was submitted before it returns, or is the next part of a loop that began before, is a
+        `JobCancelled`; what comes later is of a new queue, and waits for workers.
+
         Of each job that was cancelled, by this or before, or whose results were forgotten or
         expired, a small key stays, ``redisq:{QUEUE}:tomb:JOB``, for ten minutes from then: who
-        comes late is told what became of it.
+        comes late is told what became of it. So is a loop, by ``redisq:{QUEUE}:tomb:queue``.
         """
         with self.pool.lend() as link:
             remove_queue(link, self.keys, timeout)

@@ -20,7 +20,7 @@ from dask_redisq.link import Link
 from dask_redisq.rebuild import try_rebuild
 from dask_redisq.settings import setting
 
-__all__ = ["Audit", "Check", "Monitor", "Recovery", "renew_values", "sweep"]
+__all__ = ["Audit", "Check", "Monitor", "Recovery", "renew_values", "server_ms", "sweep"]
 
 logger = logging.getLogger("dask_redisq")
 
@@ -147,20 +147,16 @@ class Recovery:
         if since is None:
             return None
         if self._ahead is None:
-            self._ahead = self._server_ms() - 1000 * now
+            self._ahead = server_ms(self.link) - 1000 * now
         if now - max(since, self._here_since) < self.expiry:
             return None
-        server = self._server_ms()
+        server = server_ms(self.link)
         # All were stopped since somebody read what `now` is: then more time passed there than here.
         stopped = server - 1000 * now - self._ahead > 1000 * longest
         self._ahead = server - 1000 * now
         if stopped or self.link.served_since(longest) != since:
             return None
         return server + int(1000 * longest)
-
-    def _server_ms(self) -> int:
-        seconds, micros = map(int, self.link.command("TIME"))
-        return 1000 * seconds + micros // 1000
 
 
 class Audit:
@@ -197,6 +193,12 @@ class Audit:
             name = job.decode()
             logger.warning("job %s is rebuilt, for it is damaged: %s", name, wrong.decode())
             try_rebuild(self.link, self.keys, name)
+
+
+def server_ms(link: Link) -> int:
+    """Return the time of the server's clock, in ms."""
+    seconds, micros = map(int, link.command("TIME"))
+    return 1000 * seconds + micros // 1000
 
 
 def sweep(link: Link, keys: Keys, job: str) -> bool:

@@ -101,6 +101,8 @@ class JobOptions:
     get_task: str = ""
     #: The job whose task waits for this one, if one does.
     parent: str = ""
+    #: When the loop began of which the job is a part, in ms of the server's clock; 0: of none.
+    since: int = 0
     #: Seconds for which the results of a detached job are kept; 0: it is not detached.
     result_ttl: float = 0.0
 

@@ -28,9 +28,6 @@ from dask_redisq.staying import stay
 
 __all__ = ["Parcel", "functions_in"]
 
-#: Bytes from which functions are let go with their blocks, and do not stay.
-MOST_BYTES = 2**24
-
 Globals = dict[str, Any]
 
 _opened: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
@@ -67,6 +64,9 @@ class Parcel:
         self._functions = functions
         self._export = dict(export)
         self._noexport = noexport
+        #: Whether more jobs may come with it. If not it goes with its blocks: they are of one job,
+        #: which slots remember, and what `worker_init` loaded may be large.
+        self.further = True
         self._packed: tuple[Any, ...] | None = None
 
     def __repr__(self) -> str:
@@ -75,7 +75,7 @@ class Parcel:
     def __reduce__(self) -> tuple[Any, ...]:
         if self._packed is None:
             self._packed = self._pack()
-        return _read, (self.token, *self._packed)
+        return _read, (self.token, self.further, *self._packed)
 
     def open(self) -> Callable[..., Any]:
         """Return what a slot finds in its place: here, if this process is one."""
@@ -100,7 +100,7 @@ class Parcel:
         return (stream.getvalue(), *buffers)
 
 
-def _read(token: str, data: bytes, *buffers: Any) -> Any:
+def _read(token: str, further: bool, data: bytes, *buffers: Any) -> Any:  # noqa: FBT001 - pickled
     """Return the callable of a parcel, the same one however often it comes to this process."""
     found = _opened.get(token)
     if found is None:
@@ -110,7 +110,7 @@ def _read(token: str, data: bytes, *buffers: Any) -> Any:
         _opened[token] = found
         # Another one would have names of its own, which nothing has set up.
         weakref.finalize(found, forget_setup, token).atexit = False
-    if len(data) + sum(memoryview(buffer).nbytes for buffer in buffers) < MOST_BYTES:
+    if further:
         stay(token, found, time.monotonic())
     return found
 

@@ -11,12 +11,16 @@ from dask_redisq.registry import list_workers
 
 __all__ = ["remove_queue", "restart_workers"]
 
+#: Milliseconds for which no job is made on a queue whose remover may have died.
+LIFE = 10_000
+
 
 def remove_queue(link: Link, keys: Keys, timeout: float) -> None:
     """Cancel the jobs, tell every worker to leave, wait for that, then delete all keys.
 
-    But for the tombs of its jobs, small keys that expire: a client that looks for its job a
-    moment later is told that the queue was removed, and not that the server lost its data.
+    But for the tombs of its jobs, and one of its loops, small keys that expire: a client that
+    looks for its job, or comes with the next part of a loop, a moment later is told that the queue
+    was removed, and not that the server lost its data.
     """
     deadline = time.monotonic() + timeout
     try:  # first of all: a queue without workers, whose keys nobody may look for, is no removed one
@@ -26,20 +30,24 @@ def remove_queue(link: Link, keys: Keys, timeout: float) -> None:
             f"queue {keys.queue!r} is as it was: who removes one needs +scan besides a client's "
             f"rights. {why}"
         ) from why
-    link.call("stop_workers", keys, reason="its queue was removed")
+    link.call("stop_workers", keys, reason="its queue was removed", life=LIFE)
+    removing = keys("removing")
     while time.monotonic() < deadline:
         workers = link.command("HKEYS", keys("workers"))
         names = [keys("alive", w.decode()) for w in workers]
         if not names or not link.command("EXISTS", *names):
             break
         time.sleep(0.02)
-    cursor, tombs = b"0", keys("tomb", "").encode()
+        link.command("PEXPIRE", removing, LIFE)
+    cursor, stay = b"0", (keys("tomb", "").encode(), removing.encode())
     while True:
+        link.command("PEXPIRE", removing, LIFE)
         cursor, found = link.command("SCAN", cursor, "MATCH", keys.pattern(), "COUNT", 500)
-        gone = [name for name in found if not name.startswith(tombs)]
+        gone = [name for name in found if not name.startswith(stay)]
         if gone:
             link.command("UNLINK", *gone)
         if cursor == b"0":
+            link.command("UNLINK", removing)
             return
 
 

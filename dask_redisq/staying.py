@@ -12,8 +12,9 @@ from typing import Any
 
 __all__ = ["MOST", "let_go", "stay"]
 
-#: Loops whose functions stay, and seconds for which an idle slot keeps them.
-MOST, LONGEST = 2, 60.0
+#: Loops whose functions stay, and seconds for which an idle slot keeps them. More than go on at
+#: once: a slot does not know which of them have ended.
+MOST, LONGEST = 32, 60.0
 
 #: Token of the loop -> its functions, and when they were last asked for.
 _staying: OrderedDict[str, tuple[Any, float]] = OrderedDict()

@@ -92,7 +92,7 @@ class CallJob(Job):
         """Return a new job for the calls that `received` lacks; see `Job.again`."""
         job = super().again(received)
         job.deliver, job.each, job.watch = self.deliver, self.each, self.watch
-        job.unrelated, job.verbose = self.unrelated, self.verbose
+        job.unrelated, job.verbose, job.said = self.unrelated, self.verbose, self.said
         return job
 
     def submit(self) -> str:
@@ -221,6 +221,7 @@ class Stream:
         self._jobs: dict[int, CallJob] = {}  # by the number of their thread
         self._threads: list[threading.Thread] = []
         self._numbers = count()
+        self._said: set[str] = set()
         self._inbox: deque[Arrived | _End] = deque()
         self._sizes: deque[int] = deque()
         self._pending = 0
@@ -270,7 +271,7 @@ class Stream:
             with self.pool.lend(self.keys) as link:
                 job = CallJob(link, self.keys, plan, self.options, self.signer)
                 job.deliver, job.each = self._deliver, self.each
-                job.verbose = self.verbose
+                job.verbose, job.said = self.verbose, self._said
                 job.watch = partial(self._watch, number)
                 job.compute()
         except BaseException as why:  # it is the other thread's

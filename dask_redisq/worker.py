@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from dask.system import cpu_count
 
@@ -15,7 +15,8 @@ from dask_redisq.crew import WorkerOptions
 from dask_redisq.errors import NoServerError
 from dask_redisq.host import check_posix
 from dask_redisq.inherit import inherited
-from dask_redisq.keys import check_queue_name
+from dask_redisq.keys import Keys, check_queue_name
+from dask_redisq.passwords import redact
 from dask_redisq.retirement import Terms
 from dask_redisq.secret import environment_for, find_secret
 from dask_redisq.settings import setting
@@ -26,8 +27,18 @@ __all__ = ["plan_worker", "run_worker"]
 _NO_SERVER = "no Redis server to work for: pass url=, or set redisq.url (DASK_REDISQ__URL)"
 
 
+class _Queue(Protocol):
+    """What a worker is to know of a queue."""
+
+    name: str
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+
+
 def run_worker(
-    *queues: str,
+    *queues: str | _Queue,
     url: str | None = None,
     nworkers: int | None = None,
     name: str | None = None,
@@ -50,7 +61,8 @@ def run_worker(
     Parameters
     ----------
     *queues, url
-        What to serve, in order of priority, and where; by default as the settings say.
+        What to serve, names or `Queue` objects of one server, in order of priority, and where; by
+        default as the settings say.
     nworkers, name, tags, resources, preload, death_timeout
         As for the command: the slots, what they carry and share, and what they import first.
     max_tasks, max_idle, burst, lifetime, lifetime_stagger, linger
@@ -71,16 +83,32 @@ def run_worker(
     """
     from dask_redisq.supervisor import Supervisor
 
-    url = url or setting("url")
+    names, found = _names_and_urls(queues)
+    urls = found | ({url} if url else set())
+    if len(urls) > 1:
+        where = " and ".join(sorted(map(redact, urls)))
+        raise ValueError(f"a worker serves queues of one server, not of {where}")
+    url = urls.pop() if urls else setting("url")
     if not url:
         raise NoServerError(_NO_SERVER)
     options = plan_worker(
-        queues, url, Terms(max_tasks, max_idle, burst, lifetime, lifetime_stagger, linger),
+        names, url, Terms(max_tasks, max_idle, burst, lifetime, lifetime_stagger, linger),
         nworkers=nworkers, name=name, tags=_words(tags), preload=_words(preload),
         resources=check_resources(resources or {}),
         death_timeout=death_timeout, environment=inherited(url),
     )  # fmt: skip
     Supervisor(options).run()
+
+
+def _names_and_urls(queues: Iterable[Any]) -> tuple[list[str], set[str]]:
+    """Return what queues are called, and where those are of which more than a name was given."""
+    names, urls = [], set()
+    for queue in queues:
+        known = isinstance(getattr(queue, "keys", None), Keys)
+        names.append(queue.name if known else queue)
+        if known:
+            urls.add(queue.url)
+    return names, urls
 
 
 def _words(given: Iterable[str]) -> tuple[str, ...]:

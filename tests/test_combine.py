@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -50,6 +51,19 @@ def test_a_function_of_many_gets_no_more_than_maxcombine() -> None:
     assert combined(values, joined, multicombine=True, maxcombine=4, init="x") == "x0123456789"
     assert max(seen) == 4
     assert sum(seen) == 11 + len(seen) - 1
+
+
+def test_what_combines_need_not_have_a_hash() -> None:
+    """A dataclass that can be called has none."""
+
+    @dataclass
+    class Add:
+        more: int
+
+        def __call__(self, a: int, b: int) -> int:
+            return a + b + self.more
+
+    assert combined({0: 1, 1: 2, 2: 3}, Add(10)) == 26
 
 
 @pytest.mark.parametrize("multicombine", [False, True])

@@ -36,7 +36,7 @@ def tell_to_stop(link: Link, keys: Keys) -> None:
     link.call(
         "register", keys, worker=WORKER, info=b"", expiry=60_000, slot="", seq=0, tags=pack([])
     )
-    assert link.call("stop_workers", keys, reason="") == 1
+    assert link.call("stop_workers", keys, reason="", life=1000) == 1
 
 
 def heard(words: ControlWords) -> list[Word]:

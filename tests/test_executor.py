@@ -22,6 +22,7 @@ from conftest import wait_until
 from test_foreach import script
 
 import dask_redisq as redisq
+from dask_redisq.body import Setup, catching, forget_setup
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +205,21 @@ def test_no_more_calls_run_at_a_time_than_max_workers(
         redisq.Executor("test", cluster.url, max_workers=0)
 
 
+def test_an_initializer_can_be_called() -> None:
+    """As in the standard library it is looked at at once."""
+    with pytest.raises(TypeError, match="initializer is a function, not 3"):
+        redisq.Executor("test", initializer=3)  # type: ignore[arg-type]
+
+
+def test_a_delayed_value_among_the_arguments_is_refused(executor: redisq.Executor) -> None:
+    """Whatever kind of delayed it is: nothing would be computed, and nobody told."""
+    for delayed in (dask.delayed(3), dask.delayed(abs)(3)):
+        with pytest.raises(TypeError, match="to be persisted first"):
+            executor.submit(operator.add, 1, delayed).result(60)
+        with pytest.raises(TypeError, match="to be persisted first"):
+            executor.queue.foreach(abs, [delayed])
+
+
 def test_an_initializer_runs_once_per_slot(cluster: redisq.LocalCluster, tmp_path: Path) -> None:
     """With its arguments, before the first call there."""
 
@@ -215,6 +231,46 @@ def test_an_initializer_runs_once_per_slot(cluster: redisq.LocalCluster, tmp_pat
         list(executor.map(abs, range(50)))
         executor.queue.close()
     assert {path.read_text() for path in tmp_path.iterdir()} == {"x"}
+
+
+def test_initializers_of_several_executors_run_once_per_slot_each(
+    cluster: redisq.LocalCluster, tmp_path: Path
+) -> None:
+    """Four of them in turns: a slot ran them again and again, and calls missed what they set."""
+    names = script(
+        "import os, time\n"
+        "def init(k, log):\n"
+        "    global M\n"
+        "    M = k\n"
+        "    with log.open('a') as file: file.write(f'{os.getpid()} ')\n"
+        "def use(i):\n"
+        "    time.sleep(0.01)\n"
+        "    return M\n"
+    )
+    logs = [tmp_path / str(k) for k in range(4)]
+    executors = [
+        redisq.Executor("test", cluster.url, initializer=names["init"], initargs=(k, log))
+        for k, log in enumerate(logs)
+    ]
+    for _ in range(3):
+        asked = [(k, e.submit(names["use"], i)) for i in range(8) for k, e in enumerate(executors)]
+        assert [future.result(60) for _, future in asked] == [k for k, _ in asked]
+    for executor in executors:
+        executor.shutdown()
+        executor.queue.close()
+    for log in logs:
+        pids = log.read_text().split()
+        assert sorted(pids) == sorted(set(pids))
+
+
+def test_an_initializer_that_runs_again_in_its_names_shows_them_again() -> None:
+    """Many others came between, and its block is still there: it sets what is set already."""
+    init = script("def init():\n    global M\n    M = 7\n")["init"]
+    setup = Setup("again", worker_init=init, kept_for=init)
+    for _ in range(2):
+        later = script("def use(): return M\n")["use"]
+        assert catching(setup, later) == 7
+        forget_setup("again")
 
 
 def test_what_an_initializer_sets_is_there_for_all_calls(executor: redisq.Executor) -> None:

@@ -396,7 +396,7 @@ def test_a_word_of_removal_that_comes_twice_is_obeyed_once(
     queue.wait_for_workers(1, timeout=90)
     psutil.Process(worker.pid).suspend()
     for _ in range(2):
-        assert link.call("stop_workers", keys, reason="it was removed") == 1
+        assert link.call("stop_workers", keys, reason="it was removed", life=1000) == 1
     psutil.Process(worker.pid).resume()
     assert worker.wait(2.0) == 0
     assert worker.output().count("was removed") == 1

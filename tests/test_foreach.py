@@ -371,7 +371,7 @@ def test_a_reduction_sees_errors_as_the_loop_handles_them(loops: Queue) -> None:
     rows = itertools.repeat(data)
     words: dict[str, Any] = {"reduce": repr, "chunk_size": 3}
     removed = loops.foreach(raise_odd, 4, rows, errorhandling="remove", **words)
-    assert removed == ["[0, 2]", "[]"]
+    assert removed == ["[0, 2]"]
     (passed, _) = loops.foreach(raise_odd, 4, rows, errorhandling="pass", **words)
     assert passed == "[0, ValueError('1 is odd'), 2]"
     with pytest.raises(ValueError, match="is odd"):
@@ -546,6 +546,84 @@ def test_functions_that_a_process_let_go_are_set_up_again() -> None:
         gc.collect()
     del sys.modules["redisq_let_go"]
     assert "MODEL" not in names
+
+
+def test_worker_init_runs_once_in_a_slot_however_many_loops_there_are(
+    loops: Queue, tmp_path: Path
+) -> None:
+    """Five over generators at once, so that each comes in many jobs, in turns with the others."""
+
+    def run(k: int) -> None:
+        init = note_init(tmp_path / str(k))
+        found.append(loops.foreach(abs, slowly(30, 0.01), worker_init=init))
+
+    found: list[Any] = []
+    threads = [threading.Thread(target=run, args=(k,)) for k in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [list(range(30))] * 5
+    for k in range(5):
+        pids = (tmp_path / str(k)).read_text().split()
+        assert sorted(pids) == sorted(set(pids))
+
+
+def test_worker_init_runs_once_in_a_slot_however_large_it_is(loops: Queue, tmp_path: Path) -> None:
+    """It comes with tens of megabytes; what it made of them is there for the next job as well."""
+    log, table = tmp_path / "log", np.zeros(3_000_000)
+
+    def init() -> None:
+        assert not table.any()
+        note_init(log)()
+
+    assert loops.foreach(abs, slowly(12, 0.03), worker_init=init) == list(range(12))
+    pids = log.read_text().split()
+    assert sorted(pids) == sorted(set(pids))
+
+
+def test_a_chunk_with_nothing_left_is_left_out(
+    loops: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What reduces is not called with an empty list, which max and many others refuse."""
+    words: dict[str, Any] = {"reduce": max, "combine": max, "chunk_size": 2}
+    items = ["x", "y", "1", "2"]
+    assert loops.foreach(int, items, errorhandling="remove", **words) == 2
+    with caplog.at_level("INFO", logger="dask_redisq.foreach"):
+        loops.foreach(int, items, errorhandling="remove", verbose=True, **words)
+    told = [r.message for r in caplog.records if "fault:" in r.message]
+    assert sum("iteration" in message for message in told) == 2
+
+
+def test_a_loop_says_once_that_there_are_no_workers(
+    queue: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Though it has many jobs that wait."""
+
+    def numbers() -> Iterator[int]:
+        yield from range(3)
+        wait_until(lambda: len(queue.jobs()) > 1)
+
+    with pytest.raises(redisq.NoWorkersError):
+        queue.foreach(abs, numbers(), no_workers_timeout=6.0)
+    assert sum("has no workers" in record.message for record in caplog.records) == 1
+
+
+def slowly(n: int, seconds: float) -> Iterator[int]:
+    """Yield numbers, each of which takes its time: so each, or a few, are a job."""
+    for i in range(n):
+        time.sleep(seconds)
+        yield i
+
+
+def note_init(log: Path) -> Callable[[], None]:
+    """Return what notes the process that it is called in."""
+
+    def init() -> None:
+        with log.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+
+    return init
 
 
 def test_what_stays_of_a_loop_goes_when_nobody_asks_for_it() -> None:

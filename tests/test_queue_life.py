@@ -7,11 +7,12 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import dask
+import psutil
 import pytest
 from conftest import WorkerProcess, all_idle, looked, wait_until
 from dask.utils_test import inc
@@ -387,6 +388,60 @@ def test_a_worker_that_vanished_whole_is_left_out(
     link.command("DEL", keys("alive", "dead"), keys("monitor"))
     wait_until(lambda: looked(link, keys))
     assert len(asking.result()) == 2
+
+
+# The removal.
+
+
+def test_what_is_submitted_while_a_queue_is_removed_is_cancelled(
+    queue: Queue, start_worker: Callable[..., WorkerProcess], link: Link
+) -> None:
+    """A worker takes its time to leave; graphs, loops and calls come meanwhile, and once it left.
+
+    Some of their keys went with the others, so they were submitted again, and waited for workers.
+    """
+    worker = start_worker("test", "--nworkers", "1")
+    queue.wait_for_workers(1, timeout=90)
+    with redisq.Executor(queue) as executor:
+        psutil.Process(worker.pid).suspend()
+        removing = Background(queue.remove)
+        wait_until(lambda: link.command("KEYS", queue.keys("control", "*")))
+        asked = [
+            Background(queue.get, {"x": (inc, 1)}, "x"),
+            Background(queue.foreach, inc, range(3)),
+            Background(executor.submit(inc, 1).result),
+        ]
+        for some in asked:
+            with pytest.raises(redisq.JobCancelled, match="its queue was removed"):
+                some.result(5)
+        psutil.Process(worker.pid).resume()
+        removing.result()
+    assert worker.wait(10) == 0
+    assert left_of(queue, link) == []
+    start_worker("test", "--nworkers", "1")
+    assert queue.get({"x": (inc, 1)}, "x") == 2
+
+
+def test_a_loop_ends_with_its_queue_also_between_two_jobs(
+    queue: Queue, workers: WorkerProcess, link: Link
+) -> None:
+    """When its generator gives the next item all keys are gone: it waited for other workers."""
+
+    def numbers() -> Iterator[int]:
+        yield from range(3)
+        wait_until(lambda: queue.stats()["finished"] == 3 and queue.jobs() == [])
+        queue.remove()
+        yield 3
+
+    loop = Background(queue.foreach, inc, numbers())
+    with pytest.raises(redisq.JobCancelled, match="its queue was removed"):
+        loop.result()
+    assert left_of(queue, link) == []
+
+
+def left_of(queue: Queue, link: Link) -> list[bytes]:
+    """Return the keys that are left of a queue, but for what tells who comes late."""
+    return [k for k in link.command("KEYS", queue.keys.pattern()) if b":tomb:" not in k]
 
 
 def test_a_task_may_not_ask_its_own_workers(queue: Queue, workers: WorkerProcess) -> None:

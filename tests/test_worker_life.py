@@ -295,6 +295,19 @@ def test_a_worker_in_python_takes_the_options_of_the_command(
     redisq.run_worker("test", url=server.url, burst=True)
 
 
+def test_a_worker_in_python_takes_a_queue(queue: Queue, tmp_path: Path) -> None:
+    """As an executor does: it is on that one's server, on which all of them are."""
+    log = tmp_path / "log"
+    running = Background(queue.get, {"x": (note, log)}, "x")
+    wait_until(lambda: [row["sealed"] for row in queue.jobs()] == [True])
+    redisq.run_worker(queue, "other", nworkers=1, burst=True)
+    assert running.result(60) == pids(log)[0]
+    with pytest.raises(ValueError, match="a worker serves queues of one server"):
+        redisq.run_worker(queue, Queue("other", "unix:///nowhere"))
+    with pytest.raises(ValueError, match="a worker serves queues of one server"):
+        redisq.run_worker(queue, url="unix:///nowhere")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -1,9 +1,10 @@
 -- Make a job: its counters, settings and state; blocks follow, then seal.
--- keys: queue jobs job answer names holders held wait consumers restrict new_wait new_consumers new_restrict new_answer new_names client tomb children
--- args: job n block blocks epoch chunk priority python allowed retries retry_delay patience client_lease hard ttl pure watched kept uses most ordered parent by policy
--- returns: 'created', 'exists' (a replay), 'over' (it was, and is removed), or 'unstaged' (what was staged is not there: the server lost it), or 'gone' (so is a job whose values this one uses)
+-- keys: queue jobs job answer names holders held wait consumers restrict new_wait new_consumers new_restrict new_answer new_names client tomb children removing removed
+-- args: job n block blocks epoch chunk priority python allowed retries retry_delay patience client_lease hard ttl pure watched kept uses most ordered parent by policy since
+-- returns: 'created', 'exists' (a replay), 'over' (it was, and is removed), 'removed' (its queue is), or 'unstaged' (what was staged is not there: the server lost it), or 'gone' (so is a job whose values this one uses)
 --@include expire
 --@include ending
+--@include tomb
 --
 -- Only here are a job's keys made. The counters were staged by plain SETs, because megabytes
 -- in ARGV stall everyone; a SET that is sent twice then only fills a staging key, which expires,
@@ -21,12 +22,35 @@
 --
 -- `policy`: Lua that wishes which tasks a slot is given (wish.lua), or ''.
 --
+-- `since`: 0, or when its client had begun with the loop of which this job is a part, in ms.
+--
 -- The epoch is of this run of the server too: the server lost the job, its client lost the connection
 -- and sends all of it again, and a slot still keeps values that it made in the first one.
 if redis.call('EXISTS', key.job(arg.job)) == 1 then return 'exists' end
 -- It was cancelled and removed while its client, which lost its connection, had not heard of it:
 -- what that sends again would bring the job back, and it would run.
 if redis.call('EXISTS', key.tomb(arg.job)) == 1 then return 'over' end
+-- Story: C removes the queue while D computes one graph after the other. D's next job was made between two
+-- of C's deletions, which took some of its keys: it was taken for one that the server lost, submitted again,
+-- and waited for workers that had left. What is made when all keys are gone is of a new queue, and is to
+-- wait; but not the next window of a loop whose last one ended just before.
+local function why_removed()
+  local why = redis.call('GET', key.removing())
+  if why then return why end
+  local last = tonumber(arg.since) > 0 and redis.call('GET', key.removed())
+  if not last then return nil end
+  local at, reason = unpack(cmsgpack.unpack(last))
+  return at >= tonumber(arg.since) and reason or nil
+end
+local removed = why_removed()
+if removed then
+  bury(arg.job, 'cancelled', cmsgpack.pack({'cancelled', -1, removed, ''}))
+  -- Its client's greeting is all that is here, and would be for a day.
+  if redis.call('HLEN', key.queue()) == 2 and redis.call('HEXISTS', key.queue(), 'run') == 1 then
+    redis.call('UNLINK', key.queue())
+  end
+  return 'removed'
+end
 -- More urgent than its parent, and less than what users call more urgent.
 local NESTED = 2 ^ -10
 local hard = cmsgpack.unpack(arg.hard)
@@ -81,6 +105,7 @@ end
 redis.call('ZADD', key.jobs(), now_ms(), arg.job)
 hear_client(arg.job)
 redis.call('HSET', key.queue(), 'schema', '1')
+if tonumber(arg.since) > 0 then redis.call('HSET', key.queue(), 'loops', '1') end
 renew_first(arg.job)
 renew_queue()
 if arg.parent ~= '' then

@@ -179,6 +179,7 @@ class Engine:
         ordered: bool = False,
         parent: str = "",
         policy: str = "",
+        since: int = 0,
     ) -> str:
         """Create a job of tasks 0..n-1, none of whose blocks is there yet; return its id."""
         tasks = tuple(tuple(inputs[t]) for t in range(len(inputs)))
@@ -189,7 +190,7 @@ class Engine:
             "job": job, "n": n, "block": block, "blocks": self._blocks(job), "epoch": self._new_id(8), "chunk": chunk,
             "priority": priority, "python": python, "allowed": allowed, "retries": retries, "retry_delay": retry_delay,
             "patience": patience, "client_lease": lease, "ttl": ttl, "pure": pure, "watched": watched,
-            "kept": kept, "uses": pack(list(uses)), "most": most, "ordered": int(ordered), "parent": parent, "by": pack(["me", "here", 1]), "policy": policy,
+            "kept": kept, "uses": pack(list(uses)), "most": most, "ordered": int(ordered), "parent": parent, "by": pack(["me", "here", 1]), "policy": policy, "since": since,
             "hard": pack([list(tags) for tags in graph.restrictions]),
         }  # fmt: skip
         self.create_again(job)

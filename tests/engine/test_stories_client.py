@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from driver import NEVER, Engine
+from driver import LONG, NEVER, Engine
 from invariants import UNSEEN, JobView
 from simulator.server import BEGIN, CLOCK, simulated
 
 from dask_redisq.codec import pack, unpack
+from dask_redisq.monitor import server_ms
 
 A, B, C = range(3)
 DAY = 24 * 3600 * 1000
@@ -188,7 +189,7 @@ def test_a_job_that_is_gone_tells_why(engine: Engine, end: str) -> None:
         lose_client(engine, job)
         look(engine)
     else:
-        engine.call("stop_workers", reason="by me")
+        engine.call("stop_workers", reason="by me", life=1000)
     engine.sweep(job)
     kind = b"client" if end == "client" else b"cancelled"
     found = unpack(engine.link.call("gather", engine.keys, job=job, cursor=0, gen="", limit=10))
@@ -199,6 +200,47 @@ def test_a_job_that_is_gone_tells_why(engine: Engine, end: str) -> None:
         engine.link.call("gather", engine.keys, job="unknown", cursor=0, gen="", limit=10)
     )
     assert lost[:2] == [b"", b""]
+
+
+def test_no_job_is_made_while_its_queue_is_removed(engine: Engine) -> None:
+    """C has told the workers and deletes keys; D's next job would lose some of its own to that.
+
+    It was taken for one that the server had lost, submitted again, and waited for workers.
+    """
+    engine.slot()
+    engine.call("stop_workers", reason="by C", life=LONG)
+    late = engine.create({A: ()}, {A})
+    assert engine.put_block(late, 0) == b""
+    assert engine.state().members("jobs") == set()
+    assert tomb(engine, late)[:2] == ["cancelled", b"cancelled"]
+    assert b"by C" in tomb(engine, late)
+    engine.link.command("DEL", engine.keys("removing"))
+    assert engine.create_again(late) == b"over"
+    new = engine.create({A: ()}, {A})
+    assert engine.state().members("jobs") == {new}
+
+
+def test_a_window_of_a_loop_from_before_the_removal_is_not_made(engine: Engine) -> None:
+    """Between two windows a loop has no job; one that begins later, and a job by itself, are new."""
+    before = server_ms(engine.link)
+    first = engine.create({A: ()}, {A}, since=before)
+    engine.call("stop_workers", reason="by C", life=LONG)
+    engine.link.command("DEL", engine.keys("removing"), engine.keys("queue"))
+    engine.sweep(first)
+    engine.call("greet", run="this one")
+    window = engine.create({A: ()}, {A}, since=before)
+    assert b"by C" in tomb(engine, window)
+    assert engine.state().get("queue") is None, "what its client greeted stays"
+    others = {engine.create({A: ()}, {A}, since=since) for since in (0, before + LONG)}
+    assert engine.state().members("jobs") == others
+    assert 0 < engine.link.command("PTTL", engine.keys("removed")) <= 600_000
+
+
+def test_a_queue_without_loops_leaves_no_word_of_its_removal(engine: Engine) -> None:
+    """Nobody would ask for it."""
+    engine.create({A: ()}, {A})
+    engine.call("stop_workers", reason="by C", life=LONG)
+    assert engine.state().get("removed") is None
 
 
 def test_a_job_that_its_own_client_gives_up_leaves_no_tomb(engine: Engine) -> None:

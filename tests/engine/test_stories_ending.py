@@ -30,7 +30,7 @@ def test_the_news_of_an_end_expire(engine: Engine, end: str) -> None:
         case "death":
             engine.die(w1, begun=A)
         case "stop":
-            engine.call("stop_workers", reason="")
+            engine.call("stop_workers", reason="", life=1000)
 
 
 def test_a_client_does_not_sleep_while_edges_are_left(engine: Engine) -> None:

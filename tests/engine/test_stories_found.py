@@ -73,7 +73,7 @@ def test_a_job_whose_restrictions_are_forgotten_is_not_made(engine: Engine) -> N
         engine.link.command("SET", engine.keys(name, half), bytes(8), "PX", 1000)
     answer = engine.link.call(
         "create", engine.keys, job=half, n=2, client_lease=1000, ttl=0, hard=pack([["gpu"]]), kept=0,
-        uses=pack([]), most=0, ordered=0, parent="", by=b"", policy="", **args
+        uses=pack([]), most=0, ordered=0, parent="", by=b"", policy="", since=0, **args
     )  # fmt: skip
     assert answer == b"unstaged"
     assert engine.state().members("jobs") == {whole}

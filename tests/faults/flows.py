@@ -151,7 +151,7 @@ def the_server_came_back(engine: Engine) -> None:
     assert engine.call("upload", name="model.py", data=b"signed", at=1) == 1
     assert engine.call("upload", name="model.py", data=b"edited", at=2) == 2
     assert len(engine.call("restart_workers", worker="")) == 3
-    engine.call("stop_workers", reason="the queue is removed")
+    engine.call("stop_workers", reason="the queue is removed", life=1000)
     engine.sweep(job)
 
 

@@ -180,7 +180,7 @@ class Job:
         return {
             "job": self.id, "n": len(self.graph), "block": self.graph.block, "blocks": self.block_count,
             "epoch": self.epoch, "python": PYTHON, "client_lease": LEASE, "watched": 0,
-            "kept": 0, "uses": pack([]), "most": 0, "ordered": self.settings["ordered"], "parent": self.parent, "by": b"", "policy": self.settings["policy"],
+            "kept": 0, "uses": pack([]), "most": 0, "ordered": self.settings["ordered"], "parent": self.parent, "by": b"", "policy": self.settings["policy"], "since": 0,
             "hard": pack([list(tags) for tags in self.graph.restrictions]),
         } | {name: self.settings[name] for name in names}  # fmt: skip
 
