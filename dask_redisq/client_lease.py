@@ -18,6 +18,7 @@ import sys
 import threading
 import weakref
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 
 from dask_redisq.forks import in_forked_child
@@ -122,7 +123,7 @@ def hold(url: str, queue: str, job: str, lease: float) -> None:
 
 
 def _hold(url: str, queue: str, job: str, lease: float) -> _Helper:
-    with _lock:
+    with _locked():
         helper = _living(url) or _Helper(url)
         _helpers[url] = helper
         helper.hold(queue, job, lease)
@@ -142,7 +143,7 @@ def _living(url: str) -> _Helper | None:
 def look() -> None:
     """Start helpers again that were killed: nobody else renews what they held."""
     if _helpers:
-        with _lock:
+        with _locked():
             for url in list(_helpers):
                 _living(url)
 
@@ -174,11 +175,28 @@ def _release(helper: _Helper, queue: str, job: str) -> None:
     # In a forked child, whose copy is not the last one, the line is closed.
     helper.tell("release", queue, job)
     helper.released.append(job)
-    # Garbage is found anywhere, by a thread that holds the lock, too: then it ends the helper, or
-    # the next one does.
-    if _lock.acquire(blocking=False):
+    _settle_released()
+
+
+@contextlib.contextmanager
+def _locked() -> Iterator[None]:
+    try:
+        with _lock:
+            yield
+    finally:
+        _settle_released()
+
+
+def _settle_released() -> None:
+    """End helpers whose last job was let go, unless another thread has the lock: it does so then.
+
+    Garbage is found anywhere, by a thread that holds the lock, too.
+    """
+    while any(helper.released for helper in list(_helpers.values())):
+        if not _lock.acquire(blocking=False):
+            return
         try:
-            for url in [url for url, other in _helpers.items() if other is helper]:
+            for url in list(_helpers):
                 _settle(url)
         finally:
             _lock.release()
@@ -186,7 +204,7 @@ def _release(helper: _Helper, queue: str, job: str) -> None:
 
 def settle() -> None:
     """End the helpers that hold nothing any more."""
-    with _lock:
+    with _locked():
         for url in list(_helpers):
             _settle(url)
         _reap()
@@ -209,7 +227,7 @@ def _reap() -> None:
 
 def drop(url: str, job: str) -> None:
     """Let the lease of a job be; the helper ends with its last one."""
-    with _lock:
+    with _locked():
         helper = _helpers.get(url)
         if helper is None or job not in helper.jobs:
             return

@@ -205,8 +205,9 @@ class Executor(BaseExecutor):
             future.cancel()
             future.set_running_or_notify_cancel()
         for work in under_way:
-            if work.job is not None:
-                self.queue.cancel(work.job.id, reason)
+            job = work.job  # it is over in any moment, and has none then
+            if job is not None:
+                self.queue.cancel(job.id, reason)
 
     # -- threads: one that sends while there is something to send, and one per job ------------
 
@@ -268,6 +269,7 @@ class Executor(BaseExecutor):
         took = time.monotonic() - started
         with self._lock:
             self._under_way.remove(work)
+            work.job = None  # they hold each other, and with them the arguments of all its calls
             if took < SOON:
                 self._room = min(MOST, 2 * self._room)
             elif took > LATE:

@@ -5,7 +5,6 @@ Source: ``joblib.parallel.ParallelBackendBase``, and joblib's backend for distri
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -14,9 +13,9 @@ from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 import cloudpickle
-from dask.sizeof import sizeof
 from joblib.parallel import (
     AutoBatchingMixin,
+    FallbackToBackend,
     ParallelBackendBase,
     SequentialBackend,
     get_active_backend,
@@ -24,6 +23,7 @@ from joblib.parallel import (
 )
 
 from dask_redisq.executor import Executor
+from dask_redisq.large_arguments import ATOMS, Batch, LargeArguments, Mark, read
 from dask_redisq.options import refuse_keywords
 from dask_redisq.queue import Queue
 from dask_redisq.serving import in_slot
@@ -32,14 +32,12 @@ __all__ = ["RedisqBackend", "register_redisq"]
 
 #: Bytes that plain calls of a batch may take together.
 MOST_PACKED = 2**20
-#: Bytes from which an argument that comes again is sent once, and read from there.
-LARGE = 2**18
-#: Bytes up to which it is looked at each time whether its content is still the one that was sent;
-#: joblib's own backends do so up to 1 MB.
-CHECKED = 2**24
 #: Slots that are taken for granted while there is none: few machines have more.
 EXPECTED = 16
-_ATOMS = frozenset((int, float, bool, complex, str, type(None), slice))
+#: What joblib itself tells a backend, besides what `Parallel` was given for it.
+_OF_JOBLIB = frozenset(
+    ("context", "max_nbytes", "mmap_mode", "prefer", "require", "temp_folder", "verbose")
+)
 
 
 def register_redisq() -> None:
@@ -63,6 +61,9 @@ def _backend(**kwargs: Any) -> Any:
     active = get_active_backend()[0]
     if in_slot() and isinstance(active, SequentialBackend):
         return SequentialBackend(nesting_level=active.nesting_level)
+    # Who names a backend in a library has no idea of the queue that its caller named around it.
+    if isinstance(active, RedisqBackend):
+        return active.with_words(kwargs)
     return RedisqBackend(**kwargs)
 
 
@@ -79,10 +80,13 @@ class RedisqBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
         By default the setting ``redisq.queue``.
     url : str, optional
         By default the setting ``redisq.url``, or the private server.
-    nesting_level, inner_max_num_threads
-        joblib's. Slots have one thread each for BLAS and OpenMP.
+    nesting_level
+        joblib's.
     **kwargs
         Keywords of `Queue.get` that are of a job: ``timeout``, ``workers`` and so on.
+
+    `Parallel` takes these keywords as well, for its own calls. What is not named is as it is in the
+    block around it, if that is one of this backend.
     """
 
     supports_retrieve_callback = True
@@ -97,19 +101,21 @@ class RedisqBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
         queue: str | Queue | None = None,
         url: str | None = None,
         nesting_level: int | None = None,
-        inner_max_num_threads: int | None = None,
         **kwargs: Any,
     ) -> None:
         refuse_keywords(
             "joblib's backend", kwargs, lambda: signature(type(self)).parameters,
             "its own are queue and url, and those of a job",
         )  # fmt: skip
-        super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads)
+        super().__init__(nesting_level=nesting_level)
+        self._given, self._url = isinstance(queue, Queue), url
         self.queue = queue if isinstance(queue, Queue) else Queue(queue, url)
         self._words = kwargs
+        #: Whether it was made for a `Parallel`, with the keywords of that one.
+        self.of_parallel = False
         self._cap: int | None = None
         self._executor: Executor | None = None
-        self._large: dict[int, _Large] = {}  # by id
+        self._large = LargeArguments(self.queue)
 
     def __repr__(self) -> str:
         return f"<RedisqBackend on {self.queue!r}>"
@@ -128,10 +134,25 @@ class RedisqBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
         slots = self.queue.stats()["slots"] or EXPECTED
         return max(2, slots + 1 + n_jobs)
 
-    def configure(
-        self, n_jobs: int | None = 1, parallel: Any = None, **_backend_kwargs: Any
-    ) -> int:
+    def with_words(self, words: dict[str, Any]) -> RedisqBackend:
+        """Return such a backend with other keywords, and the rest as it is here."""
+        queue, url = words.get("queue"), words.get("url")
+        if queue is None and url is None:
+            queue = self.queue
+        elif queue is None:
+            queue = self.queue.name
+        elif url is None:
+            url = self.queue.url if self._given else self._url  # which none may be named
+        return type(self)(**{**self._words, **words, "queue": queue, "url": url})
+
+    def configure(self, n_jobs: int | None = 1, parallel: Any = None, **backend_kwargs: Any) -> int:
         """Get ready for calls of one `Parallel`."""
+        words = {name: x for name, x in backend_kwargs.items() if name not in _OF_JOBLIB}
+        if words and not self.of_parallel:
+            # Another one: this may be that of a block, which has other calls as well.
+            own = self.with_words({"nesting_level": self.nesting_level, **words})
+            own.of_parallel = True
+            raise FallbackToBackend(own)
         self.parallel = parallel
         self._cap = n_jobs if n_jobs is not None and n_jobs > 0 else None
         return self.effective_n_jobs(n_jobs)
@@ -156,8 +177,8 @@ class RedisqBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
         self._executor = Executor(self.queue, max_workers=self._cap, **self._words)
 
     def stop_call(self) -> None:
-        """Let go of what it used."""
-        self._large.clear()
+        """Take no more calls of it; what was sent may be of use to the next one."""
+        self._large.next_call()
         if self._executor is not None:
             self._executor.shutdown(wait=False)
 
@@ -169,54 +190,17 @@ class RedisqBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
             self.start_call()
         executor: Any = self._executor
         future: Future[Any]
-        packed = _packed(func.items)
+        packed, batch = _packed(func.items), None
         if packed is not None:
             future = executor.submit(_run_packed, packed)
         else:
-            future = self._submit_parts(executor, func.items)
+            batch = self._large.batch()
+            future = executor.submit(_run, [_marked(batch, *call) for call in func.items])
         if callback is not None:
             future.add_done_callback(callback)
+        if batch is not None:  # after joblib's, which has the next batch sent: it may use the same
+            future.add_done_callback(batch.over)
         return future
-
-    def _submit_parts(self, executor: Executor, calls: list[Any]) -> Future[Any]:
-        """Have calls made whose arguments may be large."""
-        parts: dict[int, Any] = {}
-        items = [
-            (
-                f,
-                self._marked(args, parts),
-                dict(zip(kw, self._marked(kw.values(), parts), strict=True)),
-            )
-            for f, args, kw in calls
-        ]
-        return executor.submit(_run, items, tuple(parts), *parts.values())
-
-    def _marked(self, args: Any, parts: dict[int, Any]) -> tuple[Any, ...]:
-        """Return arguments with marks in place of what is large and was scattered; note it."""
-        found = []
-        for arg in args:
-            part = None if type(arg) in _ATOMS else self._scattered(arg)
-            if part is not None:
-                parts[id(arg)] = part
-                arg = _Mark(id(arg))
-            found.append(arg)
-        return tuple(found)
-
-    def _scattered(self, arg: Any) -> Any:
-        """Return what stands for a large argument, from the second time on that it comes."""
-        known = self._large.get(id(arg))
-        if known is None:
-            self._large[id(arg)] = _Large(arg)
-            return None
-        if known.part is None:
-            size = _size(arg)
-            known.part = False
-            if size >= LARGE:
-                known.digest = _digest(arg) if size <= CHECKED else None
-                known.part = self.queue.scatter(arg)
-        elif known.digest is not None and known.digest != _digest(arg):
-            known.part, known.digest = False, None  # who refills it does so again
-        return None if known.part is False else known.part
 
     def retrieve_result_callback(self, out: Future[Any]) -> Any:
         """Return the results of a batch, or raise what one of its calls raised."""
@@ -231,42 +215,22 @@ class RedisqBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
             self.start_call()
 
     def terminate(self) -> None:
-        """Wait for the threads."""
+        """Wait for the threads, and let go of what was sent."""
         if self._executor is not None:
             self._executor.shutdown()
             self._executor = None
+        self._large.clear()
 
     def get_nested_backend(self) -> tuple[Any, int | None]:
         """Return what calls inside of a call use."""
         return SequentialBackend(nesting_level=(self.nesting_level or 0) + 1), None
 
 
-class _Large:
-    """An argument that came, held so that its id is not used again.
-
-    Attributes
-    ----------
-    part : Delayed or False, optional
-        What stands for it; False if nothing ever will.
-    digest : bytes, optional
-        Of its content when it was sent, if that is to be compared.
-    """
-
-    __slots__ = ("arg", "digest", "part")
-
-    def __init__(self, arg: Any) -> None:
-        self.arg = arg
-        self.part: Any = None
-        self.digest: bytes | None = None
-
-
-class _Mark:
-    """Stands for an argument that is read from the server."""
-
-    __slots__ = ("who",)
-
-    def __init__(self, who: int) -> None:
-        self.who = who
+def _marked(batch: Batch, f: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """Return a call with marks for its large arguments."""
+    if kwargs:
+        kwargs = dict(zip(kwargs, batch.marked(kwargs.values()), strict=True))
+    return f, batch.marked(args), kwargs
 
 
 def _packed(calls: list[Any]) -> bytes | None:
@@ -277,9 +241,9 @@ def _packed(calls: list[Any]) -> bytes | None:
     call of 4,000.
     """
     for f, args, kwargs in calls:
-        if not _is_named(f) or not _ATOMS.issuperset(map(type, args)):
+        if not _is_named(f) or not ATOMS.issuperset(map(type, args)):
             return None
-        if kwargs and not _ATOMS.issuperset(map(type, kwargs.values())):
+        if kwargs and not ATOMS.issuperset(map(type, kwargs.values())):
             return None
     if cloudpickle.list_registry_pickle_by_value():
         return None
@@ -308,52 +272,27 @@ def _run_packed(packed: bytes) -> list[Any]:
             "send a module with `Queue.upload_file`"
         )
         raise
-    return _run(calls, ())
+    return _run(calls)
 
 
-def _run(items: list[Any], names: tuple[int, ...], *values: Any) -> list[Any]:
+def _run(calls: list[Any]) -> list[Any]:
     """Make the calls of a batch on a worker."""
     from joblib import parallel_config
 
-    found = dict(zip(names, values, strict=True))
-    sequential = parallel_config(backend=SequentialBackend(nesting_level=1), n_jobs=None)
-    if not found:
-        with sequential:
-            return [f(*args, **kwargs) for f, args, kwargs in items]
+    found: dict[Mark, Any] = {}
 
     def filled(arg: Any) -> Any:
-        return found[arg.who] if type(arg) is _Mark else arg
+        if type(arg) is not Mark:
+            return arg
+        if arg not in found:
+            found[arg] = read(arg)
+        return found[arg]
 
-    with sequential:
+    with parallel_config(backend=SequentialBackend(nesting_level=1), n_jobs=None):
         return [
             f(*map(filled, args), **{name: filled(arg) for name, arg in kwargs.items()})
-            for f, args, kwargs in items
+            for f, args, kwargs in calls
         ]
-
-
-def _size(arg: Any) -> int:
-    try:
-        return int(sizeof(arg))
-    except Exception:  # of an object that does not like to be looked at
-        return 0
-
-
-def _digest(arg: Any) -> bytes:
-    """Return a digest of the content of an argument; empty for what does not pickle.
-
-    Not `joblib.hash`, whose pickler is in Python: a list of many objects takes it seconds.
-    """
-    for dumps in (pickle.dumps, cloudpickle.dumps):
-        buffers: list[pickle.PickleBuffer] = []
-        try:
-            found = hashlib.sha256(dumps(arg, protocol=5, buffer_callback=buffers.append))
-        except Exception:  # noqa: S112 - who sends it tells
-            continue
-        for buffer in buffers:
-            with buffer.raw() as view:
-                found.update(view)
-        return found.digest()
-    return b""
 
 
 # Not only by who asks: on a worker a call may name the backend, and has not asked there.

@@ -83,6 +83,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("loops", "jobs", "managed"),
     ("queue",),
     ("scheduler", "executor"),
+    ("large_arguments",),
     ("joblib",),
     ("local",),
     ("meant",),

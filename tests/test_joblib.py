@@ -9,6 +9,7 @@ import os
 import random
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +17,7 @@ from typing import Any
 
 import cloudpickle
 import numpy as np
+import psutil
 import pytest
 from conftest import WorkerProcess, wait_until
 from joblib import Parallel, delayed, parallel_config
@@ -226,24 +228,94 @@ def test_n_jobs_is_how_many_run_at_a_time(backend: None, cluster: redisq.LocalCl
 
 
 def test_a_large_argument_travels_once(backend: None, cluster: redisq.LocalCluster) -> None:
-    """16 MB, in 60 calls: the server receives it once or twice, not sixty times."""
+    """16 MB, in 20 calls, and in the next call of one `Parallel`; again once it is another one."""
     table = np.ones(2**21)
+    with Queue("test", cluster.url) as queue, Parallel(batch_size=1) as parallel:
+
+        def taken() -> float:
+            before = _received(queue)
+            shift = float(table.sum())
+            sums = parallel(delayed(_shifted)(table, i) for i in range(20))
+            assert sums == [shift + i for i in range(20)]
+            return (_received(queue) - before) / table.nbytes
+
+        assert 1 <= taken() < 1.1
+        assert taken() < 0.1
+        table[0] = 7
+        assert 1 <= taken() < 1.1
+
+
+@pytest.mark.parametrize("size", [10, 2**18])
+@pytest.mark.parametrize("wrap", [np.asarray, lambda array: [array]])
+def test_arguments_are_let_go_with_their_calls(
+    backend: None, wrap: Callable[[Any], Any], size: int
+) -> None:
+    """Of a generator only those that are under way are held, whatever can be referred to weakly."""
+    held: list[weakref.ref[Any]] = []
+    most = 0
+
+    def drawn() -> Iterator[Any]:
+        nonlocal most
+        for i in range(40):
+            array = np.full(size, i)
+            held.append(weakref.ref(array))
+            most = max(most, sum(one() is not None for one in held))
+            yield delayed(_number)(wrap(array))
+            del array
+
+    found = Parallel(n_jobs=2, batch_size=1, pre_dispatch=4)(drawn())
+    assert found == list(range(40))
+    assert most < 20
+
+
+def _number(data: Any) -> int:
+    return int(np.ravel(data)[0])
+
+
+def test_a_parallel_may_name_the_queue_and_keywords_of_a_job(cluster: redisq.LocalCluster) -> None:
+    """For its own calls; a word that there is not is refused."""
+    where = {"backend": "redisq", "queue": "test", "url": cluster.url}
+    with redisq.Queue("nobody", cluster.url) as nobody:
+        parallel = Parallel(n_jobs=2, **where)
+        for _ in range(2):
+            assert _are_workers(cluster, parallel(delayed(here)(i) for i in range(4)))
+        with parallel_config(backend="redisq", queue=nobody, no_workers_timeout=0):
+            found = Parallel(n_jobs=2, queue="test")(delayed(here)(i) for i in range(4))
+            assert _are_workers(cluster, found)
+            with pytest.raises(redisq.NoWorkersError):
+                Parallel(n_jobs=2)(delayed(here)(i) for i in range(4))
+    with pytest.raises(TypeError, match="no keyword 'quue': did you mean 'queue'"):
+        Parallel(n_jobs=2, backend="redisq", quue="test")(delayed(here)(i) for i in range(4))
+
+
+def test_a_call_that_names_the_backend_is_on_the_queue_of_the_block(
+    backend: None, cluster: redisq.LocalCluster
+) -> None:
+    """It may be in a library, which knows of no queue; what it does name goes before."""
+    found = Parallel(n_jobs=2, backend="redisq")(delayed(here)(i) for i in range(4))
+    assert _are_workers(cluster, found)
+    with (
+        parallel_config(backend="redisq", queue="nobody", no_workers_timeout=0),
+        pytest.raises(redisq.NoWorkersError),
+    ):
+        Parallel(n_jobs=2, backend="redisq")(delayed(here)(i) for i in range(4))
+
+
+def _are_workers(cluster: redisq.LocalCluster, pids: list[int]) -> bool:
+    """Tell whether processes are children of the cluster's workers."""
     with Queue("test", cluster.url) as queue:
-        before = _received(queue)
-        sums = Parallel(batch_size=1)(delayed(_shifted)(table, i) for i in range(60))
-        taken = _received(queue) - before
-    assert sums == [2.0**21 + i for i in range(60)]
-    assert taken < 5 * table.nbytes
+        workers = {row["pid"] for row in queue.workers()}
+    return {psutil.Process(pid).ppid() for pid in pids} <= workers
 
 
 @pytest.mark.parametrize(
     ("kind", "size"),
     [("array", 1_000), ("array", 100_000), ("array", 1_000_000), ("list", 100_000)],
 )
-def test_an_argument_that_is_refilled_is_what_it_was_when_it_was_drawn(
+def test_an_argument_that_is_refilled_is_what_it_was_when_its_batch_was_sent(
     backend: None, kind: str, size: int
 ) -> None:
-    """Each second one is seen, since joblib draws two at a time here; whatever the size."""
+    """Of two that joblib draws together the later one is seen, as by its own; whatever the size."""
     buffer: Any = np.zeros(size) if kind == "array" else [0] * size
 
     def filled() -> Iterator[Any]:

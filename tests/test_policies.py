@@ -58,6 +58,23 @@ def test_a_policy_decides_which_iteration_comes_next(one: Queue, tmp_path: Path)
     assert order_of(log) == list(range(199, -1, -1))
 
 
+def test_a_policy_decides_with_several_slots_too(
+    queue: Queue, start_worker: Callable[..., WorkerProcess], tmp_path: Path
+) -> None:
+    """Who comes second to a wish has the next one, and not what the default would choose."""
+    start_worker("test", "--nworkers", "2")
+    queue.wait_for_workers(2, timeout=90)
+    log = tmp_path / "log"
+    queue.foreach(slow_note, 80, [log] * 80, get_task=REVERSED)
+    assert set(order_of(log)[:40]) <= set(range(20, 80))
+
+
+def slow_note(i: int, log: Path) -> int:
+    """Do so, and take 10 ms."""
+    time.sleep(0.01)
+    return note(i, log)
+
+
 class SlowList(list[int]):
     """Takes its time to give an item."""
 

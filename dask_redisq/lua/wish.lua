@@ -53,11 +53,11 @@ local function find_candidates(job, sets)
 end
 
 -- Return the tasks at the positions that a policy gave, each once.
-local function read_positions(found, candidates, want)
+local function read_positions(found, candidates)
   local wished, seen = {}, {}
   for _, position in ipairs(found) do
     local one = type(position) == 'number' and candidates[position]
-    if one and not seen[position] and #wished < want then
+    if one and not seen[position] then
       seen[position] = true
       wished[#wished + 1] = one
     end
@@ -88,4 +88,4 @@ if not answered then return cmsgpack.pack({'error', tostring(found)}) end
 if type(found) ~= 'table' then
   return cmsgpack.pack({'error', 'it returned a ' .. type(found) .. ', not an array of positions'})
 end
-return cmsgpack.pack({'tasks', read_positions(found, numbers, want)})
+return cmsgpack.pack({'tasks', read_positions(found, numbers)})

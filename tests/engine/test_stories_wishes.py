@@ -34,7 +34,7 @@ def test_a_slot_asks_the_policy_and_comes_back_with_its_wishes(engine: Engine) -
     answer = engine.step(w1, rest=True)
     assert (answer.status, answer.asked, answer.tasks) == ("wish", job, [])
     assert "idle" not in engine.state().mapping("slot", w1.id)
-    assert ask(engine, w1, job, want=3, floor=1) == [b"tasks", [E]]
+    assert ask(engine, w1, job, want=3, floor=1) == [b"tasks", [E, D, C, B, A]]
     assert wish(engine, w1, job, E).tasks == [E]
     answer = engine.finish(w1, E, rest=True)
     assert (answer.status, answer.asked) == ("wish", job)
@@ -59,6 +59,17 @@ def test_wishes_that_cannot_be_had_leave_the_choice_to_the_default(engine: Engin
     assert wish(engine, w1, job, C).tasks == [C]
     assert wish(engine, w2, job, C).tasks == [A]
     assert wish(engine, w2, job).tasks == [A]
+
+
+def test_of_two_slots_that_wish_the_same_one_has_what_was_named_next(engine: Engine) -> None:
+    """Both asked before either came: the second wish is told as well, whatever a slot may have."""
+    w1, w2 = engine.slot("one"), engine.slot("two")
+    job = engine.job(GRAPH, set(GRAPH), policy=REVERSED, chunk=1)
+    wishes = [ask(engine, slot, job)[1] for slot in (w1, w2)]
+    assert [wish(engine, s, job, *w).tasks for s, w in zip((w1, w2), wishes, strict=True)] == [
+        [E],
+        [D],
+    ]
 
 
 def test_wishes_of_another_job_are_not_taken_for_those_of_this_one(engine: Engine) -> None:
@@ -196,11 +207,11 @@ def test_no_text_breaks_out_of_the_function(engine: Engine, text: str) -> None:
 
 
 def test_positions_that_are_none_are_left_out(engine: Engine) -> None:
-    """Out of range, no whole number, no number, twice; and no more than the slot may have."""
+    """Out of range, no whole number, no number, twice."""
     w1 = engine.slot()
     text = "return {9, 0, -1, 2.5, 'x', {}, 2, 2, 4, 1, 3, 5}"
     job = engine.job(GRAPH, set(GRAPH), policy=text, chunk=3)
-    assert ask(engine, w1, job) == [b"tasks", [B, D, A]]
+    assert ask(engine, w1, job) == [b"tasks", [B, D, A, C, E]]
 
 
 def test_there_is_nothing_to_ask_of_who_is_gone(engine: Engine) -> None:
