@@ -83,8 +83,7 @@ def run_worker(
     """
     from dask_redisq.supervisor import Supervisor
 
-    names, found = _names_and_urls(queues)
-    urls = found | ({url} if url else set())
+    names, urls = _names_and_urls(queues, url)
     if len(urls) > 1:
         where = " and ".join(sorted(map(redact, urls)))
         raise ValueError(f"a worker serves queues of one server, not of {where}")
@@ -100,9 +99,9 @@ def run_worker(
     Supervisor(options).run()
 
 
-def _names_and_urls(queues: Iterable[Any]) -> tuple[list[str], set[str]]:
+def _names_and_urls(queues: Iterable[Any], url: str | None) -> tuple[list[str], set[str]]:
     """Return what queues are called, and where those are of which more than a name was given."""
-    names, urls = [], set()
+    names, urls = [], {url} if url else set()
     for queue in queues:
         known = isinstance(getattr(queue, "keys", None), Keys)
         names.append(queue.name if known else queue)
