@@ -53,8 +53,12 @@ SOON = {
 }
 
 
+#: Worlds in thousands take minutes where others work, too.
+LONG = [pytest.mark.long_search, pytest.mark.timeout(1200)]
+
+
 @pytest.mark.parametrize(
-    "rule", [pytest.param(r, marks=() if r in SOON else pytest.mark.long_search) for r in ABLATIONS]
+    "rule", [pytest.param(r, marks=() if r in SOON else LONG) for r in ABLATIONS]
 )
 def test_a_rule_switched_off_is_missed(
     link: Link, rule: str, caplog: pytest.LogCaptureFixture
