@@ -42,6 +42,10 @@ log = logging.getLogger("dask_redisq.foreach")
 AHEAD, FULL = 16, 2 * 5_000
 #: Results that wait here for one before them, and those that may come to them.
 MOST_WAITING = 100_000
+#: Bytes of results that are under way or wait for one before them, unless that is fewer iterations
+#: than those that are sent before the first result, which tells how large they are; these are twice
+#: as many with each second that it takes.
+MOST_BYTES, UNKNOWN = 2**27, 32
 #: Iterations in a window, unless a lease is to have more, seconds in which they are drawn, and
 #: about their bytes: at most.
 WINDOW, DRAWING, WINDOW_BYTES = 5_000, 0.02, 2**26
@@ -75,7 +79,6 @@ def _run(
     # A policy is to see all of it: the iteration that belongs to a slot may be the last one.
     whole = bool(options.get_task) and loop.length() is not None
     most = max(WINDOW, options.chunk_size)  # a lease is of one job
-    windows = _windows(loop, most, retried=options.retries > 0, whole=whole)
     signer = find_secret(pool.url)
     combiner, more = loop.combiner, True
     each = loop.errorhandling != "stop"
@@ -83,31 +86,60 @@ def _run(
     with pool.lend(keys) as link:  # what is removed from now on is the queue of this loop
         options = replace(options, since=server_ms(link))
     with Stream(pool, keys, options, signer, each=each, verbose=told) as stream:
+        cautious = not (whole or options.chunk_size or options.num_workers)  # these are of one job
+        room = _Room(stream, combiner, cautious=cautious)
+        windows = _windows(loop, most, room, retried=options.retries > 0, whole=whole)
         while True:
-            while more and _has_room(stream, combiner):
+            while more and room.left() > 0:
                 window = next(windows, None)
                 more = window is not None
                 if window is not None:
                     stream.send(plan_calls(*window, kwargs))
             if not stream.active:
                 return combiner.value()
-            arrived = stream.receive()
+            arrived = stream.receive(room.patience if more else None)
             for i, value in arrived:
                 combiner.add(i, _result(loop, i, value))
             progress.done(len(arrived))
 
 
-def _has_room(stream: Stream, combiner: Combiner) -> bool:
-    """Tell whether to send another window: back-pressure, on what runs and on what waits here."""
-    return (
-        stream.active < AHEAD
-        and stream.outstanding < FULL
-        and stream.outstanding + combiner.waiting < MOST_WAITING
-    )
+class _Room:
+    """How much more may be sent: back-pressure, on what runs and on what waits here.
+
+    If the first of a million iterations takes long, or what combines does, the results of the
+    others wait, here or on the server: they have to fit there, whatever their size.
+    """
+
+    def __init__(self, stream: Stream, combiner: Combiner, *, cautious: bool) -> None:
+        self._stream = stream
+        self._combiner = combiner
+        self._cautious = cautious
+        self._began = time.monotonic()
+
+    def left(self) -> int:
+        """Return how many iterations may be sent; one at least if none is under way."""
+        stream, typical = self._stream, self._stream.typical
+        if stream.active >= AHEAD or stream.outstanding >= FULL:
+            return 0
+        most = MOST_WAITING
+        if typical is not None:
+            most = min(most, max(UNKNOWN, int(MOST_BYTES / max(1.0, typical))))
+        elif self._cautious:
+            most = min(most, UNKNOWN * 2 ** min(20, int(time.monotonic() - self._began)))
+        left = most - stream.outstanding - self._combiner.waiting
+        if not stream.active:
+            return max(1, left)
+        # Not one by one, as results come: of windows there are a few.
+        return left if typical is None or left >= most // 4 else 0
+
+    @property
+    def patience(self) -> float | None:
+        """Seconds after which there may be more room, though nothing came."""
+        return 0.25 if self._cautious and self._stream.typical is None else None
 
 
 def _windows(
-    loop: Loop, largest: int, *, retried: bool, whole: bool
+    loop: Loop, largest: int, room: _Room, *, retried: bool, whole: bool
 ) -> Iterator[tuple[list[Call], range]]:
     """Yield calls with their numbers: as many as are there in a moment, or as one job should have.
 
@@ -122,12 +154,13 @@ def _windows(
         calls = [Call(body, args if plain else (first, *args))]
         started, slow = time.perf_counter(), False
         most = max(1, min(size, WINDOW_BYTES // max(1, sizeof(args))))
+        most = most if whole else min(most, max(1, room.left()))
         for args in itertools.islice(drawn, most - 1):
             calls.append(Call(body, args if plain else (first + len(calls), *args)))
             if slow := not whole and time.perf_counter() - started > DRAWING:
                 break
         if isinstance(body, Parcel):
-            body.further = first > 0 or len(calls) != loop.length()
+            body.further = first + len(calls) != loop.length()
         yield calls, range(first, first + len(calls))
         first += len(calls)
         size = 1 if slow and len(calls) < FEW else min(2 * size, largest)

@@ -24,7 +24,7 @@ import cloudpickle
 from dask_redisq.body import forget_setup
 from dask_redisq.codec import LARGE, PROTOCOL, loads
 from dask_redisq.pickler import Pickler
-from dask_redisq.staying import stay
+from dask_redisq.staying import leave, stay
 
 __all__ = ["Parcel", "functions_in"]
 
@@ -112,6 +112,8 @@ def _read(token: str, further: bool, data: bytes, *buffers: Any) -> Any:  # noqa
         weakref.finalize(found, forget_setup, token).atexit = False
     if further:
         stay(token, found, time.monotonic())
+    else:
+        leave(token)
     return found
 
 

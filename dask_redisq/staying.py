@@ -10,7 +10,7 @@ import math
 from collections import OrderedDict
 from typing import Any
 
-__all__ = ["MOST", "let_go", "stay"]
+__all__ = ["MOST", "leave", "let_go", "stay"]
 
 #: Loops whose functions stay, and seconds for which an idle slot keeps them. More than go on at
 #: once: a slot does not know which of them have ended.
@@ -26,6 +26,11 @@ def stay(token: str, thing: Any, now: float) -> None:
     _staying.move_to_end(token)
     while len(_staying) > MOST:
         _staying.popitem(last=False)
+
+
+def leave(token: str) -> None:
+    """Keep a loop's functions no longer: nothing of it is to come."""
+    _staying.pop(token, None)
 
 
 def let_go(now: float = math.inf) -> None:

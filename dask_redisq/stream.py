@@ -38,6 +38,8 @@ logger = logging.getLogger("dask_redisq")
 
 #: Bytes of results that are read before they are handed over, and that wait for their reader.
 PORTION, PENDING = 2**22, 2**26
+#: Results of which about it is known how large they are.
+SAMPLE = 32
 
 
 class Failed(NamedTuple):
@@ -220,6 +222,8 @@ class Stream:
         self.active = self.outstanding = 0
         self._jobs: dict[int, CallJob] = {}  # by the number of their thread
         self._threads: list[threading.Thread] = []
+        #: Bytes of a result, lately; None before the first one.
+        self.typical: float | None = None
         self._numbers = count()
         self._said: set[str] = set()
         self._inbox: deque[Arrived | _End] = deque()
@@ -242,8 +246,13 @@ class Stream:
         self._threads.append(thread)
         thread.start()
 
-    def receive(self) -> Arrived:
+    def receive(self, patience: float | None = None) -> Arrived:
         """Wait for results, or until one more job has ended; raise what ended it.
+
+        Parameters
+        ----------
+        patience : float, optional
+            Seconds after which there are none.
 
         Raises
         ------
@@ -252,10 +261,13 @@ class Stream:
         """
         with self._news:
             while not self._inbox:
-                self._news.wait()
+                if not self._news.wait(patience):
+                    return []
             told = self._inbox.popleft()
             if not isinstance(told, _End):
-                self._pending -= self._sizes.popleft()
+                size = self._sizes.popleft()
+                self._pending -= size
+                self._note(size, len(told))
                 self._news.notify_all()
         if not isinstance(told, _End):
             self.outstanding -= len(told)
@@ -264,6 +276,10 @@ class Stream:
         if told.error is not None:
             raise told.error
         return []
+
+    def _note(self, size: int, n: int) -> None:
+        old = size / n if self.typical is None else self.typical
+        self.typical = (SAMPLE * old + size) / (SAMPLE + n)
 
     def _follow(self, number: int, plan: CallPlan) -> None:
         error: BaseException | None = None

@@ -26,6 +26,7 @@ from conftest import WorkerProcess, wait_until
 from worker_process import command_of
 
 import dask_redisq as redisq
+from dask_redisq import foreach
 from dask_redisq.body import MOST_KEPT, Setup, forget_setup
 from dask_redisq.combine import Combiner
 from dask_redisq.link import Link
@@ -607,6 +608,58 @@ def test_a_loop_says_once_that_there_are_no_workers(
     with pytest.raises(redisq.NoWorkersError):
         queue.foreach(abs, numbers(), no_workers_timeout=6.0)
     assert sum("has no workers" in record.message for record in caplog.records) == 1
+
+
+def large(i: int, gate: str, at: int) -> Any:
+    """Return a megabyte, once a file is there if this is the iteration that waits for it."""
+    if i == at:
+        wait_until(Path(gate).exists)
+    return np.full(2**17, i, float)
+
+
+def test_large_results_that_wait_for_the_first_one_are_few(
+    loops: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others would go on by thousands, and all of their results be here, or on the server."""
+    monkeypatch.setattr(foreach, "MOST_BYTES", 2**23)
+    gate, drawn = str(tmp_path / "gate"), [0]
+
+    def numbers() -> Iterator[int]:
+        for i in range(200):
+            drawn[0] = i
+            yield i
+
+    found: list[Any] = []
+    args = (numbers(), itertools.repeat(gate), itertools.repeat(0))
+    thread = threading.Thread(
+        target=lambda: found.append(loops.foreach(large, *args, combine=operator.add))
+    )
+    thread.start()
+    wait_until(lambda: loops.stats()["finished"] > 8)
+    time.sleep(1.0)
+    seen = drawn[0]
+    Path(gate).touch()
+    thread.join(60)
+    assert seen < 100
+    assert found[0][0] == sum(range(200))
+
+
+def test_large_results_that_wait_for_a_slow_combine_are_few(
+    loops: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of a list: it is not sent whole before one result has told how large they are."""
+    monkeypatch.setattr(foreach, "MOST_BYTES", 2**23)
+    seen: list[int] = []
+
+    def combine(a: Any, b: Any) -> Any:
+        seen.append(loops.stats()["finished"])
+        time.sleep(0.02)
+        return a + b
+
+    before = loops.stats()["finished"]
+    total = loops.foreach(large, range(150), ["none"] * 150, [-1] * 150, combine=combine)
+    assert total[0] == sum(range(150))
+    assert all(done - before - i < 64 + 32 for i, done in enumerate(seen))
 
 
 def slowly(n: int, seconds: float) -> Iterator[int]:
