@@ -55,7 +55,8 @@ def restrictions(
     Raises
     ------
     ValueError
-        For resources that are no mapping of names to numbers above 0, workers that are no text.
+        For resources that are no mapping of names to numbers above 0, workers that are no text, or
+        an empty one.
 
     Examples
     --------
@@ -72,7 +73,7 @@ def restrictions(
         return found
     for task, key in enumerate(keys):
         tags = by_key.get(key, workers)
-        wanted = _sorted_tags(tags, key) if tags else ()
+        wanted = _sorted_tags(tags, key) if tags or isinstance(tags, str) else ()
         if wanted and free.get(key, others):
             wanted = (SOFT, *wanted)
         wanted += _needs(needs.get(key, resources), key)
@@ -83,7 +84,7 @@ def restrictions(
 
 def _sorted_tags(tags: Any, key: Key) -> tuple[str, ...]:
     found = {tags} if isinstance(tags, str) else set(tags) if isinstance(tags, Iterable) else {tags}
-    if not all(isinstance(tag, str) for tag in found):
+    if not all(isinstance(tag, str) and tag for tag in found):
         raise ValueError(f"workers of task {key!r} are names, hosts or tags, not {tags!r}")
     return tuple(sorted(found))
 

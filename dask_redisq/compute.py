@@ -26,7 +26,13 @@ from dask_redisq.job import Job
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.numbering import number_tasks
-from dask_redisq.options import JobOptions, check_keywords, clamped, job_options
+from dask_redisq.options import (
+    JobOptions,
+    check_keywords,
+    clamped,
+    job_options,
+    refuse_waiting_keywords,
+)
 from dask_redisq.part_names import enter_parts, find_part, living_parts
 from dask_redisq.persist import KeptJob, Part, Scattered, fetch_parts, wait_for_parts
 from dask_redisq.plan import Plan
@@ -324,6 +330,7 @@ class _Sender:
 
     def __init__(self, pool: Pool, names: Keys, kwargs: dict[str, Any]) -> None:
         check_keywords(kwargs)
+        refuse_waiting_keywords(kwargs)
         self.pool = pool
         self.names = names
         self.kwargs = kwargs

@@ -25,6 +25,8 @@ __all__ = ["SlotFiles", "upload"]
 
 #: What is signed, in the words of `Seal`, and in place of a job.
 FILE, FILES = "file", "files"
+#: What slots run on, besides Python's own modules.
+OURS = {"__main__", "cloudpickle", "dask", "dask_redisq", "msgpack", "redis", "tblib"}
 #: What Python imports from.
 ARCHIVES = {".zip", ".egg", ".whl"}
 
@@ -36,9 +38,10 @@ def upload(link: Link, keys: Keys, path: Path, signer: Signer) -> None:
     ------
     ValueTooLarge
         If no value of the server may be that long.
-    SyntaxError
-        If it is a Python file that no slot could import.
+    SyntaxError, ValueError
+        If it is a Python file that no slot could import, or would.
     """
+    _check_name(path)
     content = path.read_bytes()
     payload = pack([path.name, content])
     data = signer.seal(keys.queue, FILES).sign(FILE, b"", 0, payload)
@@ -50,6 +53,16 @@ def upload(link: Link, keys: Keys, path: Path, signer: Signer) -> None:
         _check_source(path, content)
     seconds, micros = map(int, link.command("TIME"))
     link.call("upload", keys, name=path.name, data=data, at=1_000_000 * seconds + micros)
+
+
+def _check_name(path: Path) -> None:
+    # Were it taken: some slots have imported their own `random`, and go on with it; some have not,
+    # and what they import of Python's own later finds this one.
+    if path.suffix == ".py" and path.stem in sys.stdlib_module_names | OURS:
+        raise ValueError(
+            f"{path} was not uploaded: workers run on a module {path.stem!r} of their own, which "
+            "they may have imported already, and which is not replaced. Give the file another name"
+        )
 
 
 def _check_source(path: Path, content: bytes) -> None:

@@ -78,6 +78,8 @@ class Managed:
             If it cannot be read.
         SyntaxError
             If it is no Python: nothing was sent.
+        ValueError
+            If it has the name of a module of Python's own, or of what workers run on; nor then.
 
         Examples
         --------
@@ -101,6 +103,10 @@ class Managed:
         ------
         TimeoutError
             If some are not, since a task runs for longer, say; they will be later.
+        ValueError
+            If `timeout` is no number.
+        RedisqError
+            In a task of this queue, whose slot would wait for itself.
         """
         with self.pool.lend() as link:
             restart_workers(link, self.keys, timeout)

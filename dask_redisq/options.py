@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -15,7 +15,14 @@ from dask_redisq.annotations import check_retries
 from dask_redisq.serving import in_slot
 from dask_redisq.settings import setting
 
-__all__ = ["JobOptions", "check_keywords", "clamped", "job_options", "refuse_keywords"]
+__all__ = [
+    "JobOptions",
+    "check_keywords",
+    "clamped",
+    "job_options",
+    "refuse_keywords",
+    "refuse_waiting_keywords",
+]
 
 #: Keywords of `Queue.get`, in its own words and those of Dask's schedulers.
 KEYWORDS = frozenset(
@@ -42,6 +49,8 @@ OF_CALLS = KEYWORDS - set(
     allow_disk_shuffle cache callbacks order rerun_exceptions_locally seed
     """.split()  # noqa: SIM905
 )
+#: Those of a client that waits.
+OF_WAITING = ("cache", "callbacks", "rerun_exceptions_locally")
 _told: set[str] = set()
 
 
@@ -77,6 +86,16 @@ def refuse_keywords(
         near = get_close_matches(word, sorted(OF_CALLS.union(own())), 1)
         meant = f"did you mean {near[0]!r}?" if near else hint
         raise TypeError(f"{who} has no keyword {word!r}: {meant}")
+
+
+def refuse_waiting_keywords(kwargs: Mapping[str, Any]) -> None:
+    """Raise a TypeError for what only a client that waits can do, unless it is not to be done."""
+    for word in OF_WAITING:
+        if kwargs.get(word) or (word == "cache" and kwargs.get(word) is not None):
+            raise TypeError(
+                f"{word} has no effect where nobody waits: it is for Queue.get, as in "
+                "x.compute(scheduler=queue.get, ...)"
+            )
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,9 @@ LOOK = 60.0
 #: Idle connections that a queue keeps for its next calls.
 KEEP = 4
 
+#: What this process was told of workers: server, queue, how they differ. A `Queue` may be made for
+#: each call.
+_told: set[tuple[str, str, str]] = set()
 #: Those of this process.
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
@@ -50,7 +53,6 @@ class Pool:
         self._lock = threading.Lock()
         self._checked = False
         self._look_at = 0.0
-        self._told: set[str] = set()
         _pools.add(self)
 
     def __repr__(self) -> str:
@@ -98,8 +100,9 @@ class Pool:
             others = differences(row)
             if row["python"].rpartition(".")[0] != platform.python_version().rpartition(".")[0]:
                 others = f"Python {row['python']}, so that it gets none of this client's tasks"
-            if others and others not in self._told:
-                self._told.add(others)
+            told = (link.url, keys.queue, others)
+            if others and told not in _told:
+                _told.add(told)
                 logger.warning("worker %s of queue %s has %s", row["name"], keys.queue, others)
 
     def close(self) -> None:

@@ -177,7 +177,8 @@ class Queue(Loops, Jobs, Managed):
         traverse, optimize_graph : bool, default True
             As for `dask.compute`.
         **kwargs
-            Keywords of `get`.
+            Keywords of `get`, but for those of who waits: callbacks, cache and
+            rerun_exceptions_locally.
 
         Returns
         -------
@@ -187,7 +188,7 @@ class Queue(Loops, Jobs, Managed):
         Raises
         ------
         TypeError
-            If there is no collection to compute.
+            If there is no collection to compute; for a keyword of who waits.
         ValueError
             If `result_ttl` of a detached job is no number of seconds, or below one.
 
@@ -217,7 +218,7 @@ class Queue(Loops, Jobs, Managed):
         optimize_graph : bool, default True
             As for `dask.persist`.
         **kwargs
-            Keywords of `get`.
+            Keywords of `get`, as for `compute`.
 
         Returns
         -------

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
 
-from dask_redisq.errors import ServerRefused
+from dask_redisq.amounts import deadline_of
+from dask_redisq.errors import RedisqError, ServerRefused
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.registry import list_workers
+from dask_redisq.serving import serves
 
 __all__ = ["remove_queue", "restart_workers"]
 
@@ -15,14 +18,14 @@ __all__ = ["remove_queue", "restart_workers"]
 LIFE = 10_000
 
 
-def remove_queue(link: Link, keys: Keys, timeout: float) -> None:
+def remove_queue(link: Link, keys: Keys, timeout: float | None) -> None:
     """Cancel the jobs, tell every worker to leave, wait for that, then delete all keys.
 
     But for the tombs of its jobs, and one of its loops, small keys that expire: a client that
     looks for its job, or comes with the next part of a loop, a moment later is told that the queue
     was removed, and not that the server lost its data.
     """
-    deadline = time.monotonic() + timeout
+    deadline = deadline_of(timeout, time.monotonic()) or math.inf
     try:  # first of all: a queue without workers, whose keys nobody may look for, is no removed one
         link.command("SCAN", 0, "MATCH", keys.pattern(), "COUNT", 1)
     except ServerRefused as why:
@@ -51,9 +54,14 @@ def remove_queue(link: Link, keys: Keys, timeout: float) -> None:
             return
 
 
-def restart_workers(link: Link, keys: Keys, timeout: float) -> None:
+def restart_workers(link: Link, keys: Keys, timeout: float | None) -> None:
     """Do what `Queue.restart_workers` promises."""
-    deadline = time.monotonic() + timeout
+    deadline = deadline_of(timeout, time.monotonic()) or math.inf
+    if serves(link.url, keys):
+        raise RedisqError(
+            "a task cannot restart the workers of its own queue, and wait for them: its slot is "
+            "one of them"
+        )
     old = set(link.call("restart_workers", keys, worker=""))
     while True:
         slots = link.command("SMEMBERS", keys("slots"))

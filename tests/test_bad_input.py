@@ -208,12 +208,36 @@ def test_a_setting_of_a_wrong_kind_is_named(queue: Queue, wrong: Any, words: str
             queue.get({"x": (inc, 1)}, "x")
 
 
-@pytest.mark.parametrize("wrong", [5, b"gpu", ["left", 5]])
+@pytest.mark.parametrize("wrong", [5, b"gpu", ["left", 5], "", ["left", ""]])
 def test_workers_that_are_no_text_are_named(queue: Queue, wrong: Any) -> None:
     """By keyword; `dask.annotate` refuses them itself."""
     words = f"workers of task 'x' are names, hosts or tags, not {re.escape(repr(wrong))}"
     with pytest.raises(ValueError, match=words):
         queue.get({"x": (inc, 1)}, "x", workers=wrong)
+
+
+def test_an_empty_name_of_a_worker_is_none_in_an_annotation_either(queue: Queue) -> None:
+    """No worker has it, and its tasks waited for ever."""
+    with dask.annotate(workers=""):
+        x = dask.delayed(inc)(1)
+    with pytest.raises(ValueError, match="are names, hosts or tags, not"):
+        x.compute(scheduler=queue.get)
+
+
+@pytest.mark.parametrize(
+    "words", [{"rerun_exceptions_locally": True}, {"cache": {}}, {"callbacks": [object()]}]
+)
+def test_a_keyword_of_who_waits_is_none_of_who_does_not(
+    queue: Queue, words: dict[str, Any]
+) -> None:
+    """It had no effect; what is not to be done may be said."""
+    x = dask.delayed(inc)(1)
+    (word,) = words
+    for submit in (queue.compute, queue.persist):
+        with pytest.raises(TypeError, match=f"{word} has no effect where nobody waits"):
+            submit(x, **words)
+    assert queue.jobs() == []
+    queue.compute(x, rerun_exceptions_locally=False, cache=None, callbacks=())
 
 
 @pytest.mark.parametrize(

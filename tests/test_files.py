@@ -108,10 +108,24 @@ def test_what_imported_from_an_edited_upload_is_imported_anew(
     assert set(dask.compute(*values, scheduler=queue.get, chunk_size=1)) == {2}
 
 
+def test_a_module_that_workers_run_on_is_not_uploaded(
+    queue: Queue, link: Link, tmp_path: Path
+) -> None:
+    """Some would import it, and not those that have theirs already; data is no module."""
+    for name in ("random.py", "statistics.py", "redis.py", "__main__.py"):
+        (tmp_path / name).write_text("VALUE = 1")
+        with pytest.raises(ValueError, match=f"{name} was not uploaded.*another name"):
+            queue.upload_file(tmp_path / name)
+    assert link.command("EXISTS", queue.keys("files")) == 0
+    (tmp_path / "random.txt").write_text("1 2 3")
+    queue.upload_file(tmp_path / "random.txt")
+
+
 def test_an_upload_leaves_what_the_slot_runs_on(
-    queue: Queue, workers: WorkerProcess, tmp_path: Path
+    queue: Queue, workers: WorkerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Python's own modules and ours: a second copy has other classes. No archive either."""
+    monkeypatch.setattr("dask_redisq.files._check_name", lambda path: None)  # an older client
     for name in ("sys.py", "redis.py", "__main__.py"):
         (tmp_path / name).write_text("raise SystemExit")
         queue.upload_file(tmp_path / name)
@@ -278,6 +292,32 @@ def test_a_restart_that_takes_too_long_is_told(
         queue.restart_workers(timeout=1)
     (tmp_path / "gate").touch()
     assert future.result(60) == 7
+
+
+def restart(name: str) -> None:
+    """Restart the workers of a queue, from a task."""
+    with Queue(name) as queue:
+        queue.restart_workers()
+
+
+def test_a_task_that_restarts_its_own_workers_is_told_at_once(
+    queue: Queue, workers: WorkerProcess
+) -> None:
+    """Its slot would wait for itself, for a minute."""
+    future = queue.compute(dask.delayed(restart)("test"))
+    with pytest.raises(redisq.RedisqError, match="cannot restart the workers of its own queue"):
+        future.result(20)
+
+
+@pytest.mark.parametrize("timeout", [float("nan"), "1"])
+def test_a_restart_or_removal_in_no_time_is_refused(
+    queue: Queue, workers: WorkerProcess, timeout: float
+) -> None:
+    """Nothing is later than a moment in nan seconds; and nothing was begun."""
+    for end in (queue.restart_workers, queue.remove):
+        with pytest.raises(ValueError, match="timeout is a number"):
+            end(timeout=timeout)
+    assert dask.delayed(inc)(1).compute(scheduler=queue.get) == 2
 
 
 def chatter(n: int) -> int:

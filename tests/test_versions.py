@@ -45,6 +45,8 @@ def test_a_client_is_told_once_of_workers_with_other_versions(
         for _ in range(2):
             queue.pool._look_at = 0.0
             assert dask.delayed(inc)(1).compute(scheduler=queue.get) == 2
+            with Queue("test", queue.url) as other:  # its user makes one for each call
+                assert dask.delayed(inc)(1).compute(scheduler=other.get) == 2
     said = [r.getMessage() for r in caplog.records if "dask 2020.1" in r.getMessage()]
     assert len(said) == 1
     assert said[0].startswith("worker other of queue test has dask 2020.1 there")
