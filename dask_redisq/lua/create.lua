@@ -35,9 +35,12 @@ if redis.call('EXISTS', key.tomb(arg.job)) == 1 then return 'over' end
 -- and waited for workers that had left. What is made when all keys are gone is of a new queue, and is to
 -- wait; but not the next window of a loop whose last one ended just before.
 local function why_removed()
+  local of_loop = tonumber(arg.since) > 0
+  -- EXISTS first: who counts the GETs of a server counts values that are read.
+  if redis.call('EXISTS', key.removing(), of_loop and key.removed() or key.removing()) == 0 then return nil end
   local why = redis.call('GET', key.removing())
   if why then return why end
-  local last = tonumber(arg.since) > 0 and redis.call('GET', key.removed())
+  local last = of_loop and redis.call('GET', key.removed())
   if not last then return nil end
   local at, reason = unpack(cmsgpack.unpack(last))
   return at >= tonumber(arg.since) and reason or nil
