@@ -32,8 +32,8 @@ OF_THE_JOB = (
     "error of one of them"
 )
 #: Setups with names to show that a process remembers, those that were lately asked for: they may be
-#: of models, and large; but those of all executors that are in use at once have to be among them.
-MOST_KEPT = 32
+#: of models, and large. Of more executors in use at once each is set up again and again.
+MOST_KEPT = 4
 #: Tokens of the loops whose setup this process has done -> where it set names, if they are kept,
 #: and which.
 _done: OrderedDict[str, tuple[Globals, Globals]] = OrderedDict()

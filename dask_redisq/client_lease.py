@@ -124,6 +124,8 @@ def hold(url: str, queue: str, job: str, lease: float) -> None:
 
 def _hold(url: str, queue: str, job: str, lease: float) -> _Helper:
     with _locked():
+        # Those that ended are zombies until somebody asks; to wait for one takes longer than this.
+        _ending[:] = [helper for helper in _ending if helper.process.poll() is None]
         helper = _living(url) or _Helper(url)
         _helpers[url] = helper
         helper.hold(queue, job, lease)

@@ -40,10 +40,10 @@ from dask_redisq.pool import Pool
 from dask_redisq.secret import find_secret
 from dask_redisq.serving import in_slot, job_in_hand, stand_in
 from dask_redisq.settings import setting
-from dask_redisq.task import itself, nothing
+from dask_redisq.task import itself
 from dask_redisq.unshared import share_or_refuse
 
-__all__ = ["Submitted", "compute_graph", "lay_down", "persist_graphs", "scatter", "submit"]
+__all__ = ["Submitted", "compute_graph", "persist_graphs", "scatter", "submit"]
 
 
 def plan_job(
@@ -308,21 +308,6 @@ def scatter(pool: Pool, names: Keys, thing: Any, kwargs: dict[str, Any]) -> Dela
         part = Part(sender.send(link, plan, options)[1], key, plan.outputs[key])
     enter_parts(pool, names, {key: part})
     return Scattered(part)
-
-
-def lay_down(pool: Pool, names: Keys, thing: Any) -> KeptJob:
-    """Send an object once, as what the first task of a kept job is given; return who holds it.
-
-    It is no value that tasks wait for, as what `scatter` gives: nobody waits until a slot had it,
-    and no slot sends it back. Who wants it reads block 0.
-    """
-    sender = _Sender(pool, names, {})
-    key = f"argument-{secrets.token_hex(16)}"
-    plan, _, options = sender.plan({key: Task(key, nothing, DataNode(None, thing))}, [key])
-    plan.kept = True
-    with pool.lend(names) as link:
-        kept: KeptJob = sender.send(link, plan, options)[1]
-    return kept
 
 
 class _Sender:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from dask.sizeof import sizeof
@@ -43,8 +44,8 @@ AHEAD, FULL = 16, 2 * 5_000
 #: Results that wait here for one before them, and those that may come to them.
 MOST_WAITING = 100_000
 #: Bytes of results that are under way or wait for one before them, unless that is fewer iterations
-#: than those that are sent before the first result, which tells how large they are; these are twice
-#: as many with each second that it takes.
+#: than those that are sent before the first result, which tells how large they are: so many, or two
+#: for each slot, and twice as many with each second that it takes.
 MOST_BYTES, UNKNOWN = 2**27, 32
 #: Iterations in a window, unless a lease is to have more, seconds in which they are drawn, and
 #: about their bytes: at most.
@@ -87,7 +88,7 @@ def _run(
         options = replace(options, since=server_ms(link))
     with Stream(pool, keys, options, signer, each=each, verbose=told) as stream:
         cautious = not (whole or options.chunk_size or options.num_workers)  # these are of one job
-        room = _Room(stream, combiner, cautious=cautious)
+        room = _Room(stream, combiner, partial(_slots, pool, keys), cautious=cautious)
         windows = _windows(loop, most, room, retried=options.retries > 0, whole=whole)
         while True:
             while more and room.left() > 0:
@@ -110,32 +111,49 @@ class _Room:
     others wait, here or on the server: they have to fit there, whatever their size.
     """
 
-    def __init__(self, stream: Stream, combiner: Combiner, *, cautious: bool) -> None:
+    def __init__(
+        self, stream: Stream, combiner: Combiner, slots: Callable[[], int], *, cautious: bool
+    ) -> None:
         self._stream = stream
         self._combiner = combiner
+        self._slots = slots
         self._cautious = cautious
         self._began = time.monotonic()
+        self._least, self._ask_at = 0, self._began
 
     def left(self) -> int:
         """Return how many iterations may be sent; one at least if none is under way."""
         stream, typical = self._stream, self._stream.typical
         if stream.active >= AHEAD or stream.outstanding >= FULL:
             return 0
-        most = MOST_WAITING
+        most, now = MOST_WAITING, time.monotonic()
         if typical is not None:
-            most = min(most, max(UNKNOWN, int(MOST_BYTES / max(1.0, typical))))
+            fitting = int(MOST_BYTES / max(1.0, typical))
+            most = min(most, fitting if fitting > MOST_WAITING else max(fitting, self._few(now)))
         elif self._cautious:
-            most = min(most, UNKNOWN * 2 ** min(20, int(time.monotonic() - self._began)))
+            most = min(most, self._few(now) * 2 ** min(20, int(now - self._began)))
         left = most - stream.outstanding - self._combiner.waiting
         if not stream.active:
             return max(1, left)
         # Not one by one, as results come: of windows there are a few.
         return left if typical is None or left >= most // 4 else 0
 
+    def _few(self, now: float) -> int:
+        """Return how many are sent in any case: the slots are to be busy, also those that join."""
+        if now >= self._ask_at:
+            self._least, self._ask_at = max(UNKNOWN, 2 * self._slots()), now + 1.0
+        return self._least
+
     @property
     def patience(self) -> float | None:
         """Seconds after which there may be more room, though nothing came."""
         return 0.25 if self._cautious and self._stream.typical is None else None
+
+
+def _slots(pool: Pool, keys: Keys) -> int:
+    """Return how many slots are there."""
+    with pool.lend(keys) as link:
+        return int(link.command("SCARD", keys("slots")))
 
 
 def _windows(

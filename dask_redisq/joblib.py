@@ -23,7 +23,7 @@ from joblib.parallel import (
 )
 
 from dask_redisq.executor import Executor
-from dask_redisq.large_arguments import ATOMS, Batch, LargeArguments, Mark, read
+from dask_redisq.large_arguments import ATOMS, Batch, LargeArguments, Mark
 from dask_redisq.options import refuse_keywords
 from dask_redisq.queue import Queue
 from dask_redisq.serving import in_slot
@@ -177,8 +177,8 @@ class RedisqBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
         self._executor = Executor(self.queue, max_workers=self._cap, **self._words)
 
     def stop_call(self) -> None:
-        """Take no more calls of it; what was sent may be of use to the next one."""
-        self._large.next_call()
+        """Let go of what it used: between two calls all may change."""
+        self._large.clear()
         if self._executor is not None:
             self._executor.shutdown(wait=False)
 
@@ -195,7 +195,8 @@ class RedisqBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
             future = executor.submit(_run_packed, packed)
         else:
             batch = self._large.batch()
-            future = executor.submit(_run, [_marked(batch, *call) for call in func.items])
+            calls = [_marked(batch, *call) for call in func.items]
+            future = executor.submit(_run, calls, *batch.parts)
         if callback is not None:
             future.add_done_callback(callback)
         if batch is not None:  # after joblib's, which has the next batch sent: it may use the same
@@ -215,11 +216,10 @@ class RedisqBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
             self.start_call()
 
     def terminate(self) -> None:
-        """Wait for the threads, and let go of what was sent."""
+        """Wait for the threads."""
         if self._executor is not None:
             self._executor.shutdown()
             self._executor = None
-        self._large.clear()
 
     def get_nested_backend(self) -> tuple[Any, int | None]:
         """Return what calls inside of a call use."""
@@ -275,20 +275,16 @@ def _run_packed(packed: bytes) -> list[Any]:
     return _run(calls)
 
 
-def _run(calls: list[Any]) -> list[Any]:
+def _run(calls: list[Any], *parts: Any) -> list[Any]:
     """Make the calls of a batch on a worker."""
     from joblib import parallel_config
 
-    found: dict[Mark, Any] = {}
-
     def filled(arg: Any) -> Any:
-        if type(arg) is not Mark:
-            return arg
-        if arg not in found:
-            found[arg] = read(arg)
-        return found[arg]
+        return parts[arg.place] if type(arg) is Mark else arg
 
     with parallel_config(backend=SequentialBackend(nesting_level=1), n_jobs=None):
+        if not parts:
+            return [f(*args, **kwargs) for f, args, kwargs in calls]
         return [
             f(*map(filled, args), **{name: filled(arg) for name, arg in kwargs.items()})
             for f, args, kwargs in calls

@@ -189,7 +189,8 @@ class Managed:
         most `timeout` seconds.
 
         What was submitted before it returns, or is the next part of a loop that began before, is a
-        `JobCancelled`; what comes later is of a new queue, and waits for workers.
+        `JobCancelled`; what comes later is of a new queue, and waits for workers. So do calls of an
+        `Executor` that it had not sent yet.
 
         Of each job that was cancelled, by this or before, or whose results were forgotten or
         expired, a small key stays, ``redisq:{QUEUE}:tomb:JOB``, for ten minutes from then: who

@@ -33,24 +33,28 @@ def remove_queue(link: Link, keys: Keys, timeout: float | None) -> None:
             f"queue {keys.queue!r} is as it was: who removes one needs +scan besides a client's "
             f"rights. {why}"
         ) from why
-    link.call("stop_workers", keys, reason="its queue was removed", life=LIFE)
-    removing = keys("removing")
+    reason, removing = "its queue was removed", keys("removing")
+    link.call("stop_workers", keys, reason=reason, life=LIFE)
     while time.monotonic() < deadline:
         workers = link.command("HKEYS", keys("workers"))
         names = [keys("alive", w.decode()) for w in workers]
         if not names or not link.command("EXISTS", *names):
             break
         time.sleep(0.02)
-        link.command("PEXPIRE", removing, LIFE)
+        link.command("SET", removing, reason, "PX", LIFE)
     cursor, stay = b"0", (keys("tomb", "").encode(), removing.encode())
     while True:
-        link.command("PEXPIRE", removing, LIFE)
+        # Set anew, not renewed: of two removers the one that ended took it away.
+        link.command("SET", removing, reason, "PX", LIFE)
         cursor, found = link.command("SCAN", cursor, "MATCH", keys.pattern(), "COUNT", 500)
         gone = [name for name in found if not name.startswith(stay)]
         if gone:
             link.command("UNLINK", *gone)
         if cursor == b"0":
             link.command("UNLINK", removing)
+            time.sleep(
+                0.001
+            )  # a loop that begins in the ms of the removal is taken for an older one
             return
 
 

@@ -12,20 +12,22 @@ from typing import Any
 
 __all__ = ["MOST", "leave", "let_go", "stay"]
 
-#: Loops whose functions stay, and seconds for which an idle slot keeps them. More than go on at
-#: once: a slot does not know which of them have ended.
-MOST, LONGEST = 32, 60.0
+#: Loops whose functions stay, and seconds for which an idle slot keeps them; more of them while all
+#: are asked for, as those of loops that go on at once. A slot does not know which have ended, and
+#: with a model in each those of one loop after the other would fill its memory.
+MOST, LONGEST, SHORT = 2, 60.0, 5.0
 
 #: Token of the loop -> its functions, and when they were last asked for.
 _staying: OrderedDict[str, tuple[Any, float]] = OrderedDict()
 
 
 def stay(token: str, thing: Any, now: float) -> None:
-    """Keep a loop's functions; those of the loop that was not asked for the longest may go."""
+    """Keep a loop's functions; those of others go that nobody asked for just now."""
     _staying[token] = thing, now
     _staying.move_to_end(token)
-    while len(_staying) > MOST:
-        _staying.popitem(last=False)
+    for other in list(_staying)[:-MOST]:
+        if now - _staying[other][1] > SHORT:
+            del _staying[other]
 
 
 def leave(token: str) -> None:

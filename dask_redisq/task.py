@@ -11,7 +11,7 @@ from weakref import ProxyTypes
 
 from dask._task_spec import GraphNode, Task
 
-__all__ = ["itself", "kind_of", "nothing", "run_node", "run_task", "settled"]
+__all__ = ["itself", "kind_of", "run_node", "run_task", "settled"]
 
 
 def run_task(task: Any, values: Mapping[int, Any]) -> Any:
@@ -81,10 +81,6 @@ def run_node(node: GraphNode, names: tuple[Any, ...], data: dict[Any, Any], *val
 def itself(value: Any) -> Any:
     """Return what is given."""
     return value
-
-
-def nothing(_: Any) -> None:
-    """Return nothing, whatever is given."""
 
 
 def kind_of(task: Any) -> str:

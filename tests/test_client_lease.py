@@ -622,3 +622,18 @@ def test_a_future_that_was_cancelled_is_not_submitted_again(
     assert future.done()
     with pytest.raises(redisq.JobCancelled):
         future.result(30)
+
+
+def test_helpers_that_ended_are_no_zombies_for_long(queue: Queue, workers: WorkerProcess) -> None:
+    """Each holds one persisted value that is let go: thirty such left thirty of them."""
+    mine = psutil.Process()
+
+    def helpers() -> list[psutil.Process]:
+        return [p for p in mine.children() if p.pid not in others]
+
+    others = {p.pid for p in mine.children()}
+    for _ in range(4):
+        kept = dask.delayed(inc)(1).persist(scheduler=queue.get)
+        del kept
+        wait_until(lambda: all(p.status() == psutil.STATUS_ZOMBIE for p in helpers()))
+    assert len(helpers()) == 1

@@ -26,7 +26,7 @@ from conftest import WorkerProcess, wait_until
 from worker_process import command_of
 
 import dask_redisq as redisq
-from dask_redisq import foreach
+from dask_redisq import foreach, staying
 from dask_redisq.body import MOST_KEPT, Setup, forget_setup
 from dask_redisq.combine import Combiner
 from dask_redisq.link import Link
@@ -520,8 +520,9 @@ def test_what_worker_init_sets_is_there_for_all_iterations(loops: Queue) -> None
     assert found == [9 + 100 * i for i in range(40)]
 
 
-def test_functions_that_a_process_let_go_are_set_up_again() -> None:
+def test_functions_that_a_process_let_go_are_set_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """It keeps those of the last loops; what was set for others is gone with them."""
+    monkeypatch.setattr(staying, "SHORT", -1.0)  # as if a while passed between any two of them
     names = script(
         "import sys\n"
         "def init():\n"
@@ -644,6 +645,26 @@ def test_large_results_that_wait_for_the_first_one_are_few(
     assert found[0][0] == sum(range(200))
 
 
+def test_before_the_first_result_each_slot_of_a_large_pool_has_something_to_do(
+    loops: Queue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 300 slots all would wait but 32, for a second or two."""
+    monkeypatch.setattr(foreach, "_slots", lambda *_: 300)
+    gate = str(tmp_path / "gate")
+    found: list[Any] = []
+    thread = threading.Thread(
+        target=lambda: found.append(loops.foreach(large, range(500), [gate] * 500, range(500)))
+    )
+    started = time.monotonic()
+    thread.start()
+    wait_until(lambda: sum(job["n"] for job in loops.jobs()) == 500)
+    took = time.monotonic() - started
+    Path(gate).touch()
+    thread.join(60)
+    assert len(found[0]) == 500
+    assert took < 2, "after 4 s it would be 512"
+
+
 def test_large_results_that_wait_for_a_slow_combine_are_few(
     loops: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -689,6 +710,21 @@ def test_what_stays_of_a_loop_goes_when_nobody_asks_for_it() -> None:
     assert len(Kept.alive) == 1
     let_go()
     assert not Kept.alive
+
+
+def test_of_loops_that_came_one_after_the_other_the_last_ones_stay() -> None:
+    """Each may have loaded a model; those of loops that go on at once are asked for anew."""
+    for second in range(3):
+        for loop in range(5):
+            stay(f"together {loop}", Kept(), second + loop / 10)
+    gc.collect()
+    assert len(Kept.alive) == 5
+    for loop in range(9):
+        stay(f"later {loop}", Kept(), 20.0 + 10 * loop)
+    gc.collect()
+    assert len(Kept.alive) == MOST
+    let_go()
+    gc.collect()
 
 
 def test_a_process_keeps_what_the_last_initializers_set() -> None:

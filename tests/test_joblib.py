@@ -228,21 +228,44 @@ def test_n_jobs_is_how_many_run_at_a_time(backend: None, cluster: redisq.LocalCl
 
 
 def test_a_large_argument_travels_once(backend: None, cluster: redisq.LocalCluster) -> None:
-    """16 MB, in 20 calls, and in the next call of one `Parallel`; again once it is another one."""
+    """16 MB, in 60 calls: with the first, to be scattered, and back from the slot that has it."""
     table = np.ones(2**21)
-    with Queue("test", cluster.url) as queue, Parallel(batch_size=1) as parallel:
+    with Queue("test", cluster.url) as queue:
+        before = _received(queue)
+        sums = Parallel(batch_size=1)(delayed(_shifted)(table, i) for i in range(60))
+        taken = _received(queue) - before
+    assert sums == [2.0**21 + i for i in range(60)]
+    assert taken < 5 * table.nbytes
 
-        def taken() -> float:
-            before = _received(queue)
-            shift = float(table.sum())
-            sums = parallel(delayed(_shifted)(table, i) for i in range(20))
-            assert sums == [shift + i for i in range(20)]
-            return (_received(queue) - before) / table.nbytes
 
-        assert 1 <= taken() < 1.1
-        assert taken() < 0.1
-        table[0] = 7
-        assert 1 <= taken() < 1.1
+def test_what_a_call_does_to_its_argument_is_not_seen_by_the_next_call(backend: None) -> None:
+    """Of one `Parallel` each call has what the client has, as with joblib's own processes."""
+    table = np.zeros(2**18)
+    with Parallel(batch_size=1) as parallel:
+        assert [parallel([delayed(_raised)(table)]) for _ in range(4)] == [[1.0]] * 4
+
+
+def _raised(table: Any) -> float:
+    copy = table if table.flags.writeable else table.copy()
+    copy += 1
+    return float(copy[0])
+
+
+def test_large_arguments_that_come_once_do_not_pile_up_on_the_server(
+    backend: None, cluster: redisq.LocalCluster
+) -> None:
+    """There are chunks of them in a list: 40 of 2 MB."""
+    chunks = [np.full(2**18, i) for i in range(40)]
+    with Queue("test", cluster.url) as queue:
+        jobs: list[int] = []
+
+        def calls() -> Iterator[Any]:
+            for chunk in chunks:
+                jobs.append(len(queue.jobs()))
+                yield delayed(_number)(chunk)
+
+        assert Parallel(n_jobs=2, batch_size=1)(calls()) == list(range(40))
+    assert max(jobs) < 20
 
 
 @pytest.mark.parametrize("size", [10, 2**18])
