@@ -37,6 +37,8 @@ class Oracle:
         self._reruns: dict[str, list[tuple[str, bytes]]] = {}
         #: job -> what its tasks were charged with before it was run again: tries, deaths.
         self._forgiven: dict[str, tuple[Counter[int], Counter[int]]] = {}
+        #: Blocks that the server had, by job and number.
+        self._blocks: set[tuple[str, int]] = set()
         #: How often the queue was suspended or resumed, and whether it is suspended now.
         self._turns, self.suspended = 0, False
         #: The most tasks that one lease made.
@@ -45,6 +47,7 @@ class Oracle:
             "step": self._step, "unregister": self._unregister, "register": self._register,
             "recover": self._recover, "renew": self._renew, "give_back": self._give_back,
             "suspend": self._suspend, "rerun": self._rerun, "lend": self._lend, "create": self._create,
+            "put_block": self._put_block,
         }  # fmt: skip
 
     def note(self, script: str, args: dict[str, Any], answer: Any, *, late: bool) -> None:
@@ -61,8 +64,11 @@ class Oracle:
         self._turns, self.suspended = self._read_turns()
         self._reruns.clear()
         self._forgiven.clear()
+        self._blocks.clear()
         for job in self.world.jobs.values():
             job.careful.clear()
+            found = self.world.server.command("HKEYS", self.world.server.keys("blocks", job.id))
+            self._blocks |= {(job.id, int(number)) for number in found}
 
     def _read_answers(self, slots: Collection[str]) -> dict[str, tuple[int, bytes]]:
         """Return what the server answers to copies of calls that it remembers."""
@@ -232,6 +238,17 @@ class Oracle:
         keys, command = self.world.server.keys, self.world.server.command
         own, above = (command("HGET", keys("job", args[x]), "priority") for x in ("job", "parent"))
         assert above is None or float(own) > float(above), f"{own} is not above {above}"
+
+    def _put_block(self, args: dict[str, Any], answer: bytes, late: bool) -> None:
+        """No block is taken without what its tasks need: they would come and go back."""
+        block, keys = (args["job"], args["number"]), self.world.server.keys
+        there = self.world.server.command("HEXISTS", keys("blocks", block[0]), block[1])
+        if there and block not in self._blocks:
+            self._blocks.add(block)
+            for digest in unpack(args["consts"]):
+                name = keys("const", block[0], digest.decode())
+                gone = not self.world.server.command("EXISTS", name)
+                assert not gone, f"block {block[1]} is taken without {digest!r}"
 
     def _suspend(self, args: dict[str, Any], answer: bytes, late: bool) -> None:
         """It is as the newest of these calls wants it, and no copy of an older one undoes that."""
