@@ -129,7 +129,8 @@ class _Room:
         most, now = MOST_WAITING, time.monotonic()
         if typical is not None:
             fitting = int(MOST_BYTES / max(1.0, typical))
-            most = min(most, fitting if fitting > MOST_WAITING else max(fitting, self._few(now)))
+            if fitting < most:
+                most = max(fitting, self._few(now))
         elif self._cautious:
             most = min(most, self._few(now) * 2 ** min(20, int(now - self._began)))
         left = most - stream.outstanding - self._combiner.waiting

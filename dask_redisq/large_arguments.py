@@ -104,7 +104,7 @@ class _Argument:
         What stands for it, once it was scattered.
     """
 
-    __slots__ = ("_digest", "_inline", "_seen", "_size", "arg", "batches", "ref", "sent")
+    __slots__ = ("_digest", "_inline", "_seen", "arg", "batches", "ref", "sent")
 
     def __init__(self, arg: Any, gone: Callable[[ref[Any]], object]) -> None:
         self.arg: Any = None
@@ -116,7 +116,6 @@ class _Argument:
         self.batches = 0
         self.sent: Delayed | None = None
         self._digest = b""
-        self._size = 0
         self._seen = self._inline = False
 
     def stands_for(self, arg: Any) -> bool:
@@ -129,10 +128,10 @@ class _Argument:
             self._seen = True
             return None
         if self.sent is None:
-            self._size = _size(arg)
-            self._inline = self._size < AGAIN
+            size = _size(arg)
+            self._inline = size < AGAIN
             if not self._inline:
-                self._digest = _digest(arg) if self._size <= CHECKED else b""
+                self._digest = _digest(arg) if size <= CHECKED else b""
                 self.sent = queue.scatter(arg)
         elif self._digest and self._digest != _digest(arg):
             self.sent, self._inline = None, True  # who refills it does so again

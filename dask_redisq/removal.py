@@ -52,9 +52,8 @@ def remove_queue(link: Link, keys: Keys, timeout: float | None) -> None:
             link.command("UNLINK", *gone)
         if cursor == b"0":
             link.command("UNLINK", removing)
-            time.sleep(
-                0.001
-            )  # a loop that begins in the ms of the removal is taken for an older one
+            # A loop that begins in the millisecond of the removal is taken for an older one.
+            time.sleep(0.001)
             return
 
 

@@ -20,9 +20,10 @@ from test_faults import Background, log_and_wait, pids
 
 import dask_redisq as redisq
 from dask_redisq import follow, lookout
-from dask_redisq.codec import pack
+from dask_redisq.codec import pack, unpack
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
+from dask_redisq.monitor import server_ms
 from dask_redisq.queue import Queue
 from dask_redisq.versions import about_worker, python_tag
 
@@ -437,6 +438,17 @@ def test_a_loop_ends_with_its_queue_also_between_two_jobs(
     with pytest.raises(redisq.JobCancelled, match="its queue was removed"):
         loop.result()
     assert left_of(queue, link) == []
+
+
+def test_a_removal_is_over_before_a_loop_can_begin_in_its_millisecond(
+    queue: Queue, link: Link
+) -> None:
+    """Such a loop was taken for one from before, and cancelled."""
+    for _ in range(30):
+        link.command("HSET", queue.keys("queue"), "loops", 1)
+        queue.remove()
+        now = server_ms(link)
+        assert now > unpack(link.command("GET", queue.keys("removed")))[0]
 
 
 def left_of(queue: Queue, link: Link) -> list[bytes]:
