@@ -30,6 +30,8 @@ dask.config.update_defaults(
 # Frames of ours in a traceback tell a user nothing.
 _shorten = [*(dask.config.get("admin.traceback.shorten", None) or []), OURS]
 dask.config.update_defaults({"admin": {"traceback": {"shorten": _shorten}}})
+# A refresh takes the first default that there is of each setting, which would be Dask's own.
+dask.config.defaults.insert(0, dask.config.defaults[-1])
 
 
 def hide_secret() -> bool:

@@ -435,3 +435,9 @@ def test_a_future_that_has_no_answer_in_time_shows_two_frames_of_ours(queue: Que
     with pytest.raises(TimeoutError) as caught:
         future.result(0.01)
     assert frames_of(caught.value)[1:] == ["result", "gather"]
+
+
+def test_tracebacks_stay_short_after_a_refresh_of_the_configuration(queue: Queue) -> None:
+    """Which takes the first default that there is of each setting, and Dask's was before ours."""
+    dask.config.refresh()
+    test_a_future_that_has_no_answer_in_time_shows_two_frames_of_ours(queue)
