@@ -31,7 +31,7 @@ OURS = rf"{re.escape(Path(_FOLDER).name)}[\\\/]"
 _BORDERS = frozenset((
     ("task.py", "run_task"), ("body.py", "_run"), ("body.py", "catching"),
     ("codec.py", "open"), ("memory.py", "_enter"), ("memory.py", "_read_kept"),
-    ("memory.py", "_object"), ("follow.py", "_read_items"),
+    ("job_memory.py", "_object"), ("follow.py", "_read_items"),
     ("follow.py", "ask"), ("kept.py", "look"), ("scheduler.py", "get"), ("loops.py", "times"),
 ))  # fmt: skip
 

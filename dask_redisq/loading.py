@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from dask_redisq.job_memory import JobMemory
 from dask_redisq.keys import Keys
 from dask_redisq.lease import Lease
 from dask_redisq.link import Link
-from dask_redisq.memory import JobMemory, SlotMemory
+from dask_redisq.memory import SlotMemory
 
 __all__ = ["Loader"]
 

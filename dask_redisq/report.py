@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 from dask_redisq.batch import Batch
 from dask_redisq.errors import ServerFull, ValueTooLarge
+from dask_redisq.job_memory import JobMemory
 from dask_redisq.keys import Keys
 from dask_redisq.lease import Lease
 from dask_redisq.link import Link
-from dask_redisq.memory import JobMemory
 
 __all__ = ["Report", "kept_of", "own_retries", "store_apart"]
 

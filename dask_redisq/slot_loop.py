@@ -6,32 +6,29 @@ With nothing to do it blocks in BLPOP on its wake list.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import dask
 
 from dask_redisq.allowance import Allowance
-from dask_redisq.codec import pack, unpack
+from dask_redisq.codec import pack
 from dask_redisq.errors import BadSignature
 from dask_redisq.files import SlotFiles
+from dask_redisq.job_memory import JobEnded, UnreadBlock
 from dask_redisq.keys import Keys
 from dask_redisq.lease import Lease, LeaseRun
 from dask_redisq.link import Link
 from dask_redisq.loading import Loader
-from dask_redisq.memory import JobEnded, SlotMemory, UnreadBlock
+from dask_redisq.memory import SlotMemory
 from dask_redisq.monitor import Monitor
 from dask_redisq.pace import Pace
 from dask_redisq.page import Limit, Page
-from dask_redisq.rebuild import try_rebuild
 from dask_redisq.remote_error import add_note, pack_error
 from dask_redisq.report import Report, kept_of, own_retries, store_apart
 from dask_redisq.server_check import most_bytes
-from dask_redisq.tags import SlotTags, get_tag
+from dask_redisq.stepping import ServedQueue, Stepper
+from dask_redisq.tags import SlotTags
 from dask_redisq.task_warnings import WarningBox
 from dask_redisq.trust import ERROR, UNSIGNED, Seal, Signer
-from dask_redisq.wishes import Asker
 
 __all__ = ["Slot"]
 
@@ -41,22 +38,8 @@ MOST = 1000
 RECHECK = 5
 #: Seconds after which a slot turns from a queue to those that come before it.
 TURN = 1.0
-#: Seconds until a step that came while its job is rebuilt is sent again.
-FROZEN = 0.02
-#: Seconds after which the slot rebuilds the job itself.
-OVERDUE = 0.5
 #: Characters that are told of why a result does not pickle.
 LONGEST = 20_000
-
-
-@dataclass
-class _Queue:
-    """One queue that a slot serves, and the number of its last call there."""
-
-    keys: Keys
-    index: int
-    seq: int = 0
-    idle: bool = False
 
 
 class _Wake(BaseException):
@@ -107,7 +90,7 @@ class Slot:
         self.files = files
         self.allowance = allowance
         self.slot = slot
-        self.queues = [_Queue(Keys(name), i) for i, name in enumerate(queues)]
+        self.queues = [ServedQueue(Keys(name), i) for i, name in enumerate(queues)]
         for queue in self.queues:
             link.watch(queue.keys)
         self.monitors = [Monitor(link, queue.keys, slot) for queue in self.queues]
@@ -117,9 +100,9 @@ class Slot:
         self.pace = Pace()
         self.memory = SlotMemory(link, signer, most_kept)
         self.warnings = WarningBox()
+        self._stepper = Stepper(link, slot, self.pace, page, self.memory, tags, self._left)
         self.stopping = False
         self._waiting = False
-        self._asker: Asker | None = None
 
     def __repr__(self) -> str:
         return f"<Slot {self.slot} of {self.where}, queues {[q.keys.queue for q in self.queues]}>"
@@ -147,7 +130,7 @@ class Slot:
                 return
             queue = self.queues[at]
             turn = at > 0 and time.monotonic() - turned > TURN
-            lease, retry, status = self._step(queue, report, more=not ending and not turn)
+            lease, retry, status = self._stepper.step(queue, report, more=not ending and not turn)
             report = Report()
             if lease is not None:
                 self._leave_other_queues(queue)
@@ -190,112 +173,15 @@ class Slot:
         finally:
             self._waiting = False
 
-    def _leave_other_queues(self, queue: _Queue) -> None:
+    def _leave_other_queues(self, queue: ServedQueue) -> None:
         """Leave the idle sets of the other queues; a token that waits there is passed on."""
         for other in self.queues:
             if other is not queue and other.idle:
-                self._step(other, Report(), more=False, rest=False)
-
-    def _step(
-        self, queue: _Queue, report: Report, *, more: bool, rest: bool = True
-    ) -> tuple[Lease | None, int, str]:
-        """Report and lease in one call; return the lease, when to look again, and the status."""
-        wishes: dict[bytes, list[int] | None] = {}
-        while True:
-            queue.seq += 1
-            status, refused, leased, retry = self._call_step(
-                queue, report, wishes, more=more, rest=rest
-            )
-            self.page.rest()
-            if status != b"stale":  # refused whole: nothing of it was judged
-                self._keep_accepted(report, refused)
-            if status != b"wish":
-                break
-            wishes[leased] = self._ask(queue, leased.decode())
-            report = Report()
-        queue.idle = not leased and rest and more
-        if not leased:
-            return None, retry, status.decode()
-        job, epoch, chunk, block, alone, tasks, *files = leased
-        lease = Lease(
-            job.decode(), epoch.decode(), chunk, block, bool(alone), tasks, queue.seq, *files
-        )
-        return lease, 0, status.decode()
-
-    def _ask(self, queue: _Queue, job: str) -> list[int] | None:
-        """Return what a job's policy wishes for this slot; None if it must be asked no more."""
-        if self._asker is None:
-            self._asker = Asker(self.link)
-        return self._asker.wishes(
-            queue.keys, job, slot=self.slot, tag=get_tag(), **self._pace_words(more=True)
-        )
-
-    def _pace_words(self, *, more: bool) -> dict[str, object]:
-        """Return how much the slot asks for."""
-        others = self.pace.others()
-        return {
-            "known": self.pace.job,
-            "want": min(self.pace.want, self._left()) if more else 0,
-            "floor": self.pace.floor,
-            "others": pack(others) if others else b"",
-        }
-
-    def _call_step(
-        self,
-        queue: _Queue,
-        report: Report,
-        wishes: Mapping[bytes, list[int] | None],
-        *,
-        more: bool,
-        rest: bool,
-    ) -> tuple[bytes, list[int], Any, int]:
-        """Call step.lua until it was done; a job that nobody rebuilds this slot rebuilds first."""
-        told = [
-            x for job, tasks in wishes.items() for x in (job, False if tasks is None else tasks)
-        ]
-        args = {"batch": report.batch.pack() if report.job else b"", "failure": report.failure}
-        since = 0.0
-        while True:
-            asked = time.perf_counter()
-            answer = self.link.call(
-                "step",
-                queue.keys,
-                slot=self.slot,
-                seq=queue.seq,
-                job=report.job,
-                epoch=report.epoch,
-                **args,
-                **self._pace_words(more=more),
-                rest=int(rest and more),
-                tag=self.tags.own,
-                wishes=pack(told) if told else b"",
-            )
-            status, refused, leased, retry = unpack(answer)
-            if status != b"frozen":
-                self.pace.called(time.perf_counter() - asked)
-                self.page.answered(queue.index, queue.seq)
-                return status, refused, leased, retry
-            # Its client rebuilds it at once, if it has one. A detached job that nobody reads would
-            # wait for a monitor, which judges nothing for a whole expiry after the server was
-            # away; and this slot with it, and then each other slot that leased of that job.
-            since = since or time.perf_counter()
-            if time.perf_counter() - since > OVERDUE:
-                try_rebuild(self.link, queue.keys, report.job)
-            time.sleep(FROZEN)
-
-    def _keep_accepted(self, report: Report, refused: list[int]) -> None:
-        """Keep own values that the server accepted, for tasks that come here next."""
-        dropped = set(refused)
-        for task, value, data, _ in report.batch.published:
-            if task not in dropped:
-                self.memory.values.put(task, value, len(data))
-                if task in report.kept:
-                    name = (report.queue, report.job, task, report.attempt)
-                    self.memory.kept.put(name, value, len(data))
+                self._stepper.step(other, Report(), more=False, rest=False)
 
     # -- one lease --------------------------------------------------------------------
 
-    def _work(self, queue: _Queue, lease: Lease) -> Report:
+    def _work(self, queue: ServedQueue, lease: Lease) -> Report:
         """Run a lease and return what to report of it."""
         report = Report(lease.job, lease.epoch, queue.keys.queue, self._attempt(lease))
         self.page.hold(queue.index, lease.job, lease.seq, _now_ms(), len(lease.tasks))
@@ -360,7 +246,9 @@ class Slot:
         """Return the name under which step.lua records what this lease makes."""
         return f"{self.slot}{lease.seq:08x}"
 
-    def _not_loaded(self, queue: _Queue, lease: Lease, error: BaseException, seal: Seal) -> bytes:
+    def _not_loaded(
+        self, queue: ServedQueue, lease: Lease, error: BaseException, seal: Seal
+    ) -> bytes:
         """Return the failure of a lease of which something could not be read.
 
         It is reported of a task that is leased, and says of which tasks it is.

@@ -60,7 +60,7 @@ LAYERS: list[tuple[str, ...]] = [
     # one connection, and what is read and written over it
     ("link",),
     ("refused",),
-    ("rebuild", "events", "names", "own_keys", "wishes"),
+    ("rebuild", "events", "names", "own_keys", "wishes", "job_memory"),
     ("server", "server_check", "monitor", "memory", "registry", "control", "slot_process"),
     ("secret", "files", "call_log"),
     ("pool", "removal", "suspend", "client_lease"),
@@ -70,6 +70,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("follow",),
     ("kept",),
     ("job", "loading", "report", "supervisor", "renewer"),
+    ("stepping",),
     ("slot_loop",),
     ("slot",),
     # the doors
