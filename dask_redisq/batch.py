@@ -18,17 +18,32 @@ __all__ = ["Batch", "Published"]
 
 
 class Published(NamedTuple):
-    """A value that goes to the server: inside the call, or stored apart beforehand."""
+    """A value that goes to the server: inside the call, or stored apart beforehand.
+
+    Attributes
+    ----------
+    task : int
+        Whose value it is.
+    value : object
+        The value.
+    data : bytes
+        Its pickle.
+    inline : bool
+        Whether that goes with the call.
+    size : int
+        If it does not: the bytes that it is taken for. Those of the pickle, but for a `Given`.
+    """
 
     task: int
     value: Any
     data: bytes
     inline: bool
+    size: int = 0
 
     @property
     def wire(self) -> bytes | int:
         """The pickle, or the size of one that is stored apart."""
-        return self.data if self.inline else len(self.data)
+        return self.data if self.inline else self.size
 
 
 class Batch:

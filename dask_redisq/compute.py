@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from dask_redisq import client_lease
 from dask_redisq.annotations import limits, priorities, restrictions, seeds
 from dask_redisq.answer import Answer, assemble
 from dask_redisq.callbacks import Observer, active_callbacks, looks_at_values
+from dask_redisq.codec import LARGE, bytes_of
 from dask_redisq.dask_input import read_graph, with_cached
 from dask_redisq.garbage import collector_paused
 from dask_redisq.graph import plan_graph
@@ -40,7 +41,7 @@ from dask_redisq.pool import Pool
 from dask_redisq.secret import find_secret
 from dask_redisq.serving import in_slot, job_in_hand, stand_in
 from dask_redisq.settings import setting
-from dask_redisq.task import itself
+from dask_redisq.task import give, itself
 from dask_redisq.unshared import share_or_refuse
 
 __all__ = ["Submitted", "compute_graph", "persist_graphs", "scatter", "submit"]
@@ -298,10 +299,16 @@ def scatter(pool: Pool, names: Keys, thing: Any, kwargs: dict[str, Any]) -> Dela
     """Do what `Queue.scatter` promises.
 
     A task that returns what it is given: the value has a graph, to be made again of, as any other.
+    What is large is its own value: it would go to the server a second time, from a slot, and take
+    the room for it twice.
     """
     sender = _Sender(pool, names, kwargs)
     key = f"scatter-{secrets.token_hex(16)}"
-    node = Task(key, itself, DataNode(None, thing))
+    size = bytes_of(thing)
+    if size > LARGE and not isinstance(thing, Iterator):  # which is read as a list
+        node = Task(key, give, DataNode(None, thing), size)
+    else:
+        node = Task(key, itself, DataNode(None, thing))
     plan, _, options = sender.plan({key: node}, [key])
     plan.kept = True
     with pool.lend(names) as link:

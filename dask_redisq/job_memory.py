@@ -12,7 +12,10 @@ from dask_redisq.codec import Block, PackedBlock, loads
 from dask_redisq.errors import BadSignature
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
-from dask_redisq.trust import BLOCK, Seal
+from dask_redisq.plan import BLOCK
+from dask_redisq.task import run_task
+from dask_redisq.trust import BLOCK as A_BLOCK
+from dask_redisq.trust import Seal
 from dask_redisq.versions import differences
 
 __all__ = ["JobEnded", "JobMemory", "UnreadBlock"]
@@ -100,7 +103,7 @@ class JobMemory:
                 if payload is None:
                     told = f"block {number} of job {self._job} is gone"
                     raise JobEnded(told, "HEXISTS", self._keys("blocks", self._job), number)
-                packed = PackedBlock.read(self.seal.open(BLOCK, b"", number, payload))
+                packed = PackedBlock.read(self.seal.open(A_BLOCK, b"", number, payload))
                 others = differences(packed.made_by)
                 if others and others not in _told:
                     _told.add(others)
@@ -115,6 +118,27 @@ class JobMemory:
             self.blocks.move_to_end(number)
         while len(self.blocks) > max(BLOCKS, len(numbers)):
             self.blocks.popitem(last=False)
+
+    def read_given(self, task: int, attempt: str) -> Any:
+        """Return what a task gives whose value, by this attempt, is `Given`.
+
+        Raises
+        ------
+        JobEnded
+            If that is gone from the server. Then the value is so, too: whoever is to make it again
+            finds that it cannot be made, and why.
+        BaseException
+            What unpickling it raises.
+        """
+        number, place = divmod(task, BLOCK)
+        try:
+            self.load_blocks([number], lambda *_: None)
+        except JobEnded:
+            self._link.command("UNLINK", self._keys("value", self._job, task, attempt))
+            raise
+        except UnreadBlock as unread:
+            raise unread.__cause__ or unread from None
+        return run_task(self.blocks[number].tasks[place], {}).thing
 
     def is_there(self) -> tuple[str, str]:
         """Return the command that tells whether the job is on the server."""

@@ -14,12 +14,15 @@ from dask.typing import Key
 
 from dask_redisq.codec import pack, unpack
 from dask_redisq.follow import Follower
+from dask_redisq.job_memory import JobEnded, JobMemory
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.monitor import Monitor
 from dask_redisq.options import JobOptions
 from dask_redisq.page import Wait
+from dask_redisq.record import read_record
 from dask_redisq.serving import stand_in
+from dask_redisq.task import Given
 from dask_redisq.trust import Seal
 
 __all__ = ["KeptReader"]
@@ -134,4 +137,14 @@ class KeptReader(Follower):
                 pass
             for task, record in self.look(some, values=True).items():
                 self._read_items([task, record])  # one that is lost is made again
+                if type(self.received.get(task)) is Given:
+                    self._read_given(task, record)
         return dict(self.received)
+
+    def _read_given(self, task: int, record: bytes) -> None:
+        memory = JobMemory(self.link, self.keys, self.id, self.seal)
+        try:
+            self.received[task] = memory.read_given(task, read_record(record)[1])
+        except JobEnded:
+            del self.received[task]
+            self._report_lost(task)

@@ -14,8 +14,8 @@ from weakref import KeyedRef, ref
 
 import cloudpickle
 from dask.delayed import Delayed
-from dask.sizeof import sizeof
 
+from dask_redisq.codec import bytes_of
 from dask_redisq.queue import Queue
 
 __all__ = ["ATOMS", "Batch", "LargeArguments", "Mark"]
@@ -128,7 +128,7 @@ class _Argument:
             self._seen = True
             return None
         if self.sent is None:
-            size = _size(arg)
+            size = bytes_of(arg)
             self._inline = size < AGAIN
             if not self._inline:
                 self._digest = _digest(arg) if size <= CHECKED else b""
@@ -196,10 +196,3 @@ def _digest(arg: Any) -> bytes:
                 found.update(view)
         return found.digest()
     return b""
-
-
-def _size(arg: Any) -> int:
-    try:
-        return int(sizeof(arg))
-    except Exception:  # of an object that does not like to be looked at
-        return 0

@@ -20,7 +20,7 @@ from dask_redisq.codec import Block, dumps
 from dask_redisq.errors import ValueTooLarge
 from dask_redisq.pace import EDGES, Pace
 from dask_redisq.seeding import seeded
-from dask_redisq.task import kind_of, run_node, run_task, settled
+from dask_redisq.task import Given, kind_of, run_node, run_task, settled
 
 __all__ = ["Lease", "LeaseRun"]
 
@@ -105,6 +105,8 @@ class LeaseRun:
         self.take = take
         self.made: dict[int, None] = {}
         self.failed: tuple[int, BaseException] | None = None
+        #: Whether one of the values is a `Given`.
+        self.gave = False
         self._missing: dict[int, int] = {}  # user of what was made -> inputs that it still lacks
         self._plain: set[type] = set()  # types of results that can be read again
         self._last_func: Any = None
@@ -354,10 +356,13 @@ class LeaseRun:
         if size > FITS and size > (most := self.most(size)):
             text = f"the result takes {size:,} bytes; the server holds at most {most:,} "
             raise _NotPublishable(task, ValueTooLarge(f"{text}in one value: return smaller parts"))
+        if type(value) is Given:
+            self.gave = True
+            return Published(task, value.thing, data, inline=False, size=value.size)
         inline = size <= INLINE and size <= self._room
         if inline:
             self._room -= size
-        return Published(task, value, data, inline)
+        return Published(task, value, data, inline, size)
 
 
 class _NotPublishable(Exception):

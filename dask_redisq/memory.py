@@ -16,8 +16,9 @@ from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.open_files import holds_files
 from dask_redisq.rebuild import try_rebuild
-from dask_redisq.record import read_record
+from dask_redisq.record import read_record, size_of
 from dask_redisq.staying import let_go
+from dask_redisq.task import Given
 from dask_redisq.trust import UNSIGNED, VALUE, Seal, Signer
 
 __all__ = ["SlotMemory"]
@@ -63,6 +64,10 @@ class SlotMemory:
             self._jobs[job] = JobMemory(self._link, keys, job, self._signer.seal(keys.queue, job))
         self._jobs.move_to_end(job)
         return self._jobs[job]
+
+    def forget(self, job: str) -> None:
+        """Have what is of a job read again when it comes again."""
+        del self._jobs[job]
 
     def _make_room(self) -> None:
         """Forget jobs that ended, if there are many, and then some that were not used for long."""
@@ -203,8 +208,15 @@ class SlotMemory:
             return ()
         reading(kept)
         value = loads(seal.open(VALUE, attempt.encode(), kept.task, data) if seal.signs else data)
+        size = len(data)
+        if type(value) is Given:
+            try:
+                memory = JobMemory(self._link, keys, kept.job, seal)
+                value, size = memory.read_given(kept.task, attempt), size_of(record)
+            except JobEnded:
+                return ()
         if apart:
-            self.kept.put(name, value, len(data))
+            self.kept.put(name, value, size)
         return (value,)
 
     def tidy(self, keys: Keys, now: float) -> None:

@@ -13,7 +13,7 @@ from dask_redisq.allowance import Allowance
 from dask_redisq.codec import pack
 from dask_redisq.errors import BadSignature
 from dask_redisq.files import SlotFiles
-from dask_redisq.job_memory import JobEnded, UnreadBlock
+from dask_redisq.job_memory import JobEnded, JobMemory, UnreadBlock
 from dask_redisq.keys import Keys
 from dask_redisq.lease import Lease, LeaseRun
 from dask_redisq.link import Link
@@ -223,8 +223,19 @@ class Slot:
             None if self.allowance is None else self.allowance.take,
         )
         run.run()
+        self._fill(report, queue, lease, run, memory)
+        return report
+
+    def _fill(
+        self, report: Report, queue: ServedQueue, lease: Lease, run: LeaseRun, memory: JobMemory
+    ) -> None:
+        """Enter what a lease made, and store what is large of it."""
         report.batch = run.report()
         report.kept = kept_of(memory, lease, report.batch)
+        if run.gave:
+            # If it is to be made again, what it was given may be gone from the server. And it would
+            # stay here for longer than `kept` says.
+            self.memory.forget(lease.job)
         if warned := self.warnings.take():
             self.link.send_call("warn", queue.keys, job=lease.job, entries=pack(warned))
         # No task is in hand any more: what kills this process from here on is charged to none.
@@ -240,7 +251,6 @@ class Slot:
             task, text = report.batch.unpublished
             told = text[:LONGEST].encode(errors="backslashreplace")  # the words of any __reduce__
             report.failure = pack([task, "unpicklable", pack([self.where, told]), 0])
-        return report
 
     def _attempt(self, lease: Lease) -> str:
         """Return the name under which step.lua records what this lease makes."""

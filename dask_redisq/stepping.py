@@ -182,9 +182,9 @@ class Stepper:
     def _keep_accepted(self, report: Report, refused: list[int]) -> None:
         """Keep own values that the server accepted, for tasks that come here next."""
         dropped = set(refused)
-        for task, value, data, _ in report.batch.published:
+        for task, value, _, _, size in report.batch.published:
             if task not in dropped:
-                self.memory.values.put(task, value, len(data))
+                self.memory.values.put(task, value, size)
                 if task in report.kept:
                     name = (report.queue, report.job, task, report.attempt)
-                    self.memory.kept.put(name, value, len(data))
+                    self.memory.kept.put(name, value, size)

@@ -11,7 +11,7 @@ from weakref import ProxyTypes
 
 from dask._task_spec import GraphNode, Task
 
-__all__ = ["itself", "kind_of", "run_node", "run_task", "settled"]
+__all__ = ["Given", "give", "itself", "kind_of", "run_node", "run_task", "settled"]
 
 
 def run_task(task: Any, values: Mapping[int, Any]) -> Any:
@@ -76,6 +76,38 @@ def run_node(node: GraphNode, names: tuple[Any, ...], data: dict[Any, Any], *val
         The values of `names`, in their order.
     """
     return node({**data, **dict(zip(names, values, strict=True))})
+
+
+class Given:
+    """The value of a task that only gives what it was given, and that is large.
+
+    Its pickle holds nothing: whoever reads it finds the thing in the task, on the server, where it
+    came with its job. So it goes there once, and is there once.
+
+    Attributes
+    ----------
+    thing : object, optional
+        What the task was given; None where this was unpickled.
+    size : int
+        Bytes that it is taken for.
+    """
+
+    __slots__ = ("size", "thing")
+
+    def __init__(self, thing: Any = None, size: int = 0) -> None:
+        self.thing = thing
+        self.size = size
+
+    def __repr__(self) -> str:
+        return f"<Given {type(self.thing).__name__}, {self.size} bytes>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Given, ()
+
+
+def give(thing: Any, size: int) -> Given:
+    """Return what is given, as a value that stays where it is."""
+    return Given(thing, size)
 
 
 def itself(value: Any) -> Any:

@@ -39,6 +39,7 @@ WORKERS = {
     "registration",
     "report",
     "slot_loop",
+    "stepping",
 }
 #: Scripts that only slots call, from a module that clients use as well.
 SLOTS = {"wish"}

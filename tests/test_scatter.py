@@ -10,6 +10,7 @@ from typing import Any
 import dask
 import dask.array as da
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import WorkerProcess, wait_until
 
@@ -19,12 +20,17 @@ from dask_redisq.queue import Queue
 from dask_redisq.server import PrivateServer
 
 
-def sent_by(link: Link) -> int:
+def sent_by(link: Link, what: bytes = b"total_net_output_bytes") -> int:
     """Return the bytes that the server ever sent."""
     stats = dict(
         line.split(b":", 1) for line in link.command("INFO", "stats").split() if b":" in line
     )
-    return int(stats[b"total_net_output_bytes"])
+    return int(stats[what])
+
+
+def got_by(link: Link) -> int:
+    """Return the bytes that the server ever got."""
+    return sent_by(link, b"total_net_input_bytes")
 
 
 def shifted_sum(i: int, table: np.ndarray[Any, Any]) -> float:
@@ -43,6 +49,48 @@ def test_the_second_loop_over_scattered_data_moves_none_of_it(
     before = sent_by(link)
     assert queue.foreach(shifted_sum, 40, itertools.repeat(table), chunk_size=1) == expected
     assert sent_by(link) - before < 2**18
+
+
+@pytest.mark.parametrize("kind", ["array", "list", "frame"])
+def test_large_data_goes_to_the_server_once(
+    queue: Queue, workers: WorkerProcess, link: Link, kind: str
+) -> None:
+    """Not a second time, as the value of a task that a slot made."""
+    thing: Any = np.arange(2**20, dtype=float)
+    if kind == "list":
+        thing = thing.tolist()
+    elif kind == "frame":
+        thing = pd.DataFrame({"x": thing})
+    before = got_by(link)
+    data = queue.scatter(thing)
+    assert queue.foreach(last_of, 8, itertools.repeat(data), chunk_size=1) == [2.0**20 - 1] * 8
+    assert 2**23 < got_by(link) - before < 1.3 * 2**23
+    found = data.compute()
+    assert type(found) is type(thing)
+    assert last_of(0, found) == 2.0**20 - 1
+    if kind == "array":
+        found[0] = 1  # as writable as an array that a task returns
+
+
+def last_of(_: int, table: Any) -> float:
+    """Return the last number of some."""
+    return float(np.asarray(table).ravel()[-1])
+
+
+def test_large_data_that_the_server_lost_is_an_error_that_says_so(
+    queue: Queue, workers: WorkerProcess, link: Link
+) -> None:
+    """Nobody has it any more: neither the reader nor a loop waits for it for ever."""
+    data = queue.scatter(np.ones(2**20))
+    assert data.compute().sum() == 2**20
+    (row,) = queue.jobs()
+    pattern = f"redisq:{{test}}:job:{row['id']}:const:*"
+    (name,) = link.command("KEYS", pattern)
+    link.command("DEL", name)
+    with pytest.raises(redisq.RedisqError, match="gone from the server"):
+        data.compute()
+    with pytest.raises(redisq.RedisqError, match="gone from the server"):
+        queue.foreach(shifted_sum, 2, itertools.repeat(data))
 
 
 def test_scattered_data_is_an_input_of_dask_graphs(queue: Queue, workers: WorkerProcess) -> None:

@@ -223,7 +223,7 @@ class Slot(Actor):
         return status, refused, leased, retry
 
     def _keep(self, batch: Batch, refused: Any) -> None:
-        for task, value, data, _ in batch.published:
+        for task, value, data, *_ in batch.published:
             if task not in refused:
                 self.cache.put(task, value, len(data))
 
