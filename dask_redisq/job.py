@@ -135,7 +135,8 @@ class Job(Follower):
                     raise JobLost(f"{why}; given up after {AGAIN} more in vain") from None
                 values |= job.values()
                 job = job.again(job.received)
-                logger.warning("%s: %d tasks go again, as job %s", why, len(job.plan), job.id)
+                # Not `why`: who keeps records would keep its traceback, and all data of the job.
+                logger.warning("%s: %d tasks go again, as job %s", str(why), len(job.plan), job.id)
                 continue
             except (Exception, SystemExit) as error:  # a task's own, if there is a culprit
                 if not job.can_replace(error):
@@ -385,6 +386,6 @@ class Job(Follower):
             with suppress(Warning):  # which a filter made an error
                 issue_warnings(warned)
         except RedisqError as error:
-            logger.warning("job %s could not be removed, its keys expire: %s", self.id, error)
+            logger.warning("job %s could not be removed, its keys expire: %s", self.id, str(error))
         finally:
             self.link.patience = patience

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from inspect import signature
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
@@ -32,6 +32,8 @@ __all__ = ["RedisqBackend", "register_redisq"]
 
 #: Bytes that plain calls of a batch may take together.
 MOST_PACKED = 2**20
+#: Bytes from which joblib maps an array, by default.
+MAPPED = 2**20
 #: Slots that are taken for granted while there is none: few machines have more.
 EXPECTED = 16
 #: What joblib itself tells a backend, besides what `Parallel` was given for it.
@@ -197,6 +199,8 @@ class RedisqBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
             batch = self._large.batch()
             calls = [_marked(batch, *call) for call in func.items]
             future = executor.submit(_run, calls, *batch.parts)
+            if batch.parts:
+                future = _or_again(future, batch.lost, lambda: executor.submit(_run, func.items))
         if callback is not None:
             future.add_done_callback(callback)
         if batch is not None:  # after joblib's, which has the next batch sent: it may use the same
@@ -224,6 +228,35 @@ class RedisqBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
     def get_nested_backend(self) -> tuple[Any, int | None]:
         """Return what calls inside of a call use."""
         return SequentialBackend(nesting_level=(self.nesting_level or 0) + 1), None
+
+
+def _or_again(
+    future: Future[Any], lost: Callable[[BaseException], bool], again: Callable[[], Future[Any]]
+) -> Future[Any]:
+    """Return a future of the same calls, which are made again if what they need was lost."""
+    told: Future[Any] = Future()
+    told.set_running_or_notify_cancel()
+
+    def settle(done: Future[Any]) -> None:
+        if done.cancelled():
+            told.set_exception(CancelledError())
+            return
+        error = done.exception()
+        if error is None:
+            told.set_result(done.result())
+            return
+        try:
+            sent = again() if done is future and lost(error) else None
+        except Exception as why:  # nobody but who waits would hear of it
+            told.set_exception(why)
+            return
+        if sent is None:
+            told.set_exception(error)
+        else:
+            sent.add_done_callback(settle)
+
+    future.add_done_callback(settle)
+    return told
 
 
 def _marked(batch: Batch, f: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, ...]:
@@ -262,6 +295,30 @@ def _is_named(f: Any) -> bool:
     return kind is FunctionType or kind is type
 
 
+def _own(part: Any) -> Any:
+    """Return a copy of a large argument, of which this slot has one for all batches.
+
+    As joblib does it: a batch has its own, and of large arrays, also inside of something else, all
+    have the same memory, which is read-only.
+    """
+    if type(part) in (str, bytes):
+        return part
+    shared: list[memoryview] = []
+
+    def share(buffer: pickle.PickleBuffer) -> bool:
+        view = buffer.raw()
+        if view.nbytes >= MAPPED:
+            shared.append(view.toreadonly())
+        return view.nbytes < MAPPED
+
+    try:
+        data = pickle.dumps(part, protocol=5, buffer_callback=share)
+    except Exception:  # it came by cloudpickle
+        shared.clear()
+        data = cloudpickle.dumps(part, protocol=5, buffer_callback=share)
+    return pickle.loads(data, buffers=shared)
+
+
 def _run_packed(packed: bytes) -> list[Any]:
     """Make the calls of `_packed` on a worker."""
     try:
@@ -278,6 +335,8 @@ def _run_packed(packed: bytes) -> list[Any]:
 def _run(calls: list[Any], *parts: Any) -> list[Any]:
     """Make the calls of a batch on a worker."""
     from joblib import parallel_config
+
+    parts = tuple(map(_own, parts))
 
     def filled(arg: Any) -> Any:
         return parts[arg.place] if type(arg) is Mark else arg

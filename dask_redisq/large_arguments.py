@@ -16,20 +16,24 @@ import cloudpickle
 from dask.delayed import Delayed
 
 from dask_redisq.codec import bytes_of
+from dask_redisq.errors import JobLost
 from dask_redisq.queue import Queue
 
 __all__ = ["ATOMS", "Batch", "LargeArguments", "Mark"]
 
-#: Bytes from which an argument that comes again is sent once, and read from there. Tried and left:
-#: to send those of 1 MB at once, as the constant of a job that no slot runs. It travelled once, not
-#: three times; but those that do not come again piled up on the server, and a server that came
-#: back empty, or a call that changed what it was given, was seen by the calls after it.
-AGAIN = 2**18
+#: Bytes from which an argument is sent by itself, and read from there: as it comes first, so that
+#: it travels once, and as it comes again. What is smaller, or looks so, goes with its calls first:
+#: most do not come again, and a job of its own, for each of them, costs more than it saves. So does
+#: what is large, once it is seen that such arguments do not come again.
+FIRST, AGAIN = 2**20, 2**18
+#: Items that a container has at least, if one looks how large it is as it comes first.
+MANY = 1000
 #: Bytes up to which it is looked at each time whether its content is still the one that was sent;
 #: joblib's own backends do so up to 1 MB.
 CHECKED = 2**24
 #: Neither large nor worth a look.
 ATOMS = frozenset((int, float, bool, complex, str, type(None), slice))
+_CONTAINERS = frozenset((list, tuple, dict, set, frozenset))
 
 
 class Mark(NamedTuple):
@@ -49,13 +53,20 @@ class LargeArguments:
     ----------
     queue : Queue
         Where they are scattered.
+
+    Attributes
+    ----------
+    at_once : bool
+        Whether they are as they come first: until one was sent so that did not come again.
     """
 
     def __init__(self, queue: Queue) -> None:
         self.queue = queue
+        self.at_once = True
         self._known: dict[int, _Argument] = {}  # by id
         self._gone: deque[ref[Any]] = deque()
         self._over: deque[Batch] = deque()
+        self._lost: deque[Delayed] = deque()
 
     def __repr__(self) -> str:
         return f"<LargeArguments on {self.queue!r}, {len(self._known)} known>"
@@ -63,16 +74,25 @@ class LargeArguments:
     def batch(self) -> Batch:
         """Return what looks at the arguments of one batch; let go of what is of no more use."""
         while self._over:
-            for known in self._over.popleft().held:
+            over = self._over.popleft()
+            for known in over.new:
+                if known.came == 1:  # one of many chunks, it seems: all would pile up there
+                    known.sent, self.at_once = None, False
+            for known in over.held:
                 known.batches -= 1
                 if not known.batches and self._known.get(id(known.arg)) is known:
                     del self._known[id(known.arg)]
+        while self._lost:
+            lost = self._lost.popleft()
+            for known in self._known.values():
+                if known.sent is lost:
+                    known.sent = None
         while self._gone:
             gone: Any = self._gone.popleft()  # a KeyedRef
             there = self._known.get(gone.key)
             if there is not None and there.ref is gone:
                 del self._known[gone.key]
-        return Batch(self, self._over.append)
+        return Batch(self, self._over.append, self._lost.append)
 
     def find(self, arg: Any) -> _Argument:
         """Return what is known of an argument; nothing yet, if it is another one of that id."""
@@ -82,10 +102,12 @@ class LargeArguments:
         return known
 
     def clear(self) -> None:
-        """Let go of all."""
+        """Let go of all: the next calls have others."""
+        self.at_once = True
         self._known.clear()
         self._over.clear()
         self._gone.clear()
+        self._lost.clear()
 
 
 class _Argument:
@@ -100,11 +122,13 @@ class _Argument:
         not used again.
     batches : int
         How many do.
+    came : int
+        In how many batches it came.
     sent : Delayed, optional
         What stands for it, once it was scattered.
     """
 
-    __slots__ = ("_digest", "_inline", "_seen", "arg", "batches", "ref", "sent")
+    __slots__ = ("_digest", "_inline", "arg", "batches", "came", "ref", "sent")
 
     def __init__(self, arg: Any, gone: Callable[[ref[Any]], object]) -> None:
         self.arg: Any = None
@@ -113,26 +137,28 @@ class _Argument:
             self.ref = KeyedRef(arg, gone, id(arg))
         except TypeError:  # a list, say
             self.arg = arg
-        self.batches = 0
+        self.batches = self.came = 0
         self.sent: Delayed | None = None
         self._digest = b""
-        self._seen = self._inline = False
+        self._inline = False
 
     def stands_for(self, arg: Any) -> bool:
         """Tell whether it is this one, and not another of the same id."""
         return (self.arg if self.ref is None else self.ref()) is arg
 
-    def send(self, queue: Queue, arg: Any) -> Delayed | None:
-        """Return what stands for it; None if it is to go with its calls, as at the first time."""
-        if self._inline or not self._seen:
-            self._seen = True
+    def send(self, queue: Queue, arg: Any, *, at_once: bool) -> Delayed | None:
+        """Return what stands for it; None if it is to go with its calls."""
+        self.came += 1
+        if self._inline:
             return None
+        first = self.came == 1
         if self.sent is None:
-            size = bytes_of(arg)
-            self._inline = size < AGAIN
-            if not self._inline:
-                self._digest = _digest(arg) if size <= CHECKED else b""
-                self.sent = queue.scatter(arg)
+            size = 0 if first and (not at_once or _is_small(arg)) else bytes_of(arg)
+            if size < (FIRST if first else AGAIN):
+                self._inline = not first
+                return None
+            self._digest = _digest(arg) if size <= CHECKED else b""
+            self.sent = queue.scatter(arg)
         elif self._digest and self._digest != _digest(arg):
             self.sent, self._inline = None, True  # who refills it does so again
         return self.sent
@@ -145,14 +171,22 @@ class Batch:
     ----------
     held : list
         What is known of those that nothing else would keep from being garbage.
+    new : list
+        What is known of those that came for the first time, and are on the server.
     parts : list of Delayed
         What stands for those that are on the server, by place.
     """
 
-    def __init__(self, known: LargeArguments, over: Callable[[Batch], object]) -> None:
+    def __init__(
+        self,
+        known: LargeArguments,
+        over: Callable[[Batch], object],
+        lost: Callable[[Delayed], object],
+    ) -> None:
         self._all = known
-        self._tell_over = over
+        self._tell_over, self._tell_lost = over, lost
         self.held: list[_Argument] = []
+        self.new: list[_Argument] = []
         self.parts: list[Delayed] = []
         self._places: dict[int, Mark | None] = {}  # by id
 
@@ -163,8 +197,17 @@ class Batch:
     def over(self, _: object) -> None:
         """Note that its calls are done."""
         self.parts.clear()
-        if self.held:
+        if self.held or self.new:
             self._tell_over(self)
+
+    def lost(self, error: BaseException) -> bool:
+        """Tell whether its calls failed since the server lost what stands for their arguments."""
+        if not isinstance(error, JobLost):
+            return False
+        lost = [part for part in self.parts if not part.__dask_graph__()[part.key].kept.lives()]
+        for part in lost:
+            self._tell_lost(part)
+        return bool(lost)
 
     def _mark(self, arg: Any) -> Any:
         if id(arg) not in self._places:  # within a batch it goes once in any case
@@ -172,12 +215,22 @@ class Batch:
             if known.ref is None:
                 known.batches += 1
                 self.held.append(known)
-            part = known.send(self._all.queue, arg)
+            part = known.send(self._all.queue, arg, at_once=self._all.at_once)
             self._places[id(arg)] = None if part is None else Mark(len(self.parts))
             if part is not None:
                 self.parts.append(part)
+                if known.came == 1:
+                    self.new.append(known)
         mark = self._places[id(arg)]
         return arg if mark is None else mark
+
+
+def _is_small(arg: Any) -> bool:
+    """Tell, at once, whether an argument is one of the many that are."""
+    if type(arg) in _CONTAINERS:
+        return len(arg) < MANY
+    size = getattr(arg, "nbytes", FIRST)
+    return type(size) is int and size < FIRST
 
 
 def _digest(arg: Any) -> bytes:

@@ -13,15 +13,18 @@ from typing import Any
 
 import dask
 import dask.array as da
+import numpy as np
 import pytest
 from computing import Computing, add, nothing_left
 from conftest import WorkerProcess, wait_until
 from dask.utils_test import inc
+from joblib import Parallel, delayed
 from mortal import MortalServer
 
 import dask_redisq as redisq
 from dask_redisq import link as link_module
 from dask_redisq import pool
+from dask_redisq.joblib import register_redisq
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.passwords import with_password
@@ -157,6 +160,24 @@ def test_a_loop_over_scattered_data_goes_on_as_soon(
         wait_until(lambda: runs.read_text().count("\n") > before + 4)
         assert time.monotonic() - back < 3, "work went on too late"
         assert loop.result(timeout=30) == [1] * 60
+
+
+def test_a_server_that_comes_back_empty_is_given_the_arguments_of_joblib_again(
+    mortal: MortalServer, far: Queue, tmp_path: Path
+) -> None:
+    """Row 22: a large one was sent by itself, which nobody but the backend knows of."""
+    runs, table = tmp_path / "runs", np.ones(2**19)
+    runs.touch()
+    register_redisq()
+    calls = Parallel(batch_size=1, backend="redisq", queue=far)
+    with ThreadPoolExecutor(1) as thread:
+        summing = thread.submit(calls, (delayed(add)(runs, 0.02, table) for _ in range(60)))
+        wait_until(lambda: runs.read_text().count("\n") > 10)
+        mortal.kill()
+        mortal.replace(None)
+        mortal.start()
+        assert summing.result(timeout=60) == [2.0**19] * 60
+    nothing_left(mortal.url)
 
 
 def test_a_server_that_comes_back_older_gives_the_right_answer(
