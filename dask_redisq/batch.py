@@ -77,8 +77,8 @@ class Batch:
         # [number of tasks in turn, inputs, users] for lone tasks: a fan-out is one entry.
         self._runs: list[list[Any]] = []
         self._components: list[list[Any]] = []
-        self._inputs: Counter[int] = Counter()
-        self._users: Counter[int] = Counter()
+        self._inputs: dict[int, int] = {}
+        self._users: dict[int, int] = {}
 
     def __repr__(self) -> str:
         return f"<Batch {len(self._tasks)} lone tasks, {len(self._components)} components>"
@@ -131,9 +131,9 @@ class Batch:
         self.published += values
         edges, more = _sliced(_pairs(inputs), _pairs(users))
         if not more:
-            self._inputs.update(inputs)
-            self._users.update(users)
-        self._inputs.update({v.task: n for v, n in zip(values, uses, strict=True) if n})
+            _add(self._inputs, inputs)
+            _add(self._users, users)
+        _add(self._inputs, {v.task: n for v, n in zip(values, uses, strict=True) if n})
         published, wire = [v.task for v in values], [v.wire for v in values]
         self._components.append(
             [1, list(tasks), wire, list(outputs), pack(edges), published, list(uses), more]
@@ -141,7 +141,9 @@ class Batch:
 
     def totals(self) -> tuple[list[int], list[int]]:
         """Return all edges, summed: pairs of input and uses, pairs of user and edges."""
-        inputs, users = self._inputs.copy(), self._users.copy()
+        if not (self._components or any(run[1] or run[2] for run in self._runs)):
+            return [], []  # as for loops: a Counter takes microseconds to make
+        inputs, users = Counter(self._inputs), Counter(self._users)
         single = [run for run in self._runs if run[0] == 1]
         inputs.update(chain.from_iterable([run[1] for run in single]))
         users.update(chain.from_iterable([run[2] for run in single]))
@@ -158,6 +160,11 @@ class Batch:
             runs = pack(list(chain.from_iterable(self._runs)))
             groups.append([0, self._tasks, self._values, self._outputs, runs])
         return pack([groups, *self.totals()])
+
+
+def _add(counts: dict[int, int], more: Mapping[int, int]) -> None:
+    for task, count in more.items():
+        counts[task] = counts.get(task, 0) + count
 
 
 def _pairs(counts: Mapping[int, int]) -> list[int]:

@@ -7,18 +7,19 @@ includes half of ``lua/lib``, made 70 functions, and that took longer than its w
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from dask_redisq.keys import PATTERNS
 
-__all__ = ["Piece", "needed_pieces", "pieces_of", "whole_piece"]
+__all__ = ["Piece", "needed_pieces", "pieces_of", "whole_piece", "with_seldom"]
 
 _PIECE = re.compile(r"^(?=local )", re.MULTILINE)
 _NAMES = re.compile(r"local (?:function )?(\w+(?:, ?\w+)*)")
 _TOKEN = re.compile(r"'[^']*'|[()\[\]{},]")
 _LINE_COMMENT = re.compile(r"^ *--.*(?:\n|\Z)", re.MULTILINE)
 _COMMENT = re.compile(r"\s--\s.*$", re.MULTILINE)
+_STRING = re.compile(r"'[^']*'")
 _WORD = re.compile(r"[A-Za-z_]\w*")
 _KEY = re.compile(r"\bkey\.(\w+)\(")
 #: An argument that needs no parentheses.
@@ -113,6 +114,55 @@ def needed_pieces(libraries: Iterable[Sequence[Piece]], script: Piece) -> list[P
                 words |= piece.words
                 kept.append(piece)
     return kept[::-1]
+
+
+def with_seldom(pieces: Sequence[Piece], seldom: Collection[str]) -> list[str]:
+    """Return the texts of pieces, some functions inside of one that is called when they are needed.
+
+    A call ``wake(a)`` of such a function becomes ``seldom'wake'(a)``. The first one makes them all.
+
+    Parameters
+    ----------
+    pieces : sequence of Piece
+        As `needed_pieces` returns them.
+    seldom : collection of str
+        Names of functions; those that are not among the pieces are left out.
+
+    Raises
+    ------
+    ValueError
+        For one that is not only called.
+
+    Examples
+    --------
+    >>> parts = [whole_piece(text) for text in ("local function f() end", "if x then f() end")]
+    >>> for text in with_seldom(parts, {"f"}):
+    ...     print(text)
+    local made, seldom
+    seldom = function(name)
+    if made then return made[name] end
+    local function f() end
+    made = {f = f}
+    return made[name]
+    end
+    if x then seldom'f'() end
+    """
+    rare = [piece for piece in pieces[:-1] if piece.names and piece.names <= set(seldom)]
+    names = [name for piece in rare for name in sorted(piece.names)]
+    if not rare:
+        return [piece.text for piece in pieces]
+    call = re.compile(rf"(?<![\w.:])({'|'.join(names)})(?=\()")
+    texts = []
+    for piece in pieces:
+        if piece not in rare:
+            texts.append(call.sub(r"seldom'\1'", piece.text))
+            left = set(_WORD.findall(_STRING.sub("", texts[-1]))).intersection(names)
+            if left:
+                raise ValueError(f"functions made seldom are only called: {sorted(left)}")
+    made = ", ".join(f"{name} = {name}" for name in names)
+    head = "seldom = function(name)\nif made then return made[name] end"
+    tail = f"made = {{{made}}}\nreturn made[name]\nend"
+    return ["local made, seldom", *texts[:-1], head, *[x.text for x in rare], tail, texts[-1]]
 
 
 def _with_key_names(text: str) -> str:

@@ -33,23 +33,27 @@ class Pace:
     ----------
     budget : float
         Seconds of work that a lease should hold.
+    trip : float
+        Seconds that calls to the server took lately.
     """
 
     def __init__(self, budget: float = BUDGET) -> None:
         self.budget = self._least = budget
-        self._trip = 0.0
+        self.trip = 0.0
         self.job = ""
         self._kinds: dict[str, float] = {}
         #: Job -> seconds and edges of a leased task with what follows from it; the last one last.
         self._jobs: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        #: What `others` returned, for that job and budget: it takes 5 us, as do loops in each step.
+        self._others: tuple[str, float, list[str | int]] | None = None
 
     def __repr__(self) -> str:
         return f"<Pace {len(self._kinds)} kinds, want {self.want}>"
 
     def called(self, seconds: float) -> None:
         """Note how long a call to the server took."""
-        self._trip += 0.2 * (seconds - self._trip)
-        self.budget = max(self._least, min(TRIPS * self._trip, MOST_BUDGET))
+        self.trip += 0.2 * (seconds - self.trip)
+        self.budget = max(self._least, min(TRIPS * self.trip, MOST_BUDGET))
 
     def know(self, kind: str) -> bool:
         """Tell whether a task of this kind ran here."""
@@ -66,7 +70,9 @@ class Pace:
 
     def leased(self, job: str, tasks: int, seconds: float, edges: int) -> None:
         """Note how long a lease of `tasks` tasks took, with what followed from them."""
-        self.job, unit = job, seconds / tasks
+        if job != self.job:
+            self.job, self._others = job, None
+        unit = seconds / tasks
         before = self._jobs.pop(job, None)
         if before is not None:
             unit = before[0] + 0.5 * (unit - before[0])
@@ -77,6 +83,7 @@ class Pace:
     def surprised(self) -> None:
         """Ask for one task next: its kind is not known."""
         self._jobs.pop(self.job, None)
+        self._others = None
 
     def _fitting(self, job: str) -> tuple[int, int]:
         """Return how many tasks of a job fill the budget, and one report; and are worth a trip."""
@@ -92,11 +99,15 @@ class Pace:
         """How many tasks fill the budget, and what one call may report."""
         return self._fitting(self.job)[0]
 
-    @property
-    def floor(self) -> int:
-        """How many tasks are worth a round trip."""
-        return self._fitting(self.job)[1]
+    def bounds(self) -> tuple[int, int]:
+        """Return `want`, and how many tasks are worth a round trip."""
+        return self._fitting(self.job)
 
     def others(self) -> list[str | int]:
         """Return job, want and floor, of each further job that is known."""
-        return [x for job in self._jobs if job != self.job for x in (job, *self._fitting(job))]
+        if self._others is None or self._others[:2] != (self.job, self.budget):
+            others = [
+                x for job in self._jobs if job != self.job for x in (job, *self._fitting(job))
+            ]
+            self._others = self.job, self.budget, others
+        return self._others[2]

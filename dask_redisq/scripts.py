@@ -9,16 +9,18 @@ Python and Lua::
     -- returns: what the caller gets
     -- flags: no-writes               (if the server is to see to that; Redis 7.0)
     --@include ready                  (lua/lib/ready.lua, itself with a header; each once)
+    --@seldom wake_for end_job        (functions of libraries that most calls do without)
 
 The loader writes ``arg.job`` for each argument, and the name of the key for ``key.wait(job)``; one
 that no header lists is an error, so the headers cannot lie. What a script does not use of its
-includes is left out (`dask_redisq.lua_text`).
+includes is left out, and what it uses seldom is made when it is needed (`dask_redisq.lua_text`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -26,11 +28,12 @@ from importlib.resources.abc import Traversable
 from typing import Any
 
 from dask_redisq.keys import PATTERNS
-from dask_redisq.lua_text import needed_pieces, pieces_of, whole_piece
+from dask_redisq.lua_text import Piece, needed_pieces, pieces_of, whole_piece, with_seldom
 
 __all__ = ["Script", "load", "script_names"]
 
 _HEADER = re.compile(r"^-- (flags|keys|args|returns): ?(.*)$")
+_SELDOM = re.compile(r"^--@seldom (.+)$", re.MULTILINE)
 _INCLUDE = re.compile(r"^--@include (\w+)$", re.MULTILINE)
 
 
@@ -136,6 +139,20 @@ def _includes(names: tuple[str, ...], path: tuple[str, ...] = ()) -> list[str]:
     return order
 
 
+def _seldom(name: str, text: str, included: list[list[Piece]]) -> list[str]:
+    """Return the functions of libraries that a script says it calls seldom.
+
+    They are moved behind the others, where they must not find another local of a name.
+    """
+    found = [local for names in _SELDOM.findall(text) for local in names.split()]
+    defined = Counter(local for library in included for piece in library for local in piece.names)
+    if unknown := [local for local in found if local not in defined]:
+        raise ValueError(f"{name}.lua calls seldom what it does not include: {unknown}")
+    if twice := [local for local, times in defined.items() if times > 1]:
+        raise ValueError(f"{name}.lua includes two locals of a name: {twice}")
+    return found
+
+
 @cache
 def load(name: str) -> Script:
     """Return `build` of a script: of an installed package it is always the same."""
@@ -148,7 +165,8 @@ def build(name: str) -> Script:
     Raises
     ------
     ValueError
-        If a header has a gap, names an unknown key, or files include one another in a circle.
+        If a header has a gap, names an unknown key or function, or files include one another in a
+        circle, or two locals of one name.
     """
     text = _read(f"{name}.lua")
     header, includes = _header(f"{name}.lua", text)
@@ -161,7 +179,9 @@ def build(name: str) -> Script:
         keys += [k for k in _library(library)[0].get("keys", "").split() if k not in keys]
     if unknown := [k for k in keys if k not in PATTERNS]:
         raise ValueError(f"no such key: {unknown}; the table is dask_redisq/keys.py")
-    pieces = needed_pieces([_pieces(_read(f"lib/{x}.lua")) for x in libraries], whole_piece(text))
+    included = [_pieces(_read(f"lib/{x}.lua")) for x in libraries]
+    pieces = needed_pieces(included, whole_piece(text))
+    seldom = _seldom(name, text, included)
     if hidden := {k for piece in pieces for k in piece.keys}.difference(keys):
         raise ValueError(f"{name}.lua builds keys that no header lists: {sorted(hidden)}")
     args = tuple(header["args"].split())
@@ -170,7 +190,7 @@ def build(name: str) -> Script:
         *([f"#!lua flags={header['flags']}"] if "flags" in header else []),
         "local PREFIX = string.sub(KEYS[1], 1, -6)",
         f"local arg = {{{named}}}",
-        *(piece.text for piece in pieces),
+        *with_seldom(pieces, seldom),
     ])  # fmt: skip
     sha = hashlib.sha1(whole.encode(), usedforsecurity=False).hexdigest()
     return Script(name, header["purpose"], tuple(keys), args, header["returns"], whole, sha)

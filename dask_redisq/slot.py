@@ -16,6 +16,8 @@ import sys
 import threading
 from typing import Any
 
+from dask.system import cpu_count
+
 from dask_redisq.allowance import Allowance
 from dask_redisq.errors import SecretError
 from dask_redisq.files import SlotFiles
@@ -99,8 +101,9 @@ def main(argv: list[str] | None = None) -> None:
     files = SlotFiles(f"{options.files}/{options.slot}", signer)
     allowance = None if options.allowance is None else Allowance(fd=options.allowance)
     slot = Slot(
-        link, options.slot, options.queue, tags, page, options.where, signer, keep, files, allowance
-    )
+        link, options.slot, options.queue, tags, page, options.where, signer, keep, files,
+        allowance, awake=options.slots <= cpu_count(),
+    )  # fmt: skip
     # First: what is preloaded may set logging up, with the streams as they are then.
     labelled: list[Any] = [Labelled(stream, page) for stream in (sys.stdout, sys.stderr)]
     sys.stdout, sys.stderr = labelled

@@ -71,6 +71,8 @@ class Slot:
         Where uploaded files go.
     allowance : Allowance, optional
         How many tasks the slots of its worker may still begin.
+    awake : bool, default False
+        Whether there is a core for it, so that it may wait awake; see `spinning`.
     """
 
     def __init__(
@@ -85,6 +87,8 @@ class Slot:
         most_kept: int = 2**30,
         files: SlotFiles | None = None,
         allowance: Allowance | None = None,
+        *,
+        awake: bool = False,
     ) -> None:
         self.link = link
         self.files = files
@@ -100,7 +104,9 @@ class Slot:
         self.pace = Pace()
         self.memory = SlotMemory(link, signer, most_kept)
         self.warnings = WarningBox()
-        self._stepper = Stepper(link, slot, self.pace, page, self.memory, tags, self._left)
+        self._stepper = Stepper(
+            link, slot, self.pace, page, self.memory, tags, self._left, awake=awake
+        )
         self.stopping = False
         self._waiting = False
 

@@ -25,6 +25,8 @@ __all__ = ["ServedQueue", "Stepper"]
 FROZEN = 0.02
 #: Seconds after which the slot rebuilds the job itself.
 OVERDUE = 0.5
+#: Seconds of a call from which the server is too far, or too busy, to wait for it awake.
+NEAR = 0.0004
 
 
 @dataclass
@@ -68,6 +70,8 @@ class Stepper:
         What it carries.
     left : callable
         Returns how many tasks it may still begin.
+    awake : bool
+        Whether it may wait awake for a reply, for a moment; see `spinning`.
     """
 
     def __init__(
@@ -79,6 +83,8 @@ class Stepper:
         memory: SlotMemory,
         tags: SlotTags,
         left: Callable[[], int],
+        *,
+        awake: bool,
     ) -> None:
         self.link = link
         self.slot = slot
@@ -87,6 +93,7 @@ class Stepper:
         self.memory = memory
         self.tags = tags
         self._left = left
+        self._awake = awake
         self._asker: Asker | None = None
 
     def __repr__(self) -> str:
@@ -129,10 +136,11 @@ class Stepper:
     def _pace_words(self, *, more: bool) -> dict[str, object]:
         """Return how much the slot asks for."""
         others = self.pace.others()
+        want, floor = self.pace.bounds()
         return {
             "known": self.pace.job,
-            "want": min(self.pace.want, self._left()) if more else 0,
-            "floor": self.pace.floor,
+            "want": min(want, self._left()) if more else 0,
+            "floor": floor,
             "others": pack(others) if others else b"",
         }
 
@@ -153,7 +161,9 @@ class Stepper:
         since = 0.0
         while True:
             asked = time.perf_counter()
-            answer = self.link.call(
+            awake = self._awake and self.pace.trip < NEAR
+            call = self.link.call_awake if awake else self.link.call
+            answer = call(
                 "step",
                 queue.keys,
                 slot=self.slot,

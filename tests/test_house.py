@@ -46,6 +46,7 @@ LAYERS: list[tuple[str, ...]] = [
         "signals",
         "retirement",
         "allowance",
+        "spinning",
     ),
     ("garbage", "annotations", "preload", "host", "inherit", "lua_text", "open_files", "staying"),
     ("pickler",),

@@ -9,7 +9,7 @@ from dask_redisq.pace import JOBS, Pace
 def test_a_job_that_is_not_known_gets_one_task() -> None:
     """They may take an hour each."""
     pace = Pace()
-    assert (pace.want, pace.floor, pace.others()) == (1, 1, [])
+    assert (pace.want, pace.bounds(), pace.others()) == (1, (1, 1), [])
 
 
 def test_the_jobs_that_a_slot_works_for_in_turns_are_all_known() -> None:

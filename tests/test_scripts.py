@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,44 @@ local function unused() return used() end
     assert re.findall(r"local (?:function )?(\w+)", text) == [
         "PREFIX", "arg", "LIMIT", "inner", "used",
     ]  # fmt: skip
+
+
+def test_what_a_script_calls_seldom_is_made_when_it_is_called(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, link: Link, keys: Keys
+) -> None:
+    """All of it at once; it finds what it uses, in its place and out of it."""
+    library = """
+local calls = 0
+local function often() calls = calls + 1 return calls end
+local function inner() return 10 * often() end
+local function outer(n) return n + inner() end
+local function another() return calls > 9 and outer(0) or calls end
+"""
+    text = "--@seldom inner outer unused\nif arg.job == '' then return another() end\n"
+    text += "return {outer(1), inner(), another()}"
+    library += "local function unused() end"
+    built = _built(monkeypatch, tmp_path, text, library)
+    assert "unused" not in built
+    assert re.findall(r"seldom'(\w+)'", built) == ["outer", "outer", "inner"]
+    run = partial(link.command, "EVAL", built, 1, keys("queue"))
+    assert run("x") == [11, 20, 2]
+    assert run("") == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "library", "words"),
+    [
+        ("--@seldom nothing\nreturn 1", "local function f() end", r"not include: \['nothing'\]"),
+        ("--@seldom f\nreturn pcall(f)", "local function f() end", r"only called: \['f'\]"),
+        ("return A", "local A = 1\nlocal A = 2", r"two locals of a name: \['A'\]"),
+    ],
+)
+def test_a_function_that_cannot_be_moved_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, library: str, words: str
+) -> None:
+    """One that there is not, one that is no call, one that another local may hide."""
+    with pytest.raises(ValueError, match=words):
+        _built(monkeypatch, tmp_path, text, library)
 
 
 @pytest.mark.parametrize(

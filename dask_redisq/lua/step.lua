@@ -12,6 +12,13 @@
 --@include ending
 --@include expire
 --@include damage
+--@include lists
+--@seldom bitfield end_of_run first_life set_life reopen give_news mark_damaged new_epoch distrust_all
+--@seldom read_restriction tags_to_wake has_room tags_of wake wake_slot wake_for wake_task wake_for_sets
+--@seldom add_to_set activate value_seen sorted_pairs acceptable decide_component add add_pairs sum_accepted
+--@seldom count_unseen evict drop_refused note_event count_try write_try postpone release_due set_name in_order
+--@seldom note_served passed_over take_wished read_wishes pace_of choose tell_worker renew_all end_job
+--@seldom contains without
 --
 -- status: 'ok', 'stale' (an older call of this slot, nothing was leased or given back), 'frozen'
 -- (nothing was done: the same call again in a moment),
@@ -22,8 +29,10 @@
 -- ones; of a job that is in neither, whose tasks may take an hour each, it gets one. `tag`: what its
 -- task code set (tags.py), or ''; it counts for what is leased here. `wishes` = msgpack {job, {task, ...}, job,
 -- ...}, or '': what policies answered; false for one that did not end, which is asked no more.
+local RENEWED = DAY / 24 -- how old the expiry of a slot may become
 local slot, seq = arg.slot, tonumber(arg.seq)
-local state = redis.call('HMGET', key.slot(slot), 'seq', 'answer', 'job', 'tags', 'steady', 'holds', 'tag')
+local state = redis.call('HMGET', key.slot(slot), 'seq', 'answer', 'job', 'tags', 'steady', 'holds', 'tag',
+  'idle', 'renewed')
 -- Without its hash, which the server evicted, it has to register again, as without the rest.
 local registered = state[1] and redis.call('SISMEMBER', key.slots(), slot) == 1
 if registered then
@@ -33,37 +42,17 @@ if registered then
   if seq < tonumber(state[1]) then return cmsgpack.pack({'stale', {}, false, 0}) end
 end
 
-local function contains(list, thing)
-  for _, one in ipairs(list) do if one == thing then return true end end
-  return false
-end
-
--- Return `list` without `thing`; and whether it was there, or `found`.
-local function without(list, thing, found)
-  local left = {}
-  for _, one in ipairs(list) do if one ~= thing then left[#left + 1] = one end end
-  return left, found or #left < #list
-end
-
--- Return job -> what its policy wished, and the jobs whose policy did not end.
-local function read_wishes(packed)
-  local told, wishes, endless = packed ~= '' and cmsgpack.unpack(packed) or {}, {}, {}
-  for i = 1, #told, 2 do
-    local wished = {}
-    for _, task in ipairs(told[i + 1] or {}) do wished[#wished + 1] = tonumber(task) end
-    if told[i + 1] == false then endless[#endless + 1] = told[i] end
-    wishes[told[i]] = wished
-  end
-  return wishes, endless
-end
-
 -- Decide. Nothing is written before all of this was read and checked.
 local job, refused, plan = arg.job, {}, nil
 local attempt = string.sub(slot, 1, 16) .. string.format('%08x', seq - 1)
 local batch = job ~= '' and cmsgpack.unpack(arg.batch) or {{}, {}, {}}
 local groups = batch[1]
-local wishes, endless = read_wishes(arg.wishes)
-local meta = redis.call('HMGET', key.job(job), 'state', 'epoch', 'frozen', 'rebuilt', 'history', 'sealed', 'watched')
+local wishes, endless = {}, {}
+if arg.wishes ~= '' then wishes, endless = read_wishes(arg.wishes) end
+-- All that is asked of the job, at once: a command costs more than a field.
+local meta = redis.call('HMGET', key.job(job), 'state', 'epoch', 'frozen', 'rebuilt', 'history', 'sealed', 'watched',
+  'life', 'fresh_until', 'waiting', 'hard:1', 'ordered', 'asks', 'n')
+if meta[8] then lives[job] = tonumber(meta[8]) end
 -- With another history, an input of this batch may be a result that nobody knows any more. An
 -- unsealed job has another epoch by then: only its client could have it rebuilt, and may be dead, while
 -- this slot would wait for a whole lease.
@@ -115,16 +104,17 @@ local next_one = registered and seq == tonumber(state[1]) + 1
 -- a call may then have come first.
 if registered and state[5] == '1' and not next_one then distrust_all() end
 if registered then
-  leave_idle(slot)
+  if state[8] then leave_idle(slot) end
   spare = redis.call('LLEN', key.wake(slot))
-  redis.call('DEL', key.wake(slot))
+  if spare > 0 then redis.call('DEL', key.wake(slot)) end
   -- Not before: it is in the idle set of the tag that it had.
   if (state[7] or '') ~= arg.tag then redis.call('HSET', key.slot(slot), 'tag', arg.tag) end
 end
 local ready = {free = {}, near = {}}
+-- After a rebuild, too, a task of this lease may be ready or leased elsewhere.
+local whole = current and not held[3] and not meta[4]
 if alive then
-  -- After a rebuild, too, a task of this lease may be ready or leased elsewhere.
-  ready = write_batch(job, plan, attempt, current and not held[3] and not meta[4])
+  ready = write_batch(job, plan, attempt, whole)
   if #plan.accepted > 0 and meta[7] then note_event(job, slot, true, plan.accepted) end
 elseif #groups > 0 then
   drop_refused(job, groups, plan, attempt)
@@ -138,8 +128,8 @@ if state[3] and registered then
   for _, task in ipairs(refused) do begun[task] = mine end
   if failure and mine then begun[failure[1]] = true end
   local out = setmetatable(mine and kept or {}, {__index = mine and plan.done or nil})
-  end_lease(state[3], slot, out, function(task) return begun[task] end)
-  redis.call('HDEL', key.slot(slot), 'job', 'holds')
+  end_lease(state[3], slot, out, function(task) return begun[task] end, whole and lease_packed)
+  if state[6] then redis.call('HDEL', key.slot(slot), 'holds') end
 end
 if failed and not again then
   end_job(job, 'failed', cmsgpack.pack({failure[2], failure[1], failure[3], slot, try.count}))
@@ -157,13 +147,12 @@ if alive then
     ready.near, open = without(ready.near, try.task, open)
     if open then postpone(job, try) end
   end
-  if #plan.accepted > 0 and (#plan.outputs > 0 or meta[7]) then tell_client(job) end
+  if #plan.accepted > 0 and (#plan.outputs > 0 or meta[7]) and meta[10] then tell_client(job) end
   make_ready(job, ready.near, registered and slot or '')
-  settle_some(job)
-  end_if_done(job)
-  alive = redis.call('HGET', key.job(job), 'state') == 'running'
+  if not meta[3] then settle_edges(job) end
+  if not plan.total or plan.total == tonumber(meta[14]) then alive = not end_if_done(job) end
 end
-if touched then renew_job(job) end
+if touched then renew_job(job, meta[9]) end
 if not registered then
   if alive then make_ready(job, ready.free, '') end
   return cmsgpack.pack({'unregistered', refused, false, 0})
@@ -171,8 +160,7 @@ end
 
 local found, retry, asked = false, 0, nil
 local fresh = {from = 1}
-local sorted = alive and redis.call('HMGET', key.job(job), 'hard:1', 'ordered', 'asks')
-if alive and not (sorted[1] or sorted[2] or sorted[3]) then
+if alive and not (meta[11] or meta[12] or meta[13]) then
   for _, task in ipairs(ready.free) do fresh[#fresh + 1] = task end
 elseif alive then
   make_ready(job, ready.free, '')
@@ -191,18 +179,23 @@ if state[3] and (state[6] and redis.call('HEXISTS', key.slot(slot), 'holds') == 
   spare = math.max(spare, 1)
 end
 pass_on(spare) -- before the slot is idle itself: it has looked
+local answer = cmsgpack.pack({asked and 'wish' or 'ok', refused, asked or found, retry})
+local fields, now = {'seq', seq, 'answer', answer, 'steady', next_one and '1' or '0'}, now_ms()
 if found then
-  redis.call('HSET', key.slot(slot), 'job', found[1], 'since', now_ms())
-elseif arg.rest == '1' and not asked then
-  local now = now_ms()
+  fields[7], fields[8], fields[9], fields[10] = 'job', found[1], 'since', now
+elseif state[3] then
+  redis.call('HDEL', key.slot(slot), 'job')
+end
+if not found and arg.rest == '1' and not asked then
   for _, tag in ipairs(tags) do
     redis.call('ZADD', key.idle(tag), now, slot)
     redis.call('PEXPIRE', key.idle(tag), DAY)
   end
-  redis.call('HSET', key.slot(slot), 'idle', '1')
+  fields[7], fields[8] = 'idle', '1'
 end
-local answer = cmsgpack.pack({asked and 'wish' or 'ok', refused, asked or found, retry})
-redis.call('HSET', key.slot(slot), 'seq', seq, 'answer', answer, 'steady', next_one and '1' or '0')
-redis.call('PEXPIRE', key.slot(slot), DAY)
+local renews = now - (state[9] or 0) > RENEWED
+if renews then fields[#fields + 1], fields[#fields + 2] = 'renewed', now end
+redis.call('HSET', key.slot(slot), unpack(fields))
+if renews then redis.call('PEXPIRE', key.slot(slot), DAY) end
 if found and not (touched and found[1] == job) then renew_job(found[1]) end
 return answer

@@ -43,11 +43,13 @@ local function end_job(job, state, reason)
 end
 
 -- A job is done when it is sealed, every task is finished and no edge is left to count; not while
--- it is damaged: a finished task may have to run again.
+-- it is damaged: a finished task may have to run again. Returns whether it ended so.
 local function end_if_done(job)
   local state = redis.call('HMGET', key.job(job), 'state', 'sealed', 'n', 'finished', 'damaged')
   if state[1] == 'running' and state[2] and state[3] == state[4] and not state[5]
       and redis.call('EXISTS', key.settle(job)) == 0 then
     end_job(job, 'done', '')
+    return true
   end
+  return false
 end

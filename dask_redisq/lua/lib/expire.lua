@@ -48,8 +48,8 @@ local function renew_all(job)
   end
 end
 
--- As `renew_all`, if that was not done a moment ago.
-local function renew_job(job)
-  local fresh = redis.call('HGET', key.job(job), 'fresh_until')
+-- As `renew_all`, if that was not done a moment ago. `fresh`: the job's fresh_until, if that is known.
+local function renew_job(job, fresh)
+  fresh = fresh or redis.call('HGET', key.job(job), 'fresh_until')
   if not fresh or now_ms() >= tonumber(fresh) then renew_all(job) end
 end

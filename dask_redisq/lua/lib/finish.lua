@@ -272,14 +272,14 @@ local function drop_refused(job, groups, plan, attempt)
 end
 
 -- Write what decide_batch gave. `whole`: the lease is still the slot's, with all its tasks.
--- Returns tasks now ready: {free = any slot's, near = this slot's}.
+-- Returns tasks now ready: {free = any slot's, near = this slot's}. `plan.total` is how many tasks of the job are
+-- finished, if this changed it.
 local function write_batch(job, plan, attempt, whole)
   local ready = {free = {}, near = {}}
   if #plan.accepted == 0 then return ready end
   if not whole then evict(job, plan) end
-  set_bits(key.finished(job), plan.accepted)
-  redis.call('PEXPIRE', key.finished(job), life_of(job))
-  redis.call('HINCRBY', key.job(job), 'finished', #plan.accepted)
+  if set_bits(key.finished(job), plan.accepted) then redis.call('PEXPIRE', key.finished(job), life_of(job)) end
+  plan.total = redis.call('HINCRBY', key.job(job), 'finished', #plan.accepted)
   redis.call('HINCRBY', key.queue(), 'finished', #plan.accepted)
   if plan.big then redis.call('HSET', key.job(job), 'big', '1') end
   if redis.call('EXISTS', key.alone(job), key.parked(job)) > 0 then
@@ -296,8 +296,9 @@ local function write_batch(job, plan, attempt, whole)
     redis.call('PEXPIRE', key.settle(job), life_of(job))
   end
   if #plan.outputs > 0 then
-    redis.call('RPUSH', key.log(job), cmsgpack.pack(plan.outputs))
-    redis.call('PEXPIRE', key.log(job), life_of(job))
+    if redis.call('RPUSH', key.log(job), cmsgpack.pack(plan.outputs)) == 1 then
+      redis.call('PEXPIRE', key.log(job), life_of(job))
+    end
   end
   if not next(plan.large_input) then return {free = zero, near = {}} end
   for _, task in ipairs(zero) do

@@ -7,9 +7,10 @@
 --
 -- `done`: tasks that were accepted; `begun`: a function telling which of the rest may have run.
 -- Those run alone from now on: no continuation, value published, so the right one is blamed for
--- a death, and {A, B} cannot come back for ever with a B that is finished already.
-local function end_lease(job, slot, done, begun)
-  local packed = redis.call('HGET', key.leases(job), slot)
+-- a death, and {A, B} cannot come back for ever with a B that is finished already. `packed`: the lease, if
+-- that was read.
+local function end_lease(job, slot, done, begun, packed)
+  packed = packed or redis.call('HGET', key.leases(job), slot)
   if not packed then return end
   redis.call('HDEL', key.leases(job), slot)
   local left, parks = {}, nil

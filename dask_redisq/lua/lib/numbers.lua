@@ -56,23 +56,25 @@ local function read_bits(name, ids)
   return set
 end
 
--- Set the bits of `ids`.
+-- Set the bits of `ids`; return whether the key may be new.
 local function set_bits(name, ids)
-  if #ids == 0 then return end
+  if #ids == 0 then return false end
   local low, high = span(ids)
   local from, to = floor(low / 8), floor(high / 8)
   local count = to - from + 1
   if count > math.min(40 * #ids, LINE) then -- a byte costs 0.013 us, a SETBIT 0.5
     for _, id in ipairs(ids) do redis.call('SETBIT', name, id, 1) end
-    return
+    return true
   end
   local bytes = {byte_at(redis.call('GETRANGE', name, from, to), 1, -1)}
+  local new = #bytes == 0
   for i = #bytes + 1, count do bytes[i] = 0 end
   for _, id in ipairs(ids) do
     local i = floor(id / 8) - from + 1
     bytes[i] = bor(bytes[i], rshift(128, id % 8))
   end
   redis.call('SETRANGE', name, from, string.char(unpack(bytes)))
+  return new
 end
 
 -- Return the counters of `ids`, in their order.

@@ -120,9 +120,10 @@ local function first_of(fresh, count)
 end
 
 -- Take tasks of one job for a slot: returns {tasks, alone, set} or nil, and a time to look again (ms); or
--- {}, if the job's policy is to be asked first, which gives `wished`.
+-- {}, if the job's policy is to be asked first, which gives `wished`. Third, what a lease tells of the job.
 local function take_from(job, slot, tags, fresh, wished)
-  local meta = redis.call('HMGET', key.job(job), 'state', 'chunk', 'python', 'patience', 'most', 'asks', 'sealed')
+  local meta = redis.call('HMGET', key.job(job), 'state', 'chunk', 'python', 'patience', 'most', 'asks', 'sealed',
+    'epoch', 'block', 'watched', 'files')
   if meta[1] ~= 'running' or not carries(tags, {meta[3]}) then return nil end
   -- Its tasks are all there before one is given away: the right one may be in the last block.
   if meta[6] and not meta[7] then return nil end
@@ -130,32 +131,35 @@ local function take_from(job, slot, tags, fresh, wished)
   if meta[6] and not wished then return {} end
   local careful, due = redis.call('EXISTS', key.alone(job)) == 1, nil
   if careful then due = release_due(job) end -- what was delayed runs alone
-  local backlog = redis.call('ZCARD', key.ready(job)) + redis.call('ZCARD', key.tagged(job, slot))
-    + #fresh - fresh.from + 1
-  local count = chunk_size(job, tonumber(meta[2]), backlog)
+  local count = tonumber(meta[2])
+  if count <= 0 then
+    local backlog = redis.call('ZCARD', key.ready(job)) + redis.call('ZCARD', key.tagged(job, slot))
+    count = chunk_size(job, count, backlog + #fresh - fresh.from + 1)
+  end
   -- The short way, unless tasks wait in tagged sets: own ones, or another's for too long.
-  if fresh.from <= #fresh and not careful and redis.call('EXISTS', key.sets(job)) == 0 then
+  if not careful and not meta[6] and redis.call('EXISTS', key.sets(job)) == 0 then
     local tasks = first_of(fresh, count)
     if #tasks < count then
       for _, task in ipairs((pop(job, key.ready(job), count - #tasks, false))) do
         tasks[#tasks + 1] = task
       end
     end
-    return {tasks, 0}
+    if #tasks == 0 then return nil end
+    return {tasks, 0}, nil, meta
   end
   make_ready(job, first_of(fresh, #fresh), '')
   local first, last, retry, own = order_sets(job, slot, tags, tonumber(meta[4]))
   local chosen = meta[6] and choose(job, wished, first, last, own, count, careful)
-  if chosen then return chosen end
+  if chosen then return chosen, nil, meta end
   for _, set in ipairs(first) do
     local tasks, alone = pop_tagged(job, set, own[set], count, careful)
-    if #tasks > 0 then return {tasks, alone, set} end
+    if #tasks > 0 then return {tasks, alone, set}, nil, meta end
   end
   local tasks, alone = pop(job, key.ready(job), count, careful)
-  if #tasks > 0 then return {tasks, alone} end
+  if #tasks > 0 then return {tasks, alone}, nil, meta end
   for _, set in ipairs(last) do
     tasks, alone = pop_tagged(job, set, own[set], count, careful)
-    if #tasks > 0 then return {tasks, alone} end
+    if #tasks > 0 then return {tasks, alone}, nil, meta end
   end
   if due then retry = math.min(retry or due, due) end
   return nil, retry
@@ -186,12 +190,12 @@ local function lease(slot, seq, tags, fresh_job, fresh, wishes)
   end
   if #fresh > 0 then activate(fresh_job) end
   local none = {from = 1}
-  local retry, found, chosen
+  local retry, found, chosen, meta
   for first = 0, 200, 20 do
     local jobs = redis.call('ZRANGE', key.active(), first, first + 19)
     for _, job in ipairs(jobs) do
       local wait
-      found, wait = take_from(job, slot, tags, job == fresh_job and fresh or none, wishes[job])
+      found, wait, meta = take_from(job, slot, tags, job == fresh_job and fresh or none, wishes[job])
       chosen = job
       if found then break end
       if wait then retry = math.min(retry or wait, wait) end
@@ -206,10 +210,9 @@ local function lease(slot, seq, tags, fresh_job, fresh, wishes)
   redis.call('HSET', key.leases(chosen), slot, cmsgpack.pack({tonumber(seq), tasks}))
   redis.call('PEXPIRE', key.leases(chosen), life_of(chosen))
   serve(chosen)
-  local meta = redis.call('HMGET', key.job(chosen), 'epoch', 'chunk', 'block', 'watched', 'files')
-  if meta[4] then
+  if meta[10] then
     note_event(chosen, slot, false, tasks)
     tell_client(chosen)
   end
-  return {chosen, meta[1], tonumber(meta[2]), tonumber(meta[3]), alone, tasks, tonumber(meta[5])}, 0
+  return {chosen, meta[8], tonumber(meta[2]), tonumber(meta[9]), alone, tasks, tonumber(meta[11])}, 0
 end

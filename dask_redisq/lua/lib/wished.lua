@@ -65,3 +65,15 @@ local function take_wished(job, sets, wished, count, careful)
   if #tasks == 0 then return nil end
   return {tasks, alone, chosen ~= '' and chosen or nil}
 end
+
+-- Return job -> what its policy wished, and the jobs whose policy did not end; as step.lua takes it.
+local function read_wishes(packed)
+  local told, wishes, endless = cmsgpack.unpack(packed), {}, {}
+  for i = 1, #told, 2 do
+    local wished = {}
+    for _, task in ipairs(told[i + 1] or {}) do wished[#wished + 1] = tonumber(task) end
+    if told[i + 1] == false then endless[#endless + 1] = told[i] end
+    wishes[told[i]] = wished
+  end
+  return wishes, endless
+end

@@ -152,7 +152,9 @@ ABLATIONS = {
     "R6, only the lease that is meant is given back": _lua(
         "give_back.lua", "if not job or tonumber(stored[1]) ~= seq then return 'over' end", ""
     ),
-    "R18, a call leaves the idle sets": _lua("step.lua", "  leave_idle(slot)\n", ""),
+    "R18, a call leaves the idle sets": _lua(
+        "step.lua", "  if state[8] then leave_idle(slot) end\n", ""
+    ),
     "R18, what becomes ready wakes": _lua(
         "lib/ready.lua", "    wake_for(job, 0, #tasks - (tag ~= '' and wake_slot(tag) or 0))\n", ""
     ),
@@ -215,7 +217,7 @@ ABLATIONS = {
         "create.lua", "if redis.call('EXISTS', key.job(arg.job)) == 1 then return 'exists' end", ""
     ),
     "R15, a job that ended settles no edges": _lua(
-        "lib/settle.lua", "if meta[1] ~= 'running' or meta[2] then return end", ""
+        "lib/settle.lua", "if meta[1] == 'running' and not meta[2] then settle_edges(job) end", "settle_edges(job)"
     ),
     "R17, a job without its restrictions is not made": _lua(
         "create.lua",
@@ -269,7 +271,7 @@ ABLATIONS = {
         "lib/take.lua", "and has_room(slot, wanted) then", "then"
     ),
     "Resources, a lease that ended holds nothing": _lua(
-        "step.lua", "  redis.call('HDEL', key.slot(slot), 'job', 'holds')\nend\nif failed", "  redis.call('HDEL', key.slot(slot), 'job')\nend\nif failed"
+        "step.lua", "  if state[6] then redis.call('HDEL', key.slot(slot), 'holds') end\nend\nif failed", "end\nif failed"
     ),
     "Constants, who sweeps the job knows of them": _lua(
         "announce.lua", "redis.call('SADD', key.consts(arg.job), arg.digest)\n", "", "client dies", "job cancelled"
@@ -281,7 +283,7 @@ ABLATIONS = {
         "put_block.lua", "if redis.call('EXISTS', key.const(arg.job, digest)) == 0 then return state end", "", "saved", "rolled back"
     ),
     "Ordered, the lowest number goes first": _lua(
-        "step.lua", "sorted[1] or sorted[2] or sorted[3]", "sorted[1] or sorted[3]"
+        "step.lua", "meta[11] or meta[12] or meta[13]", "meta[11] or meta[13]"
     ),
     "Tags, what is near to a slot is its own for a while": _lua(
         "lib/take.lua", "    elseif age >= patience or redis.call('SISMEMBER', key.slots(), set) == 0 then\n", "    elseif true then\n"

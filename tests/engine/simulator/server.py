@@ -55,7 +55,7 @@ local function world_set(name, value, px, ms) return redis.call('SET', name, val
 """,
 }
 _CALL = re.compile(r"\bredis\.p?call\b(?:\('(\w+)'(, )?)?")
-_REAL_EDGES = "local EDGES = 2000"
+_REAL_EDGES = "local SETTLED = 2000"
 
 #: Let time pass: all expiries come nearer, but for those of the keys that somebody renews meanwhile.
 _ADVANCE = """
@@ -106,7 +106,7 @@ def simulated(
         script = scripts.build(name)
         text = script.text
         if clock:
-            text = _on_a_worlds_clock(text).replace(_REAL_EDGES, f"local EDGES = {EDGES}")
+            text = _on_a_worlds_clock(text).replace(_REAL_EDGES, f"local SETTLED = {EDGES}")
         return replace(
             script, text=text, sha=sha1(text.encode(), usedforsecurity=False).hexdigest()
         )
