@@ -23,6 +23,7 @@ from dask_redisq import client_lease
 from dask_redisq.amounts import whole
 from dask_redisq.body import Caught, Setup, catching
 from dask_redisq.calls import Call, CallPlan, call_settings, plan_calls
+from dask_redisq.errors import RedisqError
 from dask_redisq.loop import check_callable
 from dask_redisq.options import refuse_keywords
 from dask_redisq.page import Wait
@@ -35,6 +36,8 @@ __all__ = ["Executor"]
 
 #: Calls under way: at least these, and twice as many as there are slots; and at most.
 LEAST, MOST = 4, 10_000
+#: Seconds for which calls are gathered: after a job was sent, and while results are handed over.
+BRIEF, BURST = 0.004, 0.001
 #: A job that took less has more calls next, one that took longer has fewer; seconds.
 SOON, LATE = 0.2, 1.0
 
@@ -105,6 +108,10 @@ class Executor(BaseExecutor):
         self._threads: set[threading.Thread] = set()
         self._numbers = itertools.count()
         self._feeding = False
+        self._delivering = 0
+        self._sent_at = 0.0
+        #: Slots that there were at the last look, and when to look again.
+        self._slots, self._ask_at = 0, 0.0
         self._room = LEAST
         self._shutdown = False
 
@@ -218,17 +225,17 @@ class Executor(BaseExecutor):
 
     def _feed(self) -> None:
         client_lease.look()
-        slots, asked_at = 0, 0.0
         while True:
-            if time.monotonic() >= asked_at:
-                slots, asked_at = self._slots(), time.monotonic() + 1.0
+            if time.monotonic() >= self._ask_at:
+                self._slots, self._ask_at = self._count_slots(), time.monotonic() + 1.0
             with self._lock:
-                # Not each time one is done: a job of one call costs as much as one of hundreds.
-                while self._pending and self._free(slots) <= 0:
+                while self._pending and self._free() <= 0:
                     self._lock.wait()
-                calls = self._take(self._free(slots))
+                self._gather_more()
+                calls = self._take(self._free())
                 if calls:
                     work = _Work(calls)
+                    self._sent_at = time.monotonic()
                     self._under_way.add(work)
                     self._start(self._follow, work)
                 elif not self._pending:
@@ -236,18 +243,36 @@ class Executor(BaseExecutor):
                     self._threads.discard(threading.current_thread())
                     return
 
-    def _free(self, slots: int) -> int:
+    def _gather_more(self) -> None:
+        """Wait for more calls, for a moment, while those that were sent just now are to come.
+
+        Not each time one is done: a job of one call costs as much as one of hundreds. As TCP has it
+        (RFC 896): a small packet waits for the answer to the one before, a full one goes at once.
+        """
+
+        def is_enough() -> bool:
+            full = len(self._pending) >= self._free()
+            return full or not (self._sent or self._delivering)
+
+        patience = self._sent_at + BRIEF - time.monotonic()
+        if self._delivering:  # who gets a result may make the next call of it
+            patience = max(patience, BURST)
+        if patience > 0:
+            self._lock.wait_for(is_enough, patience)
+
+    def _free(self) -> int:
         """Return how many calls to send now; 0 while more than half of those sent are to come."""
         # Without a slot as well: any number of them may come while what was sent waits.
-        if self._cap is not None and (self._cap < slots or not slots):
+        if self._cap is not None and (self._cap < self._slots or not self._slots):
             return self._cap - len(self._sent)
-        room = max(self._room, 2 * slots)
+        room = max(self._room, 2 * self._slots)
         return room - len(self._sent) if 2 * len(self._sent) <= room else 0
 
-    def _slots(self) -> int:
+    def _count_slots(self) -> int:
         try:
-            return self.queue.stats()["slots"]
-        except Exception:  # the calls will tell
+            with self.queue.pool.lend() as link:
+                return int(link.command("SCARD", self.queue.keys("slots")))
+        except RedisqError:  # the calls will tell
             return 0
 
     def _take(self, most: int) -> dict[int, Call]:
@@ -315,6 +340,16 @@ class Executor(BaseExecutor):
             self.queue.cancel(job.id, work.aborted)
 
     def _deliver(self, results: Arrived, _size: int) -> None:
+        with self._lock:
+            self._delivering += 1
+        try:
+            self._set_all(results)
+        finally:
+            with self._lock:
+                self._delivering -= 1
+                self._lock.notify_all()
+
+    def _set_all(self, results: Arrived) -> None:
         for number, value in results:
             with self._lock:
                 future = self._sent.pop(number, None)

@@ -39,6 +39,8 @@ GATHER = 2000
 #: After fewer outputs than these comes a moment, in seconds, before the next question: results that
 #: come one by one would else cost a question each, as much of the server's time as their tasks.
 FEW, PAUSE = 64, 0.001
+#: No moment comes if no more than these are missing: a job of four calls would last as long again.
+LAST = 8
 #: Seconds between two looks at a job of which nothing is heard.
 WAIT = 1
 #: Seconds after which who waits looks after the queue, too: a small job is over by then, and was
@@ -154,7 +156,7 @@ class Follower:
             if not self.came:
                 self._wait(deadline, now)
                 self.look_after(time.monotonic())
-            elif self.came < FEW:
+            elif self.came < FEW and self._wanted - len(self.received) > LAST:
                 time.sleep(PAUSE)
         return self.received
 

@@ -25,6 +25,8 @@ __all__ = ["ServedQueue", "Stepper"]
 FROZEN = 0.02
 #: Seconds after which the slot rebuilds the job itself.
 OVERDUE = 0.5
+#: Leases in a row after which a slot may wait awake: more may come at once, and as many again.
+ROW = 8
 #: Seconds of a call from which the server is too far, or too busy, to wait for it awake.
 NEAR = 0.0004
 
@@ -94,6 +96,7 @@ class Stepper:
         self.tags = tags
         self._left = left
         self._awake = awake
+        self._row = 0
         self._asker: Asker | None = None
 
     def __repr__(self) -> str:
@@ -117,6 +120,7 @@ class Stepper:
             wishes[leased] = self._ask(queue, leased.decode())
             report = Report()
         queue.idle = not leased and rest and more
+        self._row = self._row + 1 if leased else 0
         if not leased:
             return None, retry, status.decode()
         job, epoch, chunk, block, alone, tasks, *files = leased
@@ -161,7 +165,7 @@ class Stepper:
         since = 0.0
         while True:
             asked = time.perf_counter()
-            awake = self._awake and self.pace.trip < NEAR
+            awake = self._awake and self._row >= ROW and self.pace.trip < NEAR
             call = self.link.call_awake if awake else self.link.call
             answer = call(
                 "step",
