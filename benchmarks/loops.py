@@ -47,7 +47,8 @@ def joblib_calls(queue: dask_redisq.Queue, calls: int, repeat: int) -> list[Figu
     """Measure joblib on empty calls, with our backend and with loky, 2 processes each; in turns."""
     register_redisq()
     times: dict[str, list[float]] = {"redisq": [], "loky": []}
-    options = {"redisq": {"queue": queue.name, "url": queue.url}, "loky": {}}
+    # Both have what they had before: processes, or connections.
+    options: dict[str, dict[str, object]] = {"redisq": {"queue": queue}, "loky": {}}
     for i in range(repeat + 1):
         for backend, found in times.items():
             with joblib.parallel_config(backend, **options[backend]):

@@ -37,7 +37,7 @@ __all__ = ["Executor"]
 #: Calls under way: at least these, and twice as many as there are slots; and at most.
 LEAST, MOST = 4, 10_000
 #: Seconds for which calls are gathered: after a job was sent, and while results are handed over.
-BRIEF, BURST = 0.004, 0.001
+BRIEF, BURST = 0.01, 0.001
 #: A job that took less has more calls next, one that took longer has fewer; seconds.
 SOON, LATE = 0.2, 1.0
 
@@ -107,7 +107,7 @@ class Executor(BaseExecutor):
         self._under_way: set[_Work] = set()
         self._threads: set[threading.Thread] = set()
         self._numbers = itertools.count()
-        self._feeding = False
+        self._led = False
         self._delivering = 0
         self._sent_at = 0.0
         #: Slots that there were at the last look, and when to look again.
@@ -142,9 +142,10 @@ class Executor(BaseExecutor):
                 if job != self._options.parent:
                     self._options = replace(self._options, parent=job)
             self._pending.append((future, Call(catching, (self._setup, fn, *args), kwargs)))
-            if not self._feeding:
-                self._feeding, self._room = True, LEAST  # these may be of another kind
-                self._start(self._feed)
+            if not self._under_way:
+                self._room = LEAST  # these may be of another kind
+            if not self._led:
+                self._start()
         return future
 
     def map(
@@ -216,15 +217,32 @@ class Executor(BaseExecutor):
             if job is not None:
                 self.queue.cancel(job.id, reason)
 
-    # -- threads: one that sends while there is something to send, and one per job ------------
+    # -- threads: one for each job, and a leader, who makes the next one ------------------------
 
-    def _start(self, target: Callable[..., None], *args: Any) -> None:
-        thread = threading.Thread(target=target, args=args, name="redisq-executor")
+    def _start(self) -> None:
+        self._led = True
+        thread = threading.Thread(target=self._serve, name="redisq-executor")
         self._threads.add(thread)
         thread.start()
 
-    def _feed(self) -> None:
+    def _serve(self) -> None:
+        """Make jobs of calls, and follow each, while another thread makes the next.
+
+        Not one thread that sends, and one for each job: while a generator of calls is drawn, each
+        thread that is to begin waits for the interpreter for as long as 5 ms.
+        """
         client_lease.look()
+        while (work := self._lead()) is not None:
+            self._follow(work)
+            with self._lock:
+                if self._led or not self._pending:
+                    break
+                self._led = True
+        with self._lock:
+            self._threads.discard(threading.current_thread())
+
+    def _lead(self) -> _Work | None:
+        """Make a job of calls; None if there are no more. The next call finds no leader then."""
         while True:
             if time.monotonic() >= self._ask_at:
                 self._slots, self._ask_at = self._count_slots(), time.monotonic() + 1.0
@@ -233,15 +251,17 @@ class Executor(BaseExecutor):
                     self._lock.wait()
                 self._gather_more()
                 calls = self._take(self._free())
-                if calls:
-                    work = _Work(calls)
-                    self._sent_at = time.monotonic()
-                    self._under_way.add(work)
-                    self._start(self._follow, work)
-                elif not self._pending:
-                    self._feeding = False
-                    self._threads.discard(threading.current_thread())
-                    return
+                if not calls and self._pending:
+                    continue
+                self._led = False
+                if not calls:
+                    return None
+                work = _Work(calls)
+                self._sent_at = time.monotonic()
+                self._under_way.add(work)
+                if self._pending:
+                    self._start()
+                return work
 
     def _gather_more(self) -> None:
         """Wait for more calls, for a moment, while those that were sent just now are to come.
@@ -300,7 +320,6 @@ class Executor(BaseExecutor):
             elif took > LATE:
                 self._room = max(LEAST, self._room // 2)
             self._lock.notify_all()
-            self._threads.discard(threading.current_thread())
 
     def _compute(self, work: _Work) -> None:
         pool, keys = self.queue.pool, self.queue.keys
