@@ -23,6 +23,8 @@ from test_foreach import script
 
 import dask_redisq as redisq
 from dask_redisq.body import Setup, catching, forget_setup
+from dask_redisq.executor import LEAST
+from dask_redisq.stream import CallJob
 
 
 @pytest.fixture(scope="module")
@@ -303,6 +305,67 @@ def test_thousands_of_small_calls_are_sent_together(executor: redisq.Executor) -
     """In jobs of many: each has its result."""
     futures = [executor.submit(operator.neg, i) for i in range(5000)]
     assert [future.result(60) for future in futures] == [-i for i in range(5000)]
+
+
+def opened(gate: Path) -> str:
+    """Wait until a file is there."""
+    wait_until(gate.exists)
+    return "opened"
+
+
+@pytest.fixture
+def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many calls each job has that is submitted, while any job is taken for a brief one."""
+    found: list[int] = []
+    submit = CallJob.submit
+
+    def noted(job: CallJob) -> str:
+        found.append(len(job.plan))
+        return submit(job)
+
+    monkeypatch.setattr(CallJob, "submit", noted)
+    monkeypatch.setattr("dask_redisq.executor.BRIEF", 600.0)
+    return found
+
+
+def test_calls_that_come_soon_after_others_wait_for_these(
+    executor: redisq.Executor, sizes: list[int], tmp_path: Path
+) -> None:
+    """They go together then: a job of one costs as much as one of many."""
+    first = executor.submit(opened, tmp_path / "gate")
+    wait_until(lambda: sizes == [1])
+    others = [executor.submit(abs, -i) for i in range(2)]
+    assert sizes == [1]
+    (tmp_path / "gate").touch()
+    assert [one.result(60) for one in (first, *others)] == ["opened", 0, 1]
+    assert sizes == [1, 2]
+
+
+def test_as_many_calls_as_there_is_room_for_wait_for_nothing(
+    executor: redisq.Executor, sizes: list[int], tmp_path: Path
+) -> None:
+    """The first one is still under way."""
+    first = executor.submit(opened, tmp_path / "gate")
+    wait_until(lambda: sizes == [1])
+    others = [executor.submit(abs, -i) for i in range(LEAST - 1)]
+    assert [one.result(60) for one in others] == list(range(LEAST - 1))
+    (tmp_path / "gate").touch()
+    assert first.result(60) == "opened"
+
+
+def test_the_last_results_of_a_job_are_asked_for_at_once(
+    executor: redisq.Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With many to come there is a moment between two questions, here one without an end."""
+    monkeypatch.setattr("dask_redisq.follow.PAUSE", 600.0)
+    naps = [dask.delayed(after)(0.1 * i, i) for i in range(4)]
+    assert dask.compute(*naps, scheduler=executor.queue.get) == (0, 1, 2, 3)
+
+
+def after(seconds: float, value: int) -> int:
+    """Return a value, later."""
+    time.sleep(seconds)
+    return value
 
 
 def test_scattered_data_is_an_argument(executor: redisq.Executor) -> None:
