@@ -31,14 +31,14 @@ class Published(NamedTuple):
     inline : bool
         Whether that goes with the call.
     size : int
-        If it does not: the bytes that it is taken for. Those of the pickle, but for a `Given`.
+        The bytes that it is taken for: those of the pickle, but for a `Given`.
     """
 
     task: int
     value: Any
     data: bytes
     inline: bool
-    size: int = 0
+    size: int
 
     @property
     def wire(self) -> bytes | int:
@@ -61,8 +61,8 @@ class Batch:
     Examples
     --------
     >>> batch = Batch()
-    >>> batch.add_lone(4, inputs=(0, 1), users=(7,), value=Published(4, 5, b"5", True))
-    >>> batch.add_lone(5, inputs=(1, 2), users=(7,), value=Published(5, 6, b"6", True))
+    >>> batch.add_lone(4, inputs=(0, 1), users=(7,), value=Published(4, 5, b"5", True, 1))
+    >>> batch.add_lone(5, inputs=(1, 2), users=(7,), value=Published(5, 6, b"6", True, 1))
     >>> batch.totals()
     ([0, 1, 1, 2, 2, 1], [7, 2])
     """

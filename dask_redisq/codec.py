@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import msgpack
-from dask.sizeof import sizeof
 
 from dask_redisq.marks import marked
 from dask_redisq.pickler import dumps_by_value
@@ -24,7 +23,6 @@ __all__ = [
     "Block",
     "KeptValue",
     "PackedBlock",
-    "bytes_of",
     "dumps",
     "loads",
     "pack",
@@ -57,18 +55,6 @@ def dumps(thing: Any, plain: Callable[[Any, int], bytes] = pickle.dumps) -> byte
 
 
 loads = pickle.loads
-
-
-def bytes_of(thing: Any) -> int:
-    """Return how many bytes Dask takes an object for; 0 if it does not like to be looked at.
-
-    >>> bytes_of(bytearray(1000)) > 1000
-    True
-    """
-    try:
-        return int(sizeof(thing))
-    except Exception:  # of code that is not ours
-        return 0
 
 
 class KeptValue(NamedTuple):

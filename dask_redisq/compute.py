@@ -19,7 +19,7 @@ from dask_redisq import client_lease
 from dask_redisq.annotations import limits, priorities, restrictions, seeds
 from dask_redisq.answer import Answer, assemble
 from dask_redisq.callbacks import Observer, active_callbacks, looks_at_values
-from dask_redisq.codec import LARGE, bytes_of
+from dask_redisq.codec import LARGE
 from dask_redisq.dask_input import read_graph, with_cached
 from dask_redisq.garbage import collector_paused
 from dask_redisq.graph import plan_graph
@@ -41,6 +41,7 @@ from dask_redisq.pool import Pool
 from dask_redisq.secret import find_secret
 from dask_redisq.serving import in_slot, job_in_hand, stand_in
 from dask_redisq.settings import setting
+from dask_redisq.sizes import bytes_of
 from dask_redisq.task import give, itself
 from dask_redisq.unshared import share_or_refuse
 
@@ -167,7 +168,7 @@ def _values(
     if len(plan):
         signer = find_secret(pool.url)  # refused before anything is sent
         with pool.lend(names) as link:
-            wait_for_parts(plan, link, names)
+            wait_for_parts(plan, link, names, options)
             job = Job(link, names, plan, options, signer, observer=observer, rerun=rerun)
             values.update(job.compute())
     return values
@@ -356,7 +357,7 @@ class _Sender:
         self, link: Link, plan: Plan, options: JobOptions, answer: Answer | None = None
     ) -> tuple[str, Any]:
         """Submit a job; return its id, and what holds it if it is a kept one."""
-        wait_for_parts(plan, link, self.names)
+        wait_for_parts(plan, link, self.names, options)
         job = Job(link, self.names, plan, options, self.signer, answer)
         job.detach()
         if not plan.kept:

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor as BaseExecutor
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from inspect import signature
@@ -23,23 +24,20 @@ from dask_redisq import client_lease
 from dask_redisq.amounts import whole
 from dask_redisq.body import Caught, Setup, catching
 from dask_redisq.calls import Call, CallPlan, call_settings, plan_calls
-from dask_redisq.errors import RedisqError
 from dask_redisq.loop import check_callable
 from dask_redisq.options import refuse_keywords
 from dask_redisq.page import Wait
 from dask_redisq.queue import Queue
 from dask_redisq.secret import find_secret
+from dask_redisq.sending import CallRoom, Work
 from dask_redisq.serving import in_slot, job_in_hand, stand_in
 from dask_redisq.stream import Arrived, CallJob, Failed
+from dask_redisq.wrappers import Chunk, Initializer, chunks_of
 
 __all__ = ["Executor"]
 
-#: Calls under way: at least these, and twice as many as there are slots; and at most.
-LEAST, MOST = 4, 10_000
 #: Seconds for which calls are gathered: after a job was sent, and while results are handed over.
 BRIEF, BURST = 0.01, 0.001
-#: A job that took less has more calls next, one that took longer has fewer; seconds.
-SOON, LATE = 0.2, 1.0
 
 
 class Executor(BaseExecutor):
@@ -98,21 +96,20 @@ class Executor(BaseExecutor):
         self._setup = None
         if initializer is not None:
             check_callable("initializer", initializer)
-            init = _Initializer(initializer, initargs)
+            init = Initializer(initializer, initargs)
             self._setup = Setup(secrets.token_hex(8), worker_init=init, kept_for=initializer)
-        self._cap = None if max_workers is None else whole("max_workers", max_workers, 1)
         self._lock = threading.Condition()
         self._pending: deque[tuple[Future[Any], Call]] = deque()
         self._sent: dict[int, Future[Any]] = {}
-        self._under_way: set[_Work] = set()
+        self._under_way: set[Work] = set()
         self._threads: set[threading.Thread] = set()
         self._numbers = itertools.count()
         self._led = False
         self._delivering = 0
         self._sent_at = 0.0
-        #: Slots that there were at the last look, and when to look again.
-        self._slots, self._ask_at = 0, 0.0
-        self._room = LEAST
+        self._room = CallRoom(None if max_workers is None else whole("max_workers", max_workers, 1))
+        #: When to count the slots again.
+        self._ask_at = 0.0
         self._shutdown = False
 
     def __repr__(self) -> str:
@@ -121,7 +118,7 @@ class Executor(BaseExecutor):
     @property
     def _max_workers(self) -> int:
         """How many calls run at a time; Dask asks for it by this name."""
-        return self._cap or max(1, self.queue.stats()["slots"])
+        return self._room.cap or max(1, self.queue.stats()["slots"])
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Have a function called on a worker; return the future of what it returns.
@@ -132,7 +129,7 @@ class Executor(BaseExecutor):
             After `shutdown`.
         """
         future: Future[Any] = Future()
-        if type(fn) is _Chunk:
+        if type(fn) is Chunk:
             args = tuple(args[0])  # scattered data is looked for among the arguments, and no deeper
         with self._lock:
             if self._shutdown:
@@ -141,11 +138,18 @@ class Executor(BaseExecutor):
                 job = job_in_hand(self.queue.pool.url, self.queue.keys)
                 if job != self._options.parent:
                     self._options = replace(self._options, parent=job)
+            if not self._led and not self._pending:
+                self._room.begin()  # these may be of another kind
             self._pending.append((future, Call(catching, (self._setup, fn, *args), kwargs)))
-            if not self._under_way:
-                self._room = LEAST  # these may be of another kind
-            if not self._led:
+            if self._led:
+                if len(self._pending) == self._room.most:
+                    self._lock.notify_all()
+                return future
+            try:
                 self._start()
+            except BaseException:  # there can be no more threads
+                self._pending.pop()
+                raise
         return future
 
     def map(
@@ -175,8 +179,8 @@ class Executor(BaseExecutor):
             raise ValueError("chunksize must be >= 1.")
         if chunksize == 1:
             return super().map(fn, *iterables, timeout=timeout, **kwargs)
-        chunks = _chunks(zip(*iterables, strict=False), chunksize)
-        found = super().map(_Chunk(fn, len(iterables)), chunks, timeout=timeout, **kwargs)
+        chunks = chunks_of(zip(*iterables, strict=False), chunksize)
+        found = super().map(Chunk(fn, len(iterables)), chunks, timeout=timeout, **kwargs)
         return itertools.chain.from_iterable(found)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002
@@ -198,7 +202,11 @@ class Executor(BaseExecutor):
         for future, _ in left:
             future.cancel()
             future.set_running_or_notify_cancel()  # for those who wait with others for it
-        while wait and (threads := list(self._threads)):
+        while wait:
+            with self._lock:
+                threads = [t for t in self._threads if t is not threading.current_thread()]
+            if not threads:
+                return
             for thread in threads:
                 thread.join()
 
@@ -220,10 +228,11 @@ class Executor(BaseExecutor):
     # -- threads: one for each job, and a leader, who makes the next one ------------------------
 
     def _start(self) -> None:
-        self._led = True
+        """Start a thread that leads; called with the lock held, which it takes first."""
         thread = threading.Thread(target=self._serve, name="redisq-executor")
-        self._threads.add(thread)
         thread.start()
+        self._threads.add(thread)
+        self._led = True
 
     def _serve(self) -> None:
         """Make jobs of calls, and follow each, while another thread makes the next.
@@ -231,36 +240,55 @@ class Executor(BaseExecutor):
         Not one thread that sends, and one for each job: while a generator of calls is drawn, each
         thread that is to begin waits for the interpreter for as long as 5 ms.
         """
-        client_lease.look()
-        while (work := self._lead()) is not None:
-            self._follow(work)
+        leads = True
+        try:
+            client_lease.look()
+            while leads and (work := self._lead()) is not None:
+                leads = False
+                self._follow(work)
+                with self._lock:
+                    if self._pending and not self._led:
+                        self._led = leads = True
+        except BaseException as error:
+            if not leads:
+                raise
+            self._fail_all(error)
+        finally:
             with self._lock:
-                if self._led or not self._pending:
-                    break
-                self._led = True
-        with self._lock:
-            self._threads.discard(threading.current_thread())
+                self._threads.discard(threading.current_thread())
 
-    def _lead(self) -> _Work | None:
+    def _fail_all(self, error: BaseException) -> None:
+        """Fail what waits: nobody leads, since that failed."""
+        with self._lock:
+            self._led = False
+            left = [future for future, _ in self._pending]
+            self._pending.clear()
+        for future in left:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)
+
+    def _lead(self) -> Work | None:
         """Make a job of calls; None if there are no more. The next call finds no leader then."""
         while True:
             if time.monotonic() >= self._ask_at:
-                self._slots, self._ask_at = self._count_slots(), time.monotonic() + 1.0
+                slots = self._count_slots()
+                self._room.slots, self._ask_at = slots, time.monotonic() + 1.0
             with self._lock:
-                while self._pending and self._free() <= 0:
+                while self._pending and self._room.free(len(self._sent)) <= 0:
                     self._lock.wait()
                 self._gather_more()
-                calls = self._take(self._free())
+                calls = self._take(self._room.free(len(self._sent)))
                 if not calls and self._pending:
                     continue
                 self._led = False
                 if not calls:
                     return None
-                work = _Work(calls)
+                work = Work(calls)
                 self._sent_at = time.monotonic()
                 self._under_way.add(work)
                 if self._pending:
-                    self._start()
+                    with suppress(RuntimeError):  # no more threads: this one leads again, later
+                        self._start()
                 return work
 
     def _gather_more(self) -> None:
@@ -271,7 +299,7 @@ class Executor(BaseExecutor):
         """
 
         def is_enough() -> bool:
-            full = len(self._pending) >= self._free()
+            full = len(self._pending) >= self._room.most
             return full or not (self._sent or self._delivering)
 
         patience = self._sent_at + BRIEF - time.monotonic()
@@ -280,19 +308,11 @@ class Executor(BaseExecutor):
         if patience > 0:
             self._lock.wait_for(is_enough, patience)
 
-    def _free(self) -> int:
-        """Return how many calls to send now; 0 while more than half of those sent are to come."""
-        # Without a slot as well: any number of them may come while what was sent waits.
-        if self._cap is not None and (self._cap < self._slots or not self._slots):
-            return self._cap - len(self._sent)
-        room = max(self._room, 2 * self._slots)
-        return room - len(self._sent) if 2 * len(self._sent) <= room else 0
-
     def _count_slots(self) -> int:
         try:
             with self.queue.pool.lend() as link:
                 return int(link.command("SCARD", self.queue.keys("slots")))
-        except RedisqError:  # the calls will tell
+        except Exception:  # the calls will tell
             return 0
 
     def _take(self, most: int) -> dict[int, Call]:
@@ -305,7 +325,7 @@ class Executor(BaseExecutor):
                 calls[number], self._sent[number] = call, future
         return calls
 
-    def _follow(self, work: _Work) -> None:
+    def _follow(self, work: Work) -> None:
         started = time.monotonic()
         try:
             self._compute(work)
@@ -315,13 +335,10 @@ class Executor(BaseExecutor):
         with self._lock:
             self._under_way.remove(work)
             work.job = None  # they hold each other, and with them the arguments of all its calls
-            if took < SOON:
-                self._room = min(MOST, 2 * self._room)
-            elif took > LATE:
-                self._room = max(LEAST, self._room // 2)
+            self._room.took(took)
             self._lock.notify_all()
 
-    def _compute(self, work: _Work) -> None:
+    def _compute(self, work: Work) -> None:
         pool, keys = self.queue.pool, self.queue.keys
         plan = self._plan(work.calls)
         if not len(plan):
@@ -334,6 +351,7 @@ class Executor(BaseExecutor):
             job.each = job.unrelated = True
             job.deliver = self._deliver
             job.watch = partial(self._watch, work)
+            job.check = work.check
             job.compute()
 
     def _plan(self, calls: dict[int, Call]) -> CallPlan:
@@ -351,7 +369,7 @@ class Executor(BaseExecutor):
                     sound[number] = call
             return plan_calls(list(sound.values()), list(sound), self._words)
 
-    def _watch(self, work: _Work, job: CallJob) -> None:
+    def _watch(self, work: Work, job: CallJob) -> None:
         """Note which job some calls are; cancel it if it was on its way when all were aborted."""
         with self._lock:
             work.job = job
@@ -381,37 +399,3 @@ class Executor(BaseExecutor):
                 future.set_exception(value.error)
             else:
                 future.set_result(value)
-
-
-class _Work:
-    """Calls under way: which job they are, once it is submitted, and why it is to be cancelled."""
-
-    def __init__(self, calls: dict[int, Call]) -> None:
-        self.calls = calls
-        self.job: CallJob | None = None
-        self.aborted: str | None = None
-
-
-class _Initializer:
-    def __init__(self, fn: Callable[..., object], args: tuple[Any, ...]) -> None:
-        self.fn = fn
-        self.args = args
-
-    def __call__(self) -> object:
-        return self.fn(*self.args)
-
-
-class _Chunk:
-    """Calls a function for each of some items, whose arguments come one after another."""
-
-    def __init__(self, fn: Callable[..., Any], width: int) -> None:
-        self.func = fn  # as a partial has it: see Setup.show
-        self.width = width
-
-    def __call__(self, *args: Any) -> list[Any]:
-        return [self.func(*args[i : i + self.width]) for i in range(0, len(args), self.width)]
-
-
-def _chunks(items: Iterator[tuple[Any, ...]], size: int) -> Iterator[list[Any]]:
-    while chunk := list(itertools.chain.from_iterable(itertools.islice(items, size))):
-        yield chunk

@@ -292,10 +292,13 @@ class Follower:
                     seal.open(VALUE, attempt.encode(), task, data) if seal else data
                 )
             except Exception as error:
-                count_refused(self.link, self.keys, self.seal)
-                error.add_note(f"dask-redisq: while reading the result of {self._name(task)}")
+                self._note_unread(task, error)
                 raise
         return complete
+
+    def _note_unread(self, task: int, error: Exception) -> None:
+        count_refused(self.link, self.keys, self.seal)
+        error.add_note(f"dask-redisq: while reading the result of {self._name(task)}")
 
     def _begin_anew(self, items: list[Any]) -> None:
         """Forget outputs that a rebuild had made again: with others they would not fit together.

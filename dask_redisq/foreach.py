@@ -16,8 +16,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from dask.sizeof import sizeof
-
 from dask_redisq import client_lease
 from dask_redisq.body import Caught, Told
 from dask_redisq.call_log import heard
@@ -32,6 +30,7 @@ from dask_redisq.parcel import Parcel
 from dask_redisq.pool import Pool
 from dask_redisq.secret import find_secret
 from dask_redisq.serving import in_slot, stand_in
+from dask_redisq.sizes import bytes_of
 from dask_redisq.stream import Failed, Stream
 
 __all__ = ["run_loop"]
@@ -172,7 +171,7 @@ def _windows(
     for args in drawn:
         calls = [Call(body, args if plain else (first, *args))]
         started, slow = time.perf_counter(), False
-        most = max(1, min(size, WINDOW_BYTES // max(1, sizeof(args))))
+        most = max(1, min(size, WINDOW_BYTES // max(1, bytes_of(args))))
         most = most if whole else min(most, max(1, room.left()))
         for args in itertools.islice(drawn, most - 1):
             calls.append(Call(body, args if plain else (first + len(calls), *args)))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from dask_redisq.codec import Block, PackedBlock, loads
+from dask_redisq.codec import LARGE, Block, PackedBlock, loads
 from dask_redisq.errors import BadSignature
 from dask_redisq.keys import Keys
 from dask_redisq.link import Link
@@ -119,8 +119,8 @@ class JobMemory:
         while len(self.blocks) > max(BLOCKS, len(numbers)):
             self.blocks.popitem(last=False)
 
-    def read_given(self, task: int, attempt: str) -> Any:
-        """Return what a task gives whose value, by this attempt, is `Given`.
+    def read_given(self, task: int, attempt: str) -> tuple[Any, int]:
+        """Return what a task gives whose value, by this attempt, is `Given`; and its bytes.
 
         Raises
         ------
@@ -138,7 +138,11 @@ class JobMemory:
             raise
         except UnreadBlock as unread:
             raise unread.__cause__ or unread from None
-        return run_task(self.blocks[number].tasks[place], {}).thing
+        return run_task(self.blocks[number].tasks[place], {}).thing, self.given_size()
+
+    def given_size(self) -> int:
+        """Return the bytes of its constants that are here: what it was given, if that is large."""
+        return max(self.size, LARGE)
 
     def is_there(self) -> tuple[str, str]:
         """Return the command that tells whether the job is on the server."""

@@ -6,13 +6,17 @@ Source: ``joblib.parallel.ParallelBackendBase``, and joblib's backend for distri
 from __future__ import annotations
 
 import pickle
+import sys
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
+from contextlib import suppress
+from functools import partial
 from inspect import signature
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 import cloudpickle
+from joblib.disk import memstr_to_bytes
 from joblib.parallel import (
     AutoBatchingMixin,
     FallbackToBackend,
@@ -42,6 +46,10 @@ EXPECTED = 16
 _OF_JOBLIB = frozenset(
     ("context", "max_nbytes", "mmap_mode", "prefer", "require", "temp_folder", "verbose")
 )
+
+
+#: Keywords of calls that hold for the jobs that bring their large arguments, too.
+_OF_ARGUMENTS = ("priority", "client_lease")
 
 
 def register_redisq() -> None:
@@ -119,7 +127,10 @@ class RedisqBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
         self.of_parallel = False
         self._cap: int | None = None
         self._executor: Executor | None = None
-        self._large = LargeArguments(self.queue)
+        self._large = LargeArguments(
+            self.queue, {name: kwargs[name] for name in _OF_ARGUMENTS if name in kwargs}
+        )
+        self._mapped = MAPPED
 
     def __repr__(self) -> str:
         return f"<RedisqBackend on {self.queue!r}>"
@@ -158,6 +169,7 @@ class RedisqBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
             own.of_parallel = True
             raise FallbackToBackend(own)
         self.parallel = parallel
+        self._mapped = _mapped(backend_kwargs)
         self._cap = n_jobs if n_jobs is not None and n_jobs > 0 else None
         return self.effective_n_jobs(n_jobs)
 
@@ -199,9 +211,10 @@ class RedisqBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[mis
         else:
             batch = self._large.batch()
             calls = [_marked(batch, *call) for call in func.items]
-            future = executor.submit(_run, calls, *batch.parts)
+            future = executor.submit(_run, self._mapped, calls, *batch.parts)
             if batch.parts:
-                future = _or_again(future, batch.lost, lambda: executor.submit(_run, func.items))
+                again = partial(executor.submit, _run, self._mapped, func.items)
+                future = _or_again(future, batch.lost, again)
         if callback is not None:
             future.add_done_callback(callback)
         if batch is not None:  # after joblib's, which has the next batch sent: it may use the same
@@ -237,8 +250,10 @@ def _or_again(
     """Return a future of the same calls, which are made again if what they need was lost."""
     told: Future[Any] = Future()
     told.set_running_or_notify_cancel()
+    tried = False  # and not which future it is: that would hold this, which holds all of the batch
 
     def settle(done: Future[Any]) -> None:
+        nonlocal tried
         if done.cancelled():
             told.set_exception(CancelledError())
             return
@@ -246,11 +261,10 @@ def _or_again(
         if error is None:
             told.set_result(done.result())
             return
-        try:
-            sent = again() if done is future and lost(error) else None
-        except Exception as why:  # nobody but who waits would hear of it
-            told.set_exception(why)
-            return
+        sent: Future[Any] | None = None
+        with suppress(Exception):  # no more calls are taken, or the server is away: the first tells
+            if not tried and lost(error):
+                tried, sent = True, again()
         if sent is None:
             told.set_exception(error)
         else:
@@ -274,12 +288,14 @@ def _packed(calls: list[Any]) -> bytes | None:
     is worth to be sent apart, or lasts from one batch to the next. To look for that took 12 us a
     call of 4,000.
     """
-    named, alike = None, True
+    named, alike = calls[0][0] if calls else None, True
+    if not _is_named(named):
+        return None
     for f, args, kwargs in calls:
         if f is not named:
             if not _is_named(f):
                 return None
-            named, alike = f, named is None
+            named, alike = f, False
         if not ATOMS.issuperset(map(type, args)):
             return None
         if kwargs:
@@ -304,28 +320,38 @@ def _is_named(f: Any) -> bool:
     return kind is FunctionType or kind is type
 
 
-def _own(part: Any) -> Any:
-    """Return a copy of a large argument, of which this slot has one for all batches.
+def _mapped(words: dict[str, Any]) -> int:
+    """Return the bytes from which joblib maps an array, by what it was told; 0 for none."""
+    size = words.get("max_nbytes", MAPPED)
+    if size is None or words.get("mmap_mode", "r") != "r":
+        return 0
+    return int(memstr_to_bytes(size) if isinstance(size, str) else size)
 
-    As joblib does it: a batch has its own, and of large arrays, also inside of something else, all
-    have the same memory, which is read-only.
+
+def _read_only(arg: Any, mapped: int) -> Any:
+    """Return a view of an array that joblib would map, anything else as it is."""
+    numpy = sys.modules.get("numpy")
+    if numpy is None or not isinstance(arg, numpy.ndarray) or arg.dtype.hasobject:
+        return arg
+    if not 0 < mapped <= arg.nbytes:
+        return arg
+    view = arg.view()
+    view.flags.writeable = False
+    return view
+
+
+def _own(part: Any, mapped: int) -> Any:
+    """Return what a batch has of a large argument, of which this slot has one for all of them.
+
+    A copy, as if it had come with the batch; or the same memory, if that is read-only.
     """
-    if type(part) in (str, bytes):
-        return part
-    shared: list[memoryview] = []
-
-    def share(buffer: pickle.PickleBuffer) -> bool:
-        view = buffer.raw()
-        if view.nbytes >= MAPPED:
-            shared.append(view.toreadonly())
-        return view.nbytes < MAPPED
-
+    found = _read_only(part, mapped)
+    if found is not part or type(part) in (str, bytes):
+        return found
     try:
-        data = pickle.dumps(part, protocol=5, buffer_callback=share)
+        return pickle.loads(pickle.dumps(part, protocol=5))
     except Exception:  # it came by cloudpickle
-        shared.clear()
-        data = cloudpickle.dumps(part, protocol=5, buffer_callback=share)
-    return pickle.loads(data, buffers=shared)
+        return pickle.loads(cloudpickle.dumps(part, protocol=5))
 
 
 def _run_packed(packed: bytes) -> list[Any]:
@@ -338,20 +364,20 @@ def _run_packed(packed: bytes) -> list[Any]:
             "send a module with `Queue.upload_file`"
         )
         raise
-    return _run(calls if f is None else [(f, args, {}) for args in calls])
+    return _run(0, calls if f is None else [(f, args, {}) for args in calls])
 
 
-def _run(calls: list[Any], *parts: Any) -> list[Any]:
-    """Make the calls of a batch on a worker."""
+def _run(mapped: int, calls: list[Any], *parts: Any) -> list[Any]:
+    """Make the calls of a batch on a worker; arrays of at least `mapped` bytes are read-only."""
     from joblib import parallel_config
 
-    parts = tuple(map(_own, parts))
+    parts = tuple([_own(part, mapped) for part in parts])
 
     def filled(arg: Any) -> Any:
-        return parts[arg.place] if type(arg) is Mark else arg
+        return parts[arg.place] if type(arg) is Mark else _read_only(arg, mapped)
 
     with parallel_config(backend=SequentialBackend(nesting_level=1), n_jobs=None):
-        if not parts:
+        if not (parts or mapped):
             return [f(*args, **kwargs) for f, args, kwargs in calls]
         return [
             f(*map(filled, args), **{name: filled(arg) for name, arg in kwargs.items()})

@@ -6,7 +6,8 @@ Its outputs stay until nobody holds it: neither this client, nor a job that uses
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -51,6 +52,7 @@ class KeptReader(Follower):
         #: Whether the job had ended, in whatever way, by the last look.
         self.over = False
         self._seen = 0
+        self._check: Callable[[], object] | None = None
 
     @property
     def detached(self) -> bool:
@@ -83,6 +85,12 @@ class KeptReader(Follower):
             self._repair(self._seen)
         return dict(zip(items[::2], items[1::2], strict=True))
 
+    def wait_as(self, options: JobOptions, check: Callable[[], object] | None) -> None:
+        """Wait as a job with these settings would, for workers; and call `check` at each look."""
+        limit = options.no_workers_timeout
+        self.options = replace(self.options, no_workers_timeout=limit)
+        self._check = check
+
     def finished(self, tasks: Iterable[int], deadline: float | None = None) -> Iterator[int]:
         """Yield the tasks as they are finished; look after dead workers meanwhile.
 
@@ -113,6 +121,8 @@ class KeptReader(Follower):
                 if task not in done:
                     left[task] = None  # to the end: with many, each slice has its turn
             yield from done
+            if self._check is not None:
+                self._check()
             now = time.monotonic()
             if done:
                 pause, heard = PAUSE / 50, now
@@ -143,8 +153,11 @@ class KeptReader(Follower):
 
     def _read_given(self, task: int, record: bytes) -> None:
         memory = JobMemory(self.link, self.keys, self.id, self.seal)
+        del self.received[task]
         try:
-            self.received[task] = memory.read_given(task, read_record(record)[1])
+            self.received[task] = memory.read_given(task, read_record(record)[1])[0]
         except JobEnded:
-            del self.received[task]
             self._report_lost(task)
+        except Exception as error:
+            self._note_unread(task, error)
+            raise

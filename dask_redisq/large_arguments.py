@@ -8,16 +8,16 @@ from __future__ import annotations
 import hashlib
 import pickle
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 from weakref import KeyedRef, ref
 
 import cloudpickle
 from dask.delayed import Delayed
 
-from dask_redisq.codec import bytes_of
-from dask_redisq.errors import JobLost
+from dask_redisq.errors import JobFailed, JobLost
 from dask_redisq.queue import Queue
+from dask_redisq.sizes import bytes_of
 
 __all__ = ["ATOMS", "Batch", "LargeArguments", "Mark"]
 
@@ -53,6 +53,8 @@ class LargeArguments:
     ----------
     queue : Queue
         Where they are scattered.
+    words : Mapping, optional
+        Keywords of `Queue.scatter`.
 
     Attributes
     ----------
@@ -60,8 +62,9 @@ class LargeArguments:
         Whether they are as they come first: until one was sent so that did not come again.
     """
 
-    def __init__(self, queue: Queue) -> None:
+    def __init__(self, queue: Queue, words: Mapping[str, Any] | None = None) -> None:
         self.queue = queue
+        self.words = dict(words or {})
         self.at_once = True
         self._known: dict[int, _Argument] = {}  # by id
         self._gone: deque[ref[Any]] = deque()
@@ -146,19 +149,19 @@ class _Argument:
         """Tell whether it is this one, and not another of the same id."""
         return (self.arg if self.ref is None else self.ref()) is arg
 
-    def send(self, queue: Queue, arg: Any, *, at_once: bool) -> Delayed | None:
+    def send(self, large: LargeArguments, arg: Any) -> Delayed | None:
         """Return what stands for it; None if it is to go with its calls."""
         self.came += 1
         if self._inline:
             return None
         first = self.came == 1
         if self.sent is None:
-            size = 0 if first and (not at_once or _is_small(arg)) else bytes_of(arg)
+            size = 0 if first and (not large.at_once or _is_small(arg)) else bytes_of(arg)
             if size < (FIRST if first else AGAIN):
                 self._inline = not first
                 return None
             self._digest = _digest(arg) if size <= CHECKED else b""
-            self.sent = queue.scatter(arg)
+            self.sent = large.queue.scatter(arg, **large.words)
         elif self._digest and self._digest != _digest(arg):
             self.sent, self._inline = None, True  # who refills it does so again
         return self.sent
@@ -202,7 +205,7 @@ class Batch:
 
     def lost(self, error: BaseException) -> bool:
         """Tell whether its calls failed since the server lost what stands for their arguments."""
-        if not isinstance(error, JobLost):
+        if not isinstance(error, JobLost | JobFailed):
             return False
         lost = [part for part in self.parts if not part.__dask_graph__()[part.key].kept.lives()]
         for part in lost:
@@ -215,7 +218,7 @@ class Batch:
             if known.ref is None:
                 known.batches += 1
                 self.held.append(known)
-            part = known.send(self._all.queue, arg, at_once=self._all.at_once)
+            part = known.send(self._all, arg)
             self._places[id(arg)] = None if part is None else Mark(len(self.parts))
             if part is not None:
                 self.parts.append(part)
@@ -229,7 +232,10 @@ def _is_small(arg: Any) -> bool:
     """Tell, at once, whether an argument is one of the many that are."""
     if type(arg) in _CONTAINERS:
         return len(arg) < MANY
-    size = getattr(arg, "nbytes", FIRST)
+    try:
+        size = getattr(arg, "nbytes", FIRST)
+    except Exception:  # of code that is not ours
+        return True
     return type(size) is int and size < FIRST
 
 

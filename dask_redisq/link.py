@@ -138,7 +138,11 @@ class Link:
         """Do as `call`; wait for the answer awake at first, see `spinning`."""
         self.send_call(script, keys, **args)
         if self.unbroken_since is not None and len(self._pending) == 1:
-            spin(self.fileno())
+            try:
+                spin(self.fileno())
+            except BaseException:
+                self.close()  # interrupted: the next reader would get this reply
+                raise
         return self.receive_all()[-1]
 
     def call(self, script: str, keys: Keys, /, **args: object) -> Any:

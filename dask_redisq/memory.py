@@ -16,7 +16,7 @@ from dask_redisq.keys import Keys
 from dask_redisq.link import Link
 from dask_redisq.open_files import holds_files
 from dask_redisq.rebuild import try_rebuild
-from dask_redisq.record import read_record, size_of
+from dask_redisq.record import read_record
 from dask_redisq.staying import let_go
 from dask_redisq.task import Given
 from dask_redisq.trust import UNSIGNED, VALUE, Seal, Signer
@@ -212,7 +212,7 @@ class SlotMemory:
         if type(value) is Given:
             try:
                 memory = JobMemory(self._link, keys, kept.job, seal)
-                value, size = memory.read_given(kept.task, attempt), size_of(record)
+                value, size = memory.read_given(kept.task, attempt)
             except JobEnded:
                 return ()
         if apart:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
@@ -261,7 +261,13 @@ class Scattered(Delayed):
         return self.__dask_graph__()[self.key].result()
 
 
-def wait_for_parts(plan: Plan, link: Link, keys: Keys) -> None:
+def wait_for_parts(
+    plan: Plan,
+    link: Link,
+    keys: Keys,
+    options: JobOptions,
+    check: Callable[[], object] | None = None,
+) -> None:
     """Wait until what tasks of a plan read of kept jobs is there; raise what ended them otherwise.
 
     Those who wait are here, in the client: a task never waits for another one.
@@ -274,6 +280,10 @@ def wait_for_parts(plan: Plan, link: Link, keys: Keys) -> None:
         To the server of their queue.
     keys : Keys
         Their queue: workers read nothing of another one.
+    options : JobOptions
+        Of their job: how long to wait for workers.
+    check : callable, optional
+        Called at each look; raises to give up.
     """
     if not plan.outer:
         return
@@ -283,6 +293,7 @@ def wait_for_parts(plan: Plan, link: Link, keys: Keys) -> None:
             raise elsewhere("a persisted or scattered value", kept, keys)
         try:
             with kept.follow(link) as reader:
+                reader.wait_as(options, check)
                 for _ in reader.finished(tasks):
                     pass
         except JobLost:

@@ -242,6 +242,8 @@ class Slot:
             # If it is to be made again, what it was given may be gone from the server. And it would
             # stay here for longer than `kept` says.
             self.memory.forget(lease.job)
+            size = memory.given_size()  # and not what its client took it for
+            report.batch.published = [p._replace(size=size) for p in report.batch.published]
         if warned := self.warnings.take():
             self.link.send_call("warn", queue.keys, job=lease.job, entries=pack(warned))
         # No task is in hand any more: what kills this process from here on is charged to none.

@@ -77,11 +77,14 @@ class CallJob(Job):
         be sent, too. In a loop that is mostly its body, and no iteration would be left.
     watch : callable
         Called with each job once it is submitted: it may be lost, and another takes its place.
+    check : callable
+        Called while what the calls use is waited for, before there is a job: raises to give up.
     """
 
     plan: CallPlan
     deliver: Callable[[Arrived, int], None]
     watch: Callable[[CallJob], None]
+    check: Callable[[], None] = staticmethod(lambda: None)
     each: bool = False
     #: What a call is named in the log, where what happens to it is told; empty: it is not.
     verbose: str = ""
@@ -94,6 +97,7 @@ class CallJob(Job):
         """Return a new job for the calls that `received` lacks; see `Job.again`."""
         job = super().again(received)
         job.deliver, job.each, job.watch = self.deliver, self.each, self.watch
+        job.check = self.check
         job.unrelated, job.verbose, job.said = self.unrelated, self.verbose, self.said
         return job
 
@@ -103,7 +107,7 @@ class CallJob(Job):
         Then tell: who closed the stream meanwhile found no job to cancel.
         """
         try:
-            wait_for_parts(self.plan, self.link, self.keys)
+            self._wait_for_parts(self.plan)
         except Exception as error:
             if self.unrelated and not isinstance(error, ServerUnavailable):
                 self.unsent = self._without_parts()
@@ -143,6 +147,9 @@ class CallJob(Job):
             self.received[task] = Failed(failure)
         self._hand_over(0)
 
+    def _wait_for_parts(self, plan: CallPlan) -> None:
+        wait_for_parts(plan, self.link, self.keys, self.options, self.check)
+
     def _without_parts(self) -> dict[int, Exception]:
         """Return the calls that use what failed or is gone, with what became of it."""
         users: dict[tuple[KeptValue, ...], list[int]] = {}
@@ -152,7 +159,7 @@ class CallJob(Job):
         for some, tasks in users.items():
             one = dataclasses.replace(self.plan, outer={tasks[0]: some})
             try:
-                wait_for_parts(one, self.link, self.keys)
+                self._wait_for_parts(one)
             except ServerUnavailable:
                 raise
             except Exception as error:
@@ -289,6 +296,7 @@ class Stream:
                 job.deliver, job.each = self._deliver, self.each
                 job.verbose, job.said = self.verbose, self._said
                 job.watch = partial(self._watch, number)
+                job.check = self._check
                 job.compute()
         except BaseException as why:  # it is the other thread's
             error = why
@@ -299,6 +307,9 @@ class Stream:
 
     def _watch(self, number: int, job: CallJob) -> None:
         self._jobs[number] = job
+        self._check()
+
+    def _check(self) -> None:
         if self._closed:
             raise _Closed
 
