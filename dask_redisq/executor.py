@@ -23,13 +23,13 @@ from typing import Any
 from dask_redisq import client_lease
 from dask_redisq.amounts import whole
 from dask_redisq.body import Caught, Setup, catching
-from dask_redisq.calls import Call, CallPlan, call_settings, plan_calls
+from dask_redisq.calls import Call, call_settings
 from dask_redisq.loop import check_callable
 from dask_redisq.options import refuse_keywords
 from dask_redisq.page import Wait
 from dask_redisq.queue import Queue
 from dask_redisq.secret import find_secret
-from dask_redisq.sending import CallRoom, Work
+from dask_redisq.sending import CallRoom, Work, plan_sound
 from dask_redisq.serving import in_slot, job_in_hand, stand_in
 from dask_redisq.stream import Arrived, CallJob, Failed
 from dask_redisq.wrappers import Chunk, Initializer, chunks_of
@@ -195,13 +195,9 @@ class Executor(BaseExecutor):
         """
         with self._lock:
             self._shutdown = True
-            left = list(self._pending) if cancel_futures else []
-            if cancel_futures:
-                self._pending.clear()
             self._lock.notify_all()
-        for future, _ in left:
-            future.cancel()
-            future.set_running_or_notify_cancel()  # for those who wait with others for it
+        if cancel_futures:
+            self._cancel_pending()
         while wait:
             with self._lock:
                 threads = [t for t in self._threads if t is not threading.current_thread()]
@@ -212,18 +208,27 @@ class Executor(BaseExecutor):
 
     def abort(self, reason: str = "the executor was told to abort") -> None:
         """Cancel all calls, also those that run: their futures fail with `JobCancelled`."""
+        self._cancel_pending()
         with self._lock:
-            left, under_way = list(self._pending), list(self._under_way)
-            self._pending.clear()
+            under_way = list(self._under_way)
             for work in under_way:
                 work.aborted = reason
-        for future, _ in left:
-            future.cancel()
-            future.set_running_or_notify_cancel()
         for work in under_way:
             job = work.job  # it is over in any moment, and has none then
             if job is not None:
                 self.queue.cancel(job.id, reason)
+
+    def _take_back(self) -> list[Future[Any]]:
+        """Return the futures of calls that were not sent, which nobody sends then."""
+        with self._lock:
+            left = [future for future, _ in self._pending]
+            self._pending.clear()
+            return left
+
+    def _cancel_pending(self) -> None:
+        for future in self._take_back():
+            future.cancel()
+            future.set_running_or_notify_cancel()  # for those who wait with others for it
 
     # -- threads: one for each job, and a leader, who makes the next one ------------------------
 
@@ -260,9 +265,7 @@ class Executor(BaseExecutor):
     def _fail_all(self, error: BaseException) -> None:
         """Fail what waits: nobody leads, since that failed."""
         with self._lock:
-            self._led = False
-            left = [future for future, _ in self._pending]
-            self._pending.clear()
+            self._led, left = False, self._take_back()
         for future in left:
             if future.set_running_or_notify_cancel():
                 future.set_exception(error)
@@ -299,8 +302,8 @@ class Executor(BaseExecutor):
         """
 
         def is_enough() -> bool:
-            full = len(self._pending) >= self._room.most
-            return full or not (self._sent or self._delivering)
+            nothing = not (self._sent or self._delivering)
+            return nothing or len(self._pending) >= self._room.most
 
         patience = self._sent_at + BRIEF - time.monotonic()
         if self._delivering:  # who gets a result may make the next call of it
@@ -340,7 +343,8 @@ class Executor(BaseExecutor):
 
     def _compute(self, work: Work) -> None:
         pool, keys = self.queue.pool, self.queue.keys
-        plan = self._plan(work.calls)
+        plan, failed = plan_sound(work.calls, self._words)
+        self._deliver([(number, Failed(error)) for number, error in failed.items()], 0)
         if not len(plan):
             return
         signer = find_secret(pool.url)
@@ -353,21 +357,6 @@ class Executor(BaseExecutor):
             job.watch = partial(self._watch, work)
             job.check = work.check
             job.compute()
-
-    def _plan(self, calls: dict[int, Call]) -> CallPlan:
-        """Return the plan of those calls that can be planned; the others have failed."""
-        try:
-            return plan_calls(list(calls.values()), list(calls), self._words)
-        except Exception:
-            sound: dict[int, Call] = {}
-            for number, call in calls.items():
-                try:
-                    plan_calls([call], [number], self._words)
-                except Exception as error:
-                    self._deliver([(number, Failed(error))], 0)
-                else:
-                    sound[number] = call
-            return plan_calls(list(sound.values()), list(sound), self._words)
 
     def _watch(self, work: Work, job: CallJob) -> None:
         """Note which job some calls are; cancel it if it was on its way when all were aborted."""

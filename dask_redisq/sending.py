@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from dask_redisq.calls import Call
+from dask_redisq.calls import Call, CallPlan, plan_calls
 from dask_redisq.errors import JobCancelled
 
-__all__ = ["LEAST", "CallRoom", "Work"]
+__all__ = ["LEAST", "CallRoom", "Work", "plan_sound"]
 
 #: Calls under way: at least these, and twice as many as there are slots; and at most.
 LEAST, MOST = 4, 10_000
@@ -86,3 +87,30 @@ class Work:
         """Raise if they were aborted, while there is no job yet that could be cancelled."""
         if self.aborted is not None:
             raise JobCancelled(self.aborted)
+
+
+def plan_sound(
+    calls: dict[int, Call], words: Mapping[str, Any]
+) -> tuple[CallPlan, dict[int, Exception]]:
+    """Return the plan of those calls that can be planned, and why the others cannot be.
+
+    Parameters
+    ----------
+    calls : dict of int to Call
+        By their numbers.
+    words : Mapping of str to object
+        As of `plan_calls`.
+    """
+    failed: dict[int, Exception] = {}
+    try:
+        return plan_calls(list(calls.values()), list(calls), words), failed
+    except Exception:
+        sound: dict[int, Call] = {}
+        for number, call in calls.items():
+            try:
+                plan_calls([call], [number], words)
+            except Exception as error:
+                failed[number] = error
+            else:
+                sound[number] = call
+        return plan_calls(list(sound.values()), list(sound), words), failed

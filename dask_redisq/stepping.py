@@ -161,25 +161,25 @@ class Stepper:
         told = [
             x for job, tasks in wishes.items() for x in (job, False if tasks is None else tasks)
         ]
-        args = {"batch": report.batch.pack() if report.job else b"", "failure": report.failure}
+        args = {
+            "slot": self.slot,
+            "seq": queue.seq,
+            "job": report.job,
+            "epoch": report.epoch,
+            "batch": report.batch.pack() if report.job else b"",
+            "failure": report.failure,
+            **self._pace_words(more=more),
+            "rest": int(rest and more),
+            "tag": self.tags.own,
+            "wishes": pack(told) if told else b"",
+        }
         since = 0.0
         while True:
             asked = time.perf_counter()
-            awake = self._awake and self._row >= ROW and self.pace.trip < NEAR
-            call = self.link.call_awake if awake else self.link.call
-            answer = call(
-                "step",
-                queue.keys,
-                slot=self.slot,
-                seq=queue.seq,
-                job=report.job,
-                epoch=report.epoch,
-                **args,
-                **self._pace_words(more=more),
-                rest=int(rest and more),
-                tag=self.tags.own,
-                wishes=pack(told) if told else b"",
-            )
+            if self._awake and self._row >= ROW and self.pace.trip < NEAR:
+                answer = self.link.call_awake("step", queue.keys, **args)
+            else:
+                answer = self.link.call("step", queue.keys, **args)
             status, refused, leased, retry = unpack(answer)
             if status != b"frozen":
                 self.pace.called(time.perf_counter() - asked)

@@ -72,9 +72,8 @@ def lines() -> dict[str, list[str]]:
 def words_of(module: str) -> tuple[set[str], set[str]]:
     """Return the scripts and the commands that a module names."""
     text = (PACKAGE / f"{module}.py").read_text()
-    if not re.search(
-        r"\.(?:send_)?call(?:_once|_awake if)?\b|\.(?:command|send|_ask)\(\s*[\"*]", text
-    ):
+    call = r"\.(?:send_)?call(?:_once|_awake)?\("
+    if not re.search(call + r"|\.(?:command|send|_ask)\(\s*[\"*]", text):
         return set(), set()
     # By its name alone: some are chosen first, and called a line later.
     named = {name for name in scripts.script_names() if f'"{name}"' in text}
