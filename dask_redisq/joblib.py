@@ -250,28 +250,27 @@ def _or_again(
     """Return a future of the same calls, which are made again if what they need was lost."""
     told: Future[Any] = Future()
     told.set_running_or_notify_cancel()
-    tried = False  # and not which future it is: that would hold this, which holds all of the batch
 
+    # It refers neither to itself nor to `future`: a cycle would hold all of the batch.
     def settle(done: Future[Any]) -> None:
-        nonlocal tried
-        if done.cancelled():
-            told.set_exception(CancelledError())
-            return
-        error = done.exception()
-        if error is None:
-            told.set_result(done.result())
-            return
-        sent: Future[Any] | None = None
+        error = None if done.cancelled() else done.exception()
         with suppress(Exception):  # no more calls are taken, or the server is away: the first tells
-            if not tried and lost(error):
-                tried, sent = True, again()
-        if sent is None:
-            told.set_exception(error)
-        else:
-            sent.add_done_callback(settle)
+            if error is not None and lost(error):
+                again().add_done_callback(partial(_hand_on, told))
+                return
+        _hand_on(told, done)
 
     future.add_done_callback(settle)
     return told
+
+
+def _hand_on(told: Future[Any], done: Future[Any]) -> None:
+    """Give a future the outcome of another."""
+    error = CancelledError() if done.cancelled() else done.exception()
+    if error is None:
+        told.set_result(done.result())
+    else:
+        told.set_exception(error)
 
 
 def _marked(batch: Batch, f: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, ...]:

@@ -356,6 +356,58 @@ def test_as_many_calls_as_there_is_room_for_wait_for_nothing(
     assert first.result(60) == "opened"
 
 
+def test_calls_of_another_kind_are_not_all_sent(executor: redisq.Executor, tmp_path: Path) -> None:
+    """Thousands of short ones were, at a time; one call is under way all along."""
+    first = executor.submit(opened, tmp_path / "gate")
+    futures = [executor.submit(operator.neg, i) for i in range(3000)]
+    assert futures[-1].result(60) == -2999
+    concurrent.futures.wait(futures, 60)
+    later = [executor.submit(opened, tmp_path / "gate") for _ in range(60)]
+    time.sleep(0.5)
+    assert sum(one.cancel() for one in later) > 40
+    (tmp_path / "gate").touch()
+    assert first.result(60) == "opened"
+
+
+class _Alone(redisq.Executor):
+    """Has one thread, which begins when `gate` opens: the system has no more."""
+
+    gate = threading.Event()
+
+    def _start(self) -> None:
+        if self._threads:
+            raise RuntimeError("can't start new thread")
+        super()._start()
+
+    def _lead(self) -> Any:
+        assert self.gate.wait(60)
+        return super()._lead()
+
+
+def test_one_thread_makes_all_jobs_if_there_can_be_no_more(cluster: redisq.LocalCluster) -> None:
+    """One after the other."""
+    with _Alone("test", cluster.url) as executor:
+        futures = [executor.submit(operator.neg, i) for i in range(40)]
+        executor.gate.set()
+        assert [one.result(60) for one in futures] == [-i for i in range(40)]
+    executor.queue.close()
+
+
+def test_a_thread_that_cannot_lead_fails_the_calls(
+    executor: redisq.Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And those that come later find another one."""
+
+    def broken() -> None:
+        raise OSError("no more processes")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("dask_redisq.client_lease.look", broken)
+        with pytest.raises(OSError, match="no more processes"):
+            executor.submit(abs, -1).result(60)
+    assert executor.submit(abs, -1).result(60) == 1
+
+
 def test_the_last_results_of_a_job_are_asked_for_at_once(
     executor: redisq.Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import math
 import multiprocessing
 import os
@@ -209,13 +210,32 @@ def test_without_a_worker_calls_are_there_for_one(
     assert os.getpid() not in found
 
 
-def test_without_a_worker_it_gives_up_when_that_is_asked_for(queue: Queue) -> None:
+LARGE = np.ones(2**18)
+
+
+@pytest.mark.parametrize("some", [1, LARGE], ids=["small", "large"])
+def test_without_a_worker_it_gives_up_when_that_is_asked_for(queue: Queue, some: Any) -> None:
     """`no_workers_timeout` holds, as for all else."""
     with (
         parallel_config(backend="redisq", queue="test", url=queue.url, no_workers_timeout=0),
         pytest.raises(redisq.NoWorkersError),
     ):
-        Parallel(n_jobs=-1)(delayed(here)(i) for i in range(3))
+        Parallel(n_jobs=-1)(delayed(here)(arg) for arg in [some] * 3)
+
+
+def test_calls_that_wait_for_their_large_argument_are_aborted(queue: Queue) -> None:
+    """There is no job of them yet that could be cancelled: nobody takes the argument to a slot."""
+
+    def compute() -> None:
+        with (
+            parallel_config(backend="redisq", queue="test", url=queue.url),
+            pytest.raises((multiprocessing.TimeoutError, TimeoutError)),
+        ):
+            Parallel(n_jobs=2, timeout=0.5)(delayed(here)(LARGE) for _ in range(3))
+
+    compute()
+    gc.collect()  # the error's traceback holds all of it
+    wait_until(lambda: queue.jobs() == [])
 
 
 def test_n_jobs_is_how_many_run_at_a_time(backend: None, cluster: redisq.LocalCluster) -> None:
@@ -264,6 +284,97 @@ def test_what_a_call_does_to_its_argument_is_not_seen_by_another_batch(
     }[kind]  # fmt: skip
     found = Parallel(batch_size=1)(delayed(_raised)(table) for _ in range(12))
     assert found == [1.0] * 12
+
+
+@pytest.mark.parametrize(
+    ("words", "writable"),
+    [
+        ({}, False),
+        ({"max_nbytes": None}, True),
+        ({"mmap_mode": "c"}, True),
+        ({"max_nbytes": "9M"}, True),
+    ],
+)
+def test_large_arrays_are_read_only_if_joblib_would_map_them(
+    backend: None, words: dict[str, Any], *, writable: bool
+) -> None:
+    """However they came: first by themselves, later with their batch. Not inside of something."""
+    chunks = [np.full(2**18, i) for i in range(12)]
+    found = Parallel(n_jobs=2, batch_size=1, **words)(delayed(_writable)(x) for x in chunks)
+    assert found == [writable] * 12
+    found = Parallel(n_jobs=2, batch_size=1, **words)(delayed(_writable)([x]) for x in chunks)
+    assert found == [True] * 12
+    box = [chunks[0]]
+    assert (
+        Parallel(batch_size=1, **words)(delayed(_writable)(box) for _ in range(12)) == [True] * 12
+    )
+
+
+def _writable(data: Any) -> bool:
+    array = data[0] if isinstance(data, list) else data
+    return bool(array.flags.writeable)
+
+
+def test_batches_with_a_large_argument_are_let_go(backend: None) -> None:
+    """What they were given, and what they gave, without the help of the garbage collector."""
+    table, held = np.ones(2**18), []
+    gc.collect()
+    gc.disable()
+    try:
+
+        def calls() -> Iterator[Any]:
+            for i in range(20):
+                array = np.full(10, i)
+                held.append(weakref.ref(array))
+                yield delayed(_beside)(table, array)
+                del array
+
+        for found in Parallel(n_jobs=2, batch_size=1, return_as="generator")(calls()):
+            held.append(weakref.ref(found))
+            del found
+        wait_until(lambda: sum(one() is not None for one in held) < 4)
+    finally:
+        gc.enable()
+
+
+def _beside(table: Any, array: Any) -> Any:
+    return array + table[0]
+
+
+class Odd:
+    """Knows nothing of its size yet."""
+
+    @property
+    def nbytes(self) -> int:
+        """Raise."""
+        raise RuntimeError("no idea yet")
+
+
+def test_an_argument_that_does_not_like_to_be_looked_at_is_one_like_others(backend: None) -> None:
+    """Dask's own look at it did so, too."""
+    assert Parallel(n_jobs=2)(delayed(type)(Odd()) for _ in range(3)) == [Odd] * 3
+
+
+def test_a_large_argument_of_which_the_server_lost_a_part_is_sent_again(
+    cluster: redisq.LocalCluster,
+) -> None:
+    """An evicted constant: its job cannot be repaired, and its calls are made with it."""
+    table, drawn = np.ones(2**18), 0
+    with Queue("test", cluster.url) as queue, queue.pool.lend() as link:
+
+        def calls() -> Iterator[Any]:
+            nonlocal drawn
+            for i in range(30):
+                if i == 10:
+                    (name,) = link.command("KEYS", "redisq:{test}:job:*:const:*")
+                    link.command("DEL", name)
+                    drawn = 1
+                yield delayed(_shifted)(table, i)
+
+        with parallel_config("redisq", queue=queue):
+            words = {"n_jobs": 2, "batch_size": 1, "pre_dispatch": 2}
+            assert Parallel(**words)(calls()) == [2.0**18 + i for i in range(30)]
+    assert drawn
 
 
 def _boxed(data: list[float]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import operator
+import random
 from typing import Any
 
 import dask
@@ -91,6 +92,17 @@ def test_large_data_that_the_server_lost_is_an_error_that_says_so(
         data.compute()
     with pytest.raises(redisq.RedisqError, match="gone from the server"):
         queue.foreach(shifted_sum, 2, itertools.repeat(data))
+
+
+def test_to_look_how_large_data_is_draws_no_random_number(
+    queue: Queue, workers: WorkerProcess
+) -> None:
+    """A program that is seeded goes on with its own: Dask looks at ten random items of a list."""
+    states = random.getstate(), str(np.random.get_state())  # noqa: NPY002
+    data = queue.scatter(list(range(50_000)))
+    objects = queue.scatter(np.array(["a", 1] * 50_000, dtype=object))
+    assert queue.foreach(len, [data, objects, list(range(100))]) == [50_000, 100_000, 100]
+    assert (random.getstate(), str(np.random.get_state())) == states  # noqa: NPY002
 
 
 def test_scattered_data_is_an_input_of_dask_graphs(queue: Queue, workers: WorkerProcess) -> None:
