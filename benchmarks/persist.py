@@ -9,7 +9,8 @@ import dask_redisq
 from benchmarks.locality import bytes_sent
 from benchmarks.report import Figure
 
-#: What the engine itself sends in one reduction, as a share of the input: its blocks and results.
+#: What the engine itself sends in one reduction after the first, as a share of the input: its
+#: blocks and results.
 BAR_SHARE = 0.001
 TIMES = 5
 

@@ -149,6 +149,29 @@ def forge_value(link: Link, keys: Keys, job: Job, task: int, data: bytes, attemp
 
 
 @pytest.mark.usefixtures("secret")
+@pytest.mark.parametrize("what", ["const", "value"])
+def test_forged_data_that_was_scattered_is_refused(
+    what: str, mark: Path, queue: Queue, link: Link, start_worker: StartWorker
+) -> None:
+    """By its client and by slots: what it is, and the word that stands for it as a value."""
+    start_worker("test", "--nworkers", "1")
+    data = queue.scatter(b"x" * 100_000)
+    assert queue.foreach(len, [data]) == [100_000]
+    (name,) = link.command("KEYS", f"redisq:{{test}}:job:*:{what}:*")
+    link.command("SET", name, pickle.dumps(Bomb(mark)))
+    with pytest.raises(redisq.BadSignature, match=r"a constant|the value of task number 0"):
+        data.compute()
+    assert queue.stats()["refused_payloads"] == 1
+    other = start_worker("test", "--nworkers", "1", "--tag", "other")
+    queue.wait_for_workers(2, timeout=60)
+    before = pids(other)
+    with pytest.raises(redisq.BadSignature, match=r"a constant|the value of task number 0"):
+        queue.foreach(len, [data], workers="other")
+    assert queue.stats()["refused_payloads"] == 2
+    assert pids(other) == before
+
+
+@pytest.mark.usefixtures("secret")
 @pytest.mark.parametrize("size", [10, 100_000])
 @pytest.mark.parametrize("how", ["bomb", "other task"])
 def test_a_forged_value_fails_its_job_and_no_slot(
