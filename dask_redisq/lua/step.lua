@@ -111,10 +111,9 @@ if registered then
   if (state[7] or '') ~= arg.tag then redis.call('HSET', key.slot(slot), 'tag', arg.tag) end
 end
 local ready = {free = {}, near = {}}
--- After a rebuild, too, a task of this lease may be ready or leased elsewhere.
-local whole = current and not held[3] and not meta[4]
 if alive then
-  ready = write_batch(job, plan, attempt, whole)
+  -- After a rebuild, too, a task of this lease may be ready or leased elsewhere.
+  ready = write_batch(job, plan, attempt, current and not held[3] and not meta[4])
   if #plan.accepted > 0 and meta[7] then note_event(job, slot, true, plan.accepted) end
 elseif #groups > 0 then
   drop_refused(job, groups, plan, attempt)
@@ -128,7 +127,7 @@ if state[3] and registered then
   for _, task in ipairs(refused) do begun[task] = mine end
   if failure and mine then begun[failure[1]] = true end
   local out = setmetatable(mine and kept or {}, {__index = mine and plan.done or nil})
-  end_lease(state[3], slot, out, function(task) return begun[task] end, whole and lease_packed)
+  end_lease(state[3], slot, out, function(task) return begun[task] end, lease_packed)
   if state[6] then redis.call('HDEL', key.slot(slot), 'holds') end
 end
 if failed and not again then

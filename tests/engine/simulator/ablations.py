@@ -219,12 +219,6 @@ ABLATIONS = {
     "R15, a job that ended settles no edges": _lua(
         "lib/settle.lua", "if meta[1] == 'running' and not meta[2] then settle_edges(job) end", "settle_edges(job)"
     ),
-    "R15, a frozen job settles no edges": _lua(
-        "step.lua", "if not meta[3] then settle_edges(job) end", "settle_edges(job)"
-    ),
-    "R2, a lease is read again after others took of it": _lua(
-        "step.lua", "whole and lease_packed", "lease_packed"
-    ),
     "R20, who accepts nothing asks whether the job is done": _lua(
         "step.lua", "not plan.total or plan.total", "plan.total"
     ),
