@@ -219,9 +219,6 @@ ABLATIONS = {
     "R15, a job that ended settles no edges": _lua(
         "lib/settle.lua", "if meta[1] == 'running' and not meta[2] then settle_edges(job) end", "settle_edges(job)"
     ),
-    "R20, who accepts nothing asks whether the job is done": _lua(
-        "step.lua", "not plan.total or plan.total", "plan.total"
-    ),
     "R17, a job without its restrictions is not made": _lua(
         "create.lua",
         "    or #hard > 0 and redis.call('EXISTS', key.new_restrict(arg.job)) == 0 then\n"
