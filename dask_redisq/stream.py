@@ -338,7 +338,8 @@ class Stream:
                         link.call("cancel", self.keys, job=job.id, reason=reason, tomb="")
         except ServerUnavailable as error:
             # It must not hide why the stream is closed, nor leave threads: they give up, too.
-            logger.warning("jobs of a loop were not cancelled, their keys expire: %s", str(error))
+            told = "jobs of a loop could not be cancelled, their keys expire: %s"
+            logger.warning(told, str(error))
         finally:
             for thread in self._threads:
                 thread.join()
