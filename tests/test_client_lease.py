@@ -632,8 +632,9 @@ def test_helpers_that_ended_are_no_zombies_for_long(queue: Queue, workers: Worke
         return [p for p in mine.children() if p.pid not in others]
 
     others = {p.pid for p in mine.children()}
-    for _ in range(4):
+    for _ in range(6):
         kept = dask.delayed(inc)(1).persist(scheduler=queue.get)
         del kept
         wait_until(lambda: all(p.status() == psutil.STATUS_ZOMBIE for p in helpers()))
-    assert len(helpers()) == 1
+    # A process is one already while a thread of it ends, and cannot be waited for yet.
+    assert len(helpers()) <= 2
