@@ -36,7 +36,7 @@ PATTERNS: dict[str, tuple[str, str]] = {
     "slots": ("slots", "set: all registered slots"),
     "slot": (
         "slot:%s",
-        "hash: worker, tags, tag that a task set, seq, answer, job of its lease, since (ms), idle",
+        "hash: worker, tags, tag that a task set, seq, answer, job, since (ms), renewed (ms), idle",
     ),
     "idle": ("idle:%s", "zset: slots that carry this tag and wait for work -> since (ms)"),
     "wake": ("wake:%s", "list: a token wakes this slot"),

@@ -29,6 +29,7 @@ from test_faults import Background
 
 import dask_redisq as redisq
 from dask_redisq.joblib import MOST_PACKED, RedisqBackend, _packed, register_redisq
+from dask_redisq.large_arguments import LargeArguments, Mark
 from dask_redisq.queue import Queue
 
 
@@ -358,23 +359,24 @@ def test_an_argument_that_does_not_like_to_be_looked_at_is_one_like_others(backe
 def test_a_large_argument_of_which_the_server_lost_a_part_is_sent_again(
     cluster: redisq.LocalCluster,
 ) -> None:
-    """An evicted constant: its job cannot be repaired, and its calls are made with it."""
-    table, drawn = np.ones(2**18), 0
+    """An evicted constant: its job fails, since it cannot be repaired, and who waits is told so."""
+    table = np.ones(2**18)
     with Queue("test", cluster.url) as queue, queue.pool.lend() as link:
-
-        def calls() -> Iterator[Any]:
-            nonlocal drawn
-            for i in range(30):
-                if i == 10:
-                    (name,) = link.command("KEYS", "redisq:{test}:job:*:const:*")
-                    link.command("DEL", name)
-                    drawn = 1
-                yield delayed(_shifted)(table, i)
-
-        with parallel_config("redisq", queue=queue):
-            words = {"n_jobs": 2, "batch_size": 1, "pre_dispatch": 2}
-            assert Parallel(**words)(calls()) == [2.0**18 + i for i in range(30)]
-    assert drawn
+        large = LargeArguments(queue)
+        batch = large.batch()
+        assert type(batch.marked([table])[0]) is Mark
+        (part,) = batch.parts
+        assert part.compute().sum() == 2**18
+        unrelated = redisq.JobFailed("of another job")
+        assert not batch.lost(unrelated)
+        (name,) = link.command("KEYS", "redisq:{test}:job:*:const:*")
+        link.command("DEL", name)
+        with pytest.raises(redisq.JobFailed, match="cannot be repaired") as failed:
+            part.compute()
+        assert batch.lost(failed.value)
+        other = large.batch()
+        assert type(other.marked([table])[0]) is Mark
+        assert other.parts[0].compute().sum() == 2**18
 
 
 def _boxed(data: list[float]) -> Any:
